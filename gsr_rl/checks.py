@@ -1,0 +1,180 @@
+"""Cross-checks of configurations. Each names the field, its value and the mend, before anything heavy is imported.
+
+A check takes any object with the fields as attributes (a config, or the plain values that `gsr_rl.cli` reads before
+it imports TRL) and returns a list of messages.
+"""
+
+import json
+import os
+from pathlib import Path
+
+LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+GENERATED = ("tiny/", "reasoning_gym/")
+
+
+def raise_if_any(messages: list[str]) -> None:
+    """Raise one `ValueError` with all `messages`, if there are any."""
+    if messages:
+        raise ValueError("\n".join(messages))
+
+
+def check_refinement(c) -> list[str]:
+    """The keys of `RefinementConfig`."""
+    from gsr_rl.prompts import TEMPLATES
+
+    found = []
+    if c.num_candidates < 1:
+        found.append(f"num_candidates={c.num_candidates}: a refinement needs at least one candidate, set it to 4")
+    if c.prompt_template not in TEMPLATES:
+        found.append(f"prompt_template={c.prompt_template!r} is not known: use one of {sorted(TEMPLATES)}")
+    if c.unfinished_candidates not in ("drop", "cut"):
+        found.append(f"unfinished_candidates={c.unfinished_candidates!r}: use drop or cut")
+    return found
+
+
+def check_grpo(c) -> list[str]:
+    """The keys of `GSRConfig` against each other and against the engine's window and the batch."""
+    found = check_refinement(c)
+    g, k, m = c.num_generations, c.num_candidates, c.num_candidate_sets
+    if k > g:
+        found.append(
+            f"num_candidates={k} is more than num_generations={g}: a refinement can only show candidates that were "
+            f"sampled, set num_generations to at least {k} or num_candidates to at most {g}"
+        )
+    if m < 1 or g % m:
+        divisors = [d for d in range(1, g // 2 + 1) if g % d == 0]
+        found.append(
+            f"num_generations={g} is not divisible by num_candidate_sets={m}: each candidate set gets G/M "
+            f"refinements, set num_candidate_sets to one of {divisors}"
+        )
+    elif g // m < 2:
+        found.append(
+            f"num_candidate_sets={m} leaves {g // m} refinement a set with num_generations={g}: a refinement is "
+            f"compared only with others over the same set, set num_candidate_sets to at most {g // 2}"
+        )
+    for name in ("candidate_weight", "refinement_weight"):
+        if getattr(c, name) < 0:
+            found.append(f"{name}={getattr(c, name)} is negative: set it to 0 to switch the stage off")
+    if c.candidate_weight <= 0 and c.refinement_weight <= 0:
+        found.append("candidate_weight and refinement_weight are both 0: nothing would be trained, set one above 0")
+    if c.candidate_objective not in ("pass@1", "pass@k"):
+        found.append(f"candidate_objective={c.candidate_objective!r}: use pass@1 or pass@k")
+    if c.candidate_objective == "pass@k" and g < k + 1:
+        found.append(
+            f"candidate_objective=pass@k needs num_generations of at least num_candidates + 1 = {k + 1}, "
+            f"got {g}: raise num_generations or use pass@1"
+        )
+    if str(c.scale_rewards) == "batch":
+        found.append("scale_rewards=batch would mix the statistics of both stages: use group or none")
+    if c.multi_objective_aggregation != "sum_then_normalize":
+        found.append(
+            f"multi_objective_aggregation={c.multi_objective_aggregation} would mix the statistics of both stages: "
+            "use sum_then_normalize"
+        )
+    found += _check_window(c)
+    found += _check_batch(c)
+    return found
+
+
+def _check_window(c) -> list[str]:
+    """The engine's context window holds the longest prompt and its completion."""
+    length = c.max_refinement_length or c.max_completion_length
+    if c.max_refinement_prompt_length < 1 or length < 1:
+        return [f"max_refinement_prompt_length={c.max_refinement_prompt_length} and the completion limit {length} "
+                "must be positive"]  # fmt: skip
+    window = c.vllm_max_model_length
+    if c.use_vllm and c.refinement_weight > 0 and window and c.max_refinement_prompt_length + length > window:
+        return [
+            f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
+            f"tokens is {c.max_refinement_prompt_length + length}, more than the engine's window "
+            f"vllm_max_model_length={window}: set max_refinement_prompt_length to at most {window - length} or raise "
+            f"vllm_max_model_length"
+        ]
+    return []
+
+
+def _check_batch(c) -> list[str]:
+    """Every optimizer window holds whole blocks of all trained stages, on each rank."""
+    stages = int(c.candidate_weight > 0) + int(c.refinement_weight > 0)
+    block = stages * c.num_generations
+    batch, accumulate = c.per_device_train_batch_size, c.gradient_accumulation_steps
+    per_generation = c.steps_per_generation
+    found = []
+    if block and (batch * accumulate) % block:
+        fitting = next(b for b in range(batch, batch + block + 1) if (b * accumulate) % block == 0)
+        found.append(
+            f"per_device_train_batch_size={batch} x gradient_accumulation_steps={accumulate} is {batch * accumulate} "
+            f"rows a rank and optimizer step, which does not hold whole blocks of {block} rows ({stages} stages x "
+            f"num_generations={c.num_generations}): set per_device_train_batch_size to {fitting}"
+        )
+    if c.generation_batch_size is not None:
+        found.append(
+            f"generation_batch_size={c.generation_batch_size}: say it as steps_per_generation, a multiple of "
+            f"gradient_accumulation_steps={accumulate}"
+        )
+    if per_generation is not None and per_generation % accumulate:
+        up = (per_generation // accumulate + 1) * accumulate
+        found.append(
+            f"steps_per_generation={per_generation} is not a multiple of gradient_accumulation_steps={accumulate}, so "
+            f"an optimizer step would mix two generations: set steps_per_generation to {up}"
+        )
+    return found
+
+
+def check_problems(c) -> list[str]:
+    """The keys of `ProblemConfig`; a local file is looked at, a Hub data set is not asked for."""
+    name = c.dataset_name
+    if not name:
+        return ["dataset_name is not set: give a Hub data set, a local file, tiny/mix or reasoning_gym/TASK"]
+    if str(name).startswith(GENERATED):
+        return []
+    if Path(name).suffix in LOCAL_SUFFIXES or os.path.isabs(name):
+        if not Path(name).is_file():
+            return [f"dataset_name={name}: there is no such file, give an existing {', '.join(LOCAL_SUFFIXES)} file"]
+        if Path(name).suffix == ".jsonl":
+            return _check_jsonl(c)
+    return []
+
+
+def _check_jsonl(c) -> list[str]:
+    """Every row of a local JSON-lines file has a problem; at least the first thousand are read in full."""
+    problem_keys = [c.problem_column] if c.problem_column else ["problem", "question"]
+    answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution"]
+    limit = c.max_problems or 1_000_000
+    with open(c.dataset_name, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if number > limit:
+                break
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                return [f"{c.dataset_name}, line {number}: not JSON ({error.msg}), one object a line is expected"]
+            if not isinstance(row, dict):
+                return [f"{c.dataset_name}, line {number}: an object is expected, got {type(row).__name__}"]
+            for field, keys, option in (
+                ("problem", problem_keys, "problem_column"),
+                ("answer", answer_keys, "answer_column"),
+            ):
+                if not any(str(row.get(key) if row.get(key) is not None else "").strip() for key in keys):
+                    return [
+                        f"{c.dataset_name}, line {number}: no {field} (looked for {' or '.join(keys)}, the row has "
+                        f"{sorted(row)}): fill it in, remove the row, or name another column with --{option}"
+                    ]
+    return []
+
+
+def check_distill(c) -> list[str]:
+    """The keys of `DistillConfig`."""
+    return check_refinement(c)
+
+
+def check_sft(c) -> list[str]:
+    """The keys of `GSRSFTConfig`."""
+    return []
+
+
+def check_eval(c) -> list[str]:
+    """The keys of `EvalConfig`."""
+    return check_refinement(c)

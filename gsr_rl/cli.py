@@ -1,0 +1,233 @@
+"""The command line of the recipes: `--config file.yaml --key value`, help, and checks before the heavy imports.
+
+TRL's parser does the parsing. But importing TRL takes seconds, so `--help`, unknown keys and values that contradict
+each other are dealt with first, from the dataclasses' source text.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from gsr_rl import checks
+
+# Where the classes are defined: package, file inside it.
+SOURCES = {
+    "gsr_rl.configs": ("gsr_rl", "configs.py"),
+    "GRPOConfig": ("trl", "trainer/grpo_config.py"),
+    "SFTConfig": ("trl", "trainer/sft_config.py"),
+    "_BaseConfig": ("trl", "trainer/base_config.py"),
+    "TrainingArguments": ("transformers", "training_args.py"),
+    "ModelConfig": ("trl", "trainer/model_config.py"),
+}
+# What each program is configured by, and its checks on plain values.
+PROGRAMS = {
+    "distill": (("ProblemConfig", "DistillConfig"), (checks.check_problems, checks.check_distill)),
+    "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
+    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems, checks.check_grpo)),
+    "eval": (("ProblemConfig", "EvalConfig"), (checks.check_problems, checks.check_eval)),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key, read from source: its owner class, type text, default and help."""
+
+    owner: str
+    name: str
+    type: str
+    default: object
+    help: str
+
+
+@cache
+def _module(class_name: str) -> ast.Module:
+    package, file = SOURCES.get(class_name, SOURCES["gsr_rl.configs"])
+    root = Path(importlib.util.find_spec(package).origin).parent
+    return ast.parse((root / file).read_text(encoding="utf-8"))
+
+
+def _literal(node: ast.expr | None) -> object:
+    """The value of a literal default; a default factory's literal; otherwise its source text."""
+    if node is None:
+        return None
+    if isinstance(node, ast.Lambda):
+        node = node.body
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return {"list": [], "dict": {}}.get(ast.unparse(node), ast.unparse(node))
+
+
+def _fields(class_name: str) -> dict[str, Key]:
+    """The fields of a dataclass and its bases, without importing it. The nearest definition wins."""
+    node = next(
+        (n for n in _module(class_name).body if isinstance(n, ast.ClassDef) and n.name == class_name),
+        None,
+    )
+    if node is None:
+        raise LookupError(f"class {class_name} is not where gsr_rl/cli.py looks for it")
+    keys: dict[str, Key] = {}
+    for base in reversed(node.bases):
+        keys |= _fields(ast.unparse(base))
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        name, value = statement.target.id, statement.value
+        if "ClassVar" in ast.unparse(statement.annotation):
+            continue
+        default, text = value, ""
+        if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field"):
+            arguments = {keyword.arg: keyword.value for keyword in value.keywords}
+            if ast.unparse(arguments.get("init", ast.Constant(True))) == "False":
+                continue
+            default = arguments.get("default", arguments.get("default_factory"))
+            metadata = arguments.get("metadata")
+            if isinstance(metadata, ast.Dict):
+                text = next(
+                    (
+                        str(_literal(v))
+                        for k, v in zip(metadata.keys, metadata.values, strict=True)
+                        if _literal(k) == "help"
+                    ),
+                    "",
+                )
+        keys[name] = Key(class_name, name, ast.unparse(statement.annotation), _literal(default), text)
+    return keys
+
+
+def keys_of(program: str) -> dict[str, Key]:
+    """All configuration keys of a program by name, ours and the inherited ones."""
+    keys: dict[str, Key] = {}
+    for class_name in PROGRAMS[program][0]:
+        keys |= {name: key for name, key in _fields(class_name).items() if name not in keys}
+    return keys
+
+
+def print_help(program: str, everything: bool) -> None:
+    """Our own keys in full; with `everything`, the inherited ones of TRL and transformers too."""
+    recipe = f"recipes/{program}_gsr.py"
+    lines = [
+        f"usage: python {recipe} [--config FILE.yaml] [--KEY VALUE ...]",
+        "",
+        "Keys come from the YAML file; a --KEY VALUE on the command line overrides it.",
+    ]
+    ours, inherited = {}, {}
+    for key in keys_of(program).values():
+        side = inherited if key.owner in SOURCES else ours
+        side.setdefault(key.owner, []).append(key)
+    shown = ours | (inherited if everything else {})
+    for owner, keys in shown.items():
+        lines += ["", f"{owner}:"]
+        for key in keys:
+            lines.append(f"  --{key.name} {key.type}, default {key.default!r}")
+            help_text = key.help.replace("%%", "%")
+            lines += textwrap.wrap(help_text, 100, initial_indent="      ", subsequent_indent="      ")
+    if inherited and not everything:
+        count = sum(map(len, inherited.values()))
+        owners = ", ".join(owner for owner in inherited if not owner.startswith("_"))
+        lines += ["", f"{count} more keys come from {owners}: `--help all` lists them."]
+    print("\n".join(lines))
+
+
+def read_values(program: str, argv: list[str]) -> dict[str, object]:
+    """The values that the user set, by key: the YAML file's, overridden by the command line's.
+
+    Raises:
+        ValueError: A file that is missing or no mapping, a key that does not exist (with the nearest one), or a
+            stray word.
+    """
+    keys = keys_of(program)
+    values: dict[str, object] = {}
+    arguments = _split(argv)
+    if "config" in arguments:
+        path = Path(str(arguments.pop("config")))
+        if not path.is_file():
+            raise ValueError(f"--config {path}: there is no such file")
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(loaded, dict):
+            raise ValueError(f"--config {path}: a YAML mapping of keys to values is expected")
+        loaded.pop("env", None)
+        values |= loaded
+    values |= arguments
+    for name in values:
+        if name not in keys:
+            near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"`--help all` lists all keys of {program}_gsr.py"
+            raise ValueError(f"unknown key {name}: {hint}")
+    return values
+
+
+def _split(argv: list[str]) -> dict[str, object]:
+    """`--key value`, `--key=value`, `--flag` and `--key a b c` as a mapping; values are read as YAML scalars."""
+    found: dict[str, list] = {}
+    name = None
+    for word in argv:
+        if word.startswith("--"):
+            name, separator, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            found[name] = [value] if separator else []
+        elif name is None:
+            raise ValueError(f"stray argument {word!r}: write --key value")
+        else:
+            found[name].append(word)
+
+    def scalar(text: str) -> object:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+        if isinstance(value, str):  # YAML reads 1e-6 as a string
+            try:
+                return float(value)
+            except ValueError:
+                return text
+        return value
+
+    values = {key: [scalar(word) for word in words] for key, words in found.items()}
+    return {key: (True if not v else v[0] if len(v) == 1 else v) for key, v in values.items()}
+
+
+def check_values(program: str, values: dict[str, object]) -> None:
+    """Run the program's checks on plain values, completed by the defaults. Raises `ValueError` with every finding."""
+    keys = keys_of(program)
+    merged = SimpleNamespace(**{name: key.default for name, key in keys.items()} | values)
+    for name, value in values.items():
+        numeric = keys[name].type in ("int", "float", "int | None", "float | None")
+        if numeric and not isinstance(value, int | float | None):
+            try:
+                setattr(merged, name, float(str(value)))
+            except ValueError:
+                raise ValueError(f"{name}={value!r}: {keys[name].type} is expected") from None
+    checks.raise_if_any([message for check in PROGRAMS[program][1] for message in check(merged)])
+
+
+def parse(program: str, argv: list[str] | None = None) -> tuple:
+    """Parse the command line of a recipe into its config dataclasses (see `PROGRAMS`).
+
+    Exits with 0 after `--help`, and with 2 and one message on bad input, before TRL or an engine is imported.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word in ("--help", "-h") for word in argv):
+        print_help(program, everything="all" in argv)
+        raise SystemExit(0)
+    try:
+        check_values(program, read_values(program, argv))
+        from trl import TrlParser
+
+        modules = [importlib.import_module("gsr_rl.configs"), importlib.import_module("trl")]
+        classes = [
+            next(getattr(module, name) for module in modules if hasattr(module, name)) for name in PROGRAMS[program][0]
+        ]
+        return TrlParser(classes).parse_args_and_config(argv)
+    except ValueError as error:
+        print(f"{program}_gsr.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,144 @@
+"""Solve and refinement prompts, a candidate's text, and the token budget of a refinement prompt.
+
+Pure: strings, a tokenizer and integers in, strings and token ids out. No engine and no trainer is imported.
+"""
+
+import re
+from dataclasses import dataclass
+
+Messages = list[dict[str, str]]
+
+# A candidate is not cut below this many tokens: a shorter tail says nothing, so the prompt is skipped instead.
+MIN_CANDIDATE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The wording of the two prompts.
+
+    Attributes:
+        solve: Text of a solve prompt, with the field `{problem}`.
+        refine_head: Start of a refinement prompt, with the field `{problem}`.
+        candidate: One candidate's part, with the fields `{index}` (from 1) and `{text}`.
+        refine_tail: Closing instruction of a refinement prompt. Never cut.
+        cut_mark: Stands where the front of a candidate was cut away.
+        version: Raised when the wording changes, because a model is tied to the wording it was trained on.
+    """
+
+    solve: str
+    refine_head: str
+    candidate: str
+    refine_tail: str
+    cut_mark: str = "[...] "
+    version: int = 1
+
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    "gsr": PromptTemplate(
+        solve="{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
+        refine_head=(
+            "Here is a problem and several candidate solutions to it. Some of them, or all of them, may be wrong."
+            "\n\n# Problem\n{problem}\n"
+        ),
+        candidate="\n# Candidate solution {index}\n{text}\n",
+        refine_tail=(
+            "\n# Task\nRead the candidate solutions critically: check their steps, compare their answers, keep what is"
+            " right and correct what is wrong. Then write your own complete solution, which may differ from all of"
+            " them, and put your final answer within \\boxed{{}}."
+        ),
+    ),
+    # A few tokens only: for the tiny world's models, which read no English.
+    "tiny": PromptTemplate(
+        solve="{problem}", refine_head="refine {problem}", candidate="\n#{text}", refine_tail="\n>", cut_mark=""
+    ),
+}
+
+
+def get_template(name: str) -> PromptTemplate:
+    """The template called `name`. Raises `ValueError` with the known names otherwise."""
+    if name not in TEMPLATES:
+        raise ValueError(f"prompt_template={name!r} is not known: use one of {sorted(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def solve_prompt(problem: str, template: PromptTemplate) -> Messages:
+    """The chat that asks for a direct solution of `problem`."""
+    return [{"role": "user", "content": template.solve.format(problem=problem)}]
+
+
+def refinement_prompt(problem: str, candidates: list[str], template: PromptTemplate) -> Messages:
+    """The chat that shows `candidates` (their texts, in this order) and asks for a better solution.
+
+    With no candidates it is the same instruction over an empty list: the control `selfref_none`.
+    """
+    shown = "".join(template.candidate.format(index=i, text=text) for i, text in enumerate(candidates, 1))
+    head = template.refine_head.format(problem=problem)
+    return [{"role": "user", "content": head + shown + template.refine_tail.format()}]
+
+
+def candidate_text(completion: str) -> str:
+    """What a refinement sees of a completion: the text after its thinking part, or "" if it never stopped thinking.
+
+    A closing tag without an opening one counts (some chat templates put the opening tag in the prompt).
+    """
+    if "</think>" in completion:
+        completion = completion.rsplit("</think>", 1)[1]
+    elif re.match(r"\s*<think>", completion):
+        return ""
+    return completion.strip()
+
+
+def prompt_token_ids(tokenizer, messages: Messages, chat_template_kwargs: dict | None = None) -> list[int]:
+    """Token ids of `messages` with the generation prompt, exactly as they are sent to the engine."""
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **(chat_template_kwargs or {})
+    )
+
+
+@dataclass(frozen=True)
+class FittedPrompt:
+    """A refinement prompt within its budget: the chat, its token ids, and how many candidates were cut to fit."""
+
+    messages: Messages
+    token_ids: list[int]
+    num_cut: int
+
+
+def fit_refinement_prompt(
+    tokenizer,
+    problem: str,
+    candidates: list[str],
+    template: PromptTemplate,
+    max_tokens: int,
+    chat_template_kwargs: dict | None = None,
+) -> FittedPrompt | None:
+    """A refinement prompt of at most `max_tokens` tokens, or None if there is none.
+
+    The rule: all candidates share one cap in tokens, the largest with which the prompt fits; a longer candidate
+    loses its front (the end holds its conclusion) and gets the template's cut mark. The problem and the closing
+    instruction are never cut. If the cap would fall under `MIN_CANDIDATE_TOKENS`, the prompt cannot fit.
+    """
+
+    def build(texts: list[str], num_cut: int) -> FittedPrompt:
+        messages = refinement_prompt(problem, texts, template)
+        return FittedPrompt(messages, prompt_token_ids(tokenizer, messages, chat_template_kwargs), num_cut)
+
+    whole = build(candidates, 0)
+    if len(whole.token_ids) <= max_tokens:
+        return whole
+    if not candidates:
+        return None
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in candidates]
+    low, high, best = MIN_CANDIDATE_TOKENS, max(map(len, ids)), None
+    while low <= high:  # the prompt grows with the cap, so bisect for the largest cap that fits
+        cap = (low + high) // 2
+        texts = [
+            text if len(tokens) <= cap else template.cut_mark + tokenizer.decode(tokens[-cap:])
+            for text, tokens in zip(candidates, ids, strict=True)
+        ]
+        fitted = build(texts, sum(len(tokens) > cap for tokens in ids))
+        if len(fitted.token_ids) <= max_tokens:
+            best, low = fitted, cap + 1
+        else:
+            high = cap - 1
+    return best
