@@ -1,0 +1,45 @@
+"""Reward 1 for a right answer, 0 for a wrong one, None where the gold answer cannot be read."""
+
+import time
+
+from rewards import grading
+from rewards.extraction import extract_answer
+
+
+def completion_text(completion) -> str:
+    """The text of a completion: a string, or the content of the last message of a conversation."""
+    if isinstance(completion, str):
+        return completion
+    if not completion:
+        return ""
+    content = completion[-1].get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
+
+
+class AccuracyReward:
+    """TRL reward function that compares each completion's answer with the column `answer`.
+
+    Args:
+        require_box: whether only a boxed answer counts. Default True.
+        timeout: seconds a row may take.
+    """
+
+    __name__ = "accuracy"
+
+    def __init__(self, require_box: bool = True, timeout: float | None = None):
+        self.require_box, self.timeout = require_box, timeout
+
+    def __call__(self, prompts=None, completions=None, completion_ids=None, *, answer, log_metric=None, **columns):
+        began = time.monotonic()
+        extracted = [extract_answer(completion_text(one), require_box=self.require_box) for one in completions]
+        judgements = grading.judge(list(zip(answer, extracted, strict=True)), timeout=self.timeout)
+        if log_metric is not None and judgements:
+            statuses = [judgement["status"] for judgement in judgements]
+            log_metric("verifier/timeouts", statuses.count("timeout") / len(statuses))
+            log_metric("verifier/unreadable_golds", statuses.count("gold") / len(statuses))
+            log_metric("verifier/failures", statuses.count("failed") / len(statuses))
+            log_metric("verifier/missing_answers", sum(one is None for one in extracted) / len(extracted))
+            log_metric("verifier/seconds", time.monotonic() - began)
+        return [judgement["score"] for judgement in judgements]

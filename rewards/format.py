@@ -1,0 +1,25 @@
+"""Reward 1 for a completion that ends with exactly one boxed answer."""
+
+import re
+
+from rewards.accuracy import completion_text
+from rewards.extraction import boxes, final_part
+
+_TAIL = re.compile(r"(?:[\s$.,;!*]|\\[)\]]|</answer>|<\|[a-z_]+\|>)*")
+
+
+class FormatReward:
+    """TRL reward function: 1.0 if, after the thinking, there is one boxed answer and nothing but punctuation follows it, else 0.0."""
+
+    __name__ = "format"
+
+    def __call__(self, prompts=None, completions=None, completion_ids=None, **columns):
+        return [float(self.well_formed(completion_text(completion))) for completion in completions]
+
+    @staticmethod
+    def well_formed(text: str) -> bool:
+        text = final_part(text)
+        if text is None:
+            return False
+        found = boxes(text)
+        return len(found) == 1 and bool(found[0][2]) and bool(_TAIL.fullmatch(text, found[0][1]))
