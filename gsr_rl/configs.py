@@ -79,8 +79,8 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     candidate_objective: str = field(
         default="pass@1",
         metadata={
-            "help": "Advantage of candidates: `pass@1` (plain) or `pass@k` (a candidate's part in the expected best of "
-            "K; keeps the diversity that refinement lives on)."
+            "help": "Advantage of candidates: `pass@1` (plain) or `pass@k` (a candidate's part in the expected best "
+            "of K; keeps the diversity that refinement lives on)."
         },
     )
     reward_funcs: list[str] = field(

@@ -1,0 +1,106 @@
+"""Rewards to advantages, for each problem, stage and candidate set apart. Pure functions on tensors.
+
+A reward of NaN marks an unscored rollout: it takes no part in any mean or count, and its advantage is 0.
+"""
+
+from math import comb
+
+import torch
+
+EPSILON = 1e-4  # added to the standard deviation, as in TRL
+
+
+def group_advantages(rewards: torch.Tensor, scale: bool) -> torch.Tensor:
+    """Reward minus the mean of its group, divided by the group's standard deviation + 1e-4 if `scale`.
+
+    Args:
+        rewards: (N, G) float, one group a row, NaN where unscored.
+        scale: Divide by the standard deviation (with Bessel's correction, as TRL does). A group with fewer than two
+            scored rollouts has none and gets advantage 0.
+
+    Returns:
+        (N, G), 0 where unscored.
+    """
+    centred = rewards - rewards.nanmean(dim=1, keepdim=True)
+    if scale:
+        count = (~rewards.isnan()).sum(dim=1, keepdim=True)
+        variance = centred.square().nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+        centred = centred / (variance.sqrt() + EPSILON)
+    return centred.nan_to_num(nan=0.0)
+
+
+def pass_at_k_advantages(rewards: torch.Tensor, k: int) -> torch.Tensor:
+    """A candidate's part in the expected best of k (OBJECTIVES.md, "Advantages").
+
+    The mean, over k-subsets of a problem's n scored candidates that hold i, of the best reward, minus that mean over
+    k-subsets that do not hold i. With rewards 0 and 1 and c right ones this is C(n-c, k) / C(n-1, k) for a right
+    candidate and C(n-1-c, k) / C(n-1, k) - C(n-1-c, k-1) / C(n-1, k-1) for a wrong one; with k = 1 it is the reward
+    minus the mean of the others. Not divided by a deviation.
+
+    Args:
+        rewards: (N, G) float, one problem a row, NaN where unscored.
+        k: Size of the subsets, at least 1.
+
+    Returns:
+        (N, G). A problem with fewer than k + 1 scored candidates gets 0.
+    """
+    advantages = torch.zeros_like(rewards)
+    for row, group in enumerate(rewards.tolist()):
+        scored = [i for i, reward in enumerate(group) if reward == reward]
+        if len(scored) < k + 1:
+            continue
+        for i in scored:
+            others = sorted(group[j] for j in scored if j != i)
+            without = _expected_best(others, k)
+            if k == 1:
+                best = group[i]
+            else:
+                best = _expected_best([max(group[i], other) for other in others], k - 1)
+            advantages[row, i] = best - without
+    return advantages
+
+
+def _expected_best(values: list[float], k: int) -> float:
+    """Mean of the maximum over all k-subsets of `values`, which are sorted in ascending order."""
+    n = len(values)
+    return sum(value * comb(j, k - 1) for j, value in enumerate(values)) / comb(n, k)
+
+
+def candidate_advantages(rewards: torch.Tensor, objective: str, k: int, scale: bool) -> torch.Tensor:
+    """Advantages of the candidates.
+
+    Args:
+        rewards: (N, G), one problem a row.
+        objective: `pass@1` or `pass@k`.
+        k: The k of `pass@k`.
+        scale: Divide by the group's standard deviation (`pass@1` only).
+    """
+    if objective == "pass@k":
+        return pass_at_k_advantages(rewards, k)
+    return group_advantages(rewards, scale)
+
+
+def refinement_advantages(rewards: torch.Tensor, num_sets: int, scale: bool) -> torch.Tensor:
+    """Advantages of the refinements, each compared with the others over the same candidate set only.
+
+    Args:
+        rewards: (N, G), one problem a row, its candidate sets one after the other with G / num_sets refinements each.
+        num_sets: M.
+        scale: Divide by the standard deviation of the set's refinements.
+    """
+    problems, generations = rewards.shape
+    by_set = rewards.reshape(problems * num_sets, generations // num_sets)
+    return group_advantages(by_set, scale).reshape(problems, generations)
+
+
+def without_signal(advantages: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Which groups teach nothing, because all their advantages are 0.
+
+    Args:
+        advantages: (N, G).
+        num_groups: Groups inside a row: 1 for candidates, M for refinements.
+
+    Returns:
+        (N * num_groups,) bool.
+    """
+    return (advantages.reshape(-1, advantages.shape[1] // num_groups) == 0).all(dim=1)

@@ -1,0 +1,93 @@
+"""Joint GRPO: one policy samples candidates, refines over them, and both stages' rewards update one set of weights.
+
+    accelerate launch --config_file accelerate_configs/zero2_cpu.yaml recipes/grpo_gsr.py --config recipes/tiny/grpo.yaml
+
+How it differs from textbook GRPO:
+1. A problem is a block of 2G rows: G candidates, then G refinements of a prompt that shows K of those candidates.
+2. A stage is never pooled with the other, and a refinement is compared only with others over the same candidates.
+3. Candidates can be rewarded for pass@k, which keeps the diversity that refinement lives on.
+4. Each optimizer step sees whole blocks of both stages, each stage's loss with its own counts.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from gsr_rl.cli import parse
+
+
+def load_train_dataset(problem_args, args):
+    """The problems as rows with the solve prompt: columns prompt, problem, problem_id, answer."""
+    from datasets import Dataset
+
+    from gsr_rl.problems import load_problems
+    from gsr_rl.prompts import get_template, solve_prompt
+
+    template = get_template(args.prompt_template)
+    return Dataset.from_list(
+        [
+            {
+                "prompt": solve_prompt(row["problem"], template),
+                "problem": row["problem"],
+                "problem_id": row["id"],
+                "answer": str(row["answer"]),
+            }
+            for row in load_problems(problem_args)
+        ]
+    )
+
+
+def main() -> None:
+    problem_args, args, model_args = parse("grpo")
+    configs = {"problems": problem_args, "training": args, "model": model_args}
+    if args.dry_run:
+        from gsr_rl.batch_arithmetic import batch_arithmetic
+        from gsr_rl.run_folder import print_dry_run
+
+        return print_dry_run(configs, batch_arithmetic(args))
+
+    # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
+    dataset = load_train_dataset(problem_args, args)
+
+    from transformers import AutoTokenizer, set_seed
+    from trl import get_peft_config
+
+    from gsr_rl.run_folder import write_run_info
+    from rewards import load_reward_funcs
+
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
+    )
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+
+    from gsr_rl.trainer import GSRTrainer
+
+    trainer = GSRTrainer(
+        model_args.model_name_or_path,
+        reward_funcs=load_reward_funcs(args.reward_funcs),
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    if trainer.accelerator.is_main_process:
+        write_run_info(args.output_dir, configs)
+
+    resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
+
+    # The model as one would load it: weights gathered, tokenizer, chat template, refinement settings.
+    trainer.save_model(args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=problem_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main()
