@@ -1,0 +1,255 @@
+"""pass@k, maj@k, the refinement gap, fix and break rates, and their intervals. Pure functions on lists and arrays.
+
+A result is *unscored* where its correctness is None or NaN. Unscored results are in no mean, count or denominator.
+Every statistic of a table is a ratio of two sums over problems (`Ratio`), so one bootstrap over problems serves all of
+them, paired by construction. OBJECTIVES.md's "Metrics" in code.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+RESAMPLES = 2000
+Z95 = 1.959963984540054
+_DIGITS = 6  # figures are rounded to this, so that they do not depend on the order of a machine's summation
+
+
+def is_scored(correct: float | None) -> bool:
+    """Whether a result has a number for its correctness."""
+    return correct is not None and not math.isnan(correct)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the probability that any of `k` samples is right, with `c` of `n` samples right.
+
+    Raises:
+        ValueError: Unless 1 <= k <= n and 0 <= c <= n.
+    """
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, got n={n}, c={c}, k={k}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def maj_correct(classes: Sequence[int | None], correct: Sequence[float | None]) -> float:
+    """Expected correctness of a vote over one candidate set, in [0, 1].
+
+    The vote takes one of the largest classes at random; a class is right with the share of its members graded right.
+
+    Args:
+        classes: Equivalence class of each candidate's answer; None abstains.
+        correct: Correctness of each candidate; None or NaN (unscored) takes no part in the vote.
+
+    Returns:
+        The expectation; 0 if all scored candidates abstain; NaN if none is scored.
+    """
+    counts: dict[int, int] = {}
+    right: dict[int, float] = {}
+    any_scored = False
+    for group, value in zip(classes, correct, strict=True):
+        if value is None or value != value:
+            continue
+        any_scored = True
+        if group is not None:
+            counts[group] = counts.get(group, 0) + 1
+            right[group] = right.get(group, 0.0) + value
+    if not counts:
+        return 0.0 if any_scored else math.nan
+    largest = max(counts.values())
+    tied = [right[group] / largest for group, count in counts.items() if count == largest]
+    return sum(tied) / len(tied)
+
+
+def maj_at_k(
+    classes: Sequence[int | None], correct: Sequence[float | None], k: int, max_groups: int = 64, seed: int = 0
+) -> float:
+    """Mean of `maj_correct` over groups of `k` of one problem's samples.
+
+    All groups are taken if there are at most `max_groups`, and otherwise `max_groups` random ones. NaN with fewer
+    than `k` scored samples.
+    """
+    scored = [i for i, value in enumerate(correct) if is_scored(value)]
+    if len(scored) < k:
+        return math.nan
+    if math.comb(len(scored), k) <= max_groups:
+        groups = list(combinations(scored, k))
+    else:
+        rng = random.Random(seed)
+        groups = [rng.sample(scored, k) for _ in range(max_groups)]
+    votes = [maj_correct([classes[i] for i in group], [correct[i] for i in group]) for group in groups]
+    return sum(votes) / len(votes)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A statistic: the sum of `numerator` over the sum of `denominator`, both of shape (problems,)."""
+
+    numerator: np.ndarray
+    denominator: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The statistic; NaN if its denominator is 0."""
+        total = float(self.denominator.sum())
+        return float(self.numerator.sum()) / total if total > 0 else math.nan
+
+    @property
+    def count(self) -> float:
+        """The denominator: a number of problems, or for a rate their summed probability."""
+        return float(self.denominator.sum())
+
+
+def share(values: Sequence[float | None]) -> Ratio:
+    """The mean of `values`, one a problem, over the problems that have one."""
+    array = np.array([math.nan if value is None else value for value in values], dtype=float)
+    scored = ~np.isnan(array)
+    return Ratio(np.where(scored, array, 0.0), scored.astype(float))
+
+
+def fix_rate(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
+    """Share of refinements that are right where the majority is wrong. A tied problem counts by its probability."""
+    return _rate(maj, selfref, fix=True)
+
+
+def break_rate(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
+    """Share of refinements that are wrong where the majority is right. A tied problem counts by its probability."""
+    return _rate(maj, selfref, fix=False)
+
+
+def _rate(maj, selfref, fix: bool) -> Ratio:
+    vote, refined = share(maj), share(selfref)
+    both = vote.denominator * refined.denominator
+    weight = both * ((1 - vote.numerator) if fix else vote.numerator)
+    hit = refined.numerator if fix else 1 - refined.numerator
+    return Ratio(weight * hit, weight)
+
+
+def gap(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
+    """Mean of selfref - maj over the problems that have both."""
+    pairs = zip(maj, selfref, strict=True)
+    return share([s - m if is_scored(m) and is_scored(s) else math.nan for m, s in pairs])
+
+
+def by_num_correct(
+    num_correct: Sequence[int], selfref: Sequence[float | None], maj: Sequence[float | None], k: int
+) -> dict[str, dict[str, float | int | None]]:
+    """Refinement and majority accuracy by the number of right candidates in the set.
+
+    Args:
+        num_correct: Nc of each candidate set, 0 to `k`.
+        selfref, maj: Correctness over the same sets.
+
+    Returns:
+        `{"0".."K": {"n", "selfref", "maj"}}`; n counts sets with both scored, accuracies are None where n is 0.
+    """
+    table = {}
+    for number in range(k + 1):
+        pairs = [
+            (s, m)
+            for c, s, m in zip(num_correct, selfref, maj, strict=True)
+            if c == number and is_scored(s) and is_scored(m)
+        ]
+        n = len(pairs)
+        table[str(number)] = {
+            "n": n,
+            "selfref": round(sum(s for s, _ in pairs) / n, _DIGITS) if n else None,
+            "maj": round(sum(m for _, m in pairs) / n, _DIGITS) if n else None,
+        }
+    return table
+
+
+# Intervals --------------------------------------------------------------------------------------------------
+
+
+def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each problem is in each resample: shape (resamples, problems). Rows sum to `num_problems`.
+
+    Statistics that share these weights are resampled together, that is, paired.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.empty((resamples, num_problems))
+    for row in range(resamples):
+        drawn = rng.integers(0, num_problems, size=num_problems)
+        weights[row] = np.bincount(drawn, minlength=num_problems)
+    return weights
+
+
+def _resampled(ratio: Ratio, weights: np.ndarray) -> np.ndarray:
+    """The statistic in each resample, shape (resamples,); NaN where the denominator is 0."""
+    top, bottom = weights @ ratio.numerator, weights @ ratio.denominator
+    return np.divide(top, bottom, out=np.full_like(top, math.nan), where=bottom > 0)
+
+
+def _summary(value: float, low: float, high: float) -> dict[str, float | None]:
+    def number(x: float) -> float | None:
+        return None if math.isnan(x) else round(x, _DIGITS)
+
+    return {"value": number(value), "low": number(low), "high": number(high)}
+
+
+def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return math.nan, math.nan
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson(value: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share `value` in [0, 1] of `n` trials, n > 0."""
+    centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+
+
+def _is_degenerate(ratio: Ratio) -> bool:
+    """A share of exactly 0 or 1: its bootstrap has no width, so Wilson's interval stands in."""
+    return bool((ratio.numerator >= 0).all()) and ratio.value in (0.0, 1.0)
+
+
+def estimate(ratio: Ratio, weights: np.ndarray) -> dict[str, float | None]:
+    """`{"value", "low", "high", "n"}`: the statistic, its 95 % interval, its denominator.
+
+    Bootstrap over problems; Wilson where a share is 0 or 1; all None without any scored problem.
+    """
+    value = ratio.value
+    if math.isnan(value):
+        low = high = math.nan
+    elif _is_degenerate(ratio):
+        low, high = wilson(value, ratio.count)
+    else:
+        low, high = _percentiles(_resampled(ratio, weights))
+    return _summary(value, low, high) | {"n": round(ratio.count, _DIGITS)}
+
+
+def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dict[str, float | None]:
+    """`{"value", "low", "high"}` of `first` - `second`, paired by problem.
+
+    Where both are shares of 0 or 1, Newcombe's interval from their Wilson intervals, unless they are the same.
+    """
+    value = first.value - second.value
+    if math.isnan(value):
+        return _summary(value, math.nan, math.nan)
+    if _is_degenerate(first) and _is_degenerate(second):
+        (low1, high1), (low2, high2) = wilson(first.value, first.count), wilson(second.value, second.count)
+        low = value - math.hypot(first.value - low1, high2 - second.value)
+        high = value + math.hypot(high1 - first.value, second.value - low2)
+        return _summary(value, max(-1.0, low), min(1.0, high))
+    return _summary(value, *_percentiles(_resampled(first, weights) - _resampled(second, weights)))
+
+
+def estimate_over_seeds(ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0) -> dict:
+    """The mean over several seeds' runs on the same problems, resampling seeds and problems.
+
+    Returns:
+        `{"value", "low", "high", "seeds": [value of each seed]}`.
+    """
+    weights = bootstrap_weights(len(ratios[0].numerator), resamples, seed)
+    draws = np.stack([_resampled(ratio, weights) for ratio in ratios], axis=1)  # (resamples, seeds)
+    chosen = np.random.default_rng(seed + 1).integers(0, len(ratios), size=draws.shape)
+    means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
+    values = [ratio.value for ratio in ratios]
+    return _summary(sum(values) / len(values), *_percentiles(means)) | {"seeds": [round(v, _DIGITS) for v in values]}
