@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from rewards import grading
-from rewards.extraction import extract_answer
 
 
 def main() -> int:
@@ -15,11 +14,12 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=None, help="seconds it may take (default 5)")
     options = parser.parse_args()
     completion = sys.stdin.read() if options.completion == "-" else options.completion
-    answer = extract_answer(completion, require_box=options.require_box)
-    judgement = grading.judge([(options.gold, answer)], timeout=options.timeout)[0]
+    pair = grading.extract_pairs([completion], [options.gold], require_box=options.require_box)[0]
+    gold, answer = pair
+    judgement = grading.judge([pair], timeout=options.timeout)[0]
     verdict = {1.0: "right", 0.0: "wrong", None: "not scored"}[judgement["score"]]
     print(f"verdict:   {verdict} ({judgement['score']})")
-    print(f"gold:      {options.gold}")
+    print(f"gold:      {gold if gold is not None else '(cannot be read)'}")
     print(f"extracted: {answer if answer is not None else '(no answer)'}")
     print(f"why:       {judgement['why']}")
     grading.shutdown()

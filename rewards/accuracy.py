@@ -3,7 +3,6 @@
 import time
 
 from rewards import grading
-from rewards.extraction import extract_answer
 
 
 def completion_text(completion) -> str:
@@ -33,13 +32,14 @@ class AccuracyReward:
 
     def __call__(self, prompts=None, completions=None, completion_ids=None, *, answer, log_metric=None, **columns):
         began = time.monotonic()
-        extracted = [extract_answer(completion_text(one), require_box=self.require_box) for one in completions]
-        judgements = grading.judge(list(zip(answer, extracted, strict=True)), timeout=self.timeout)
+        texts = [completion_text(completion) for completion in completions]
+        pairs = grading.extract_pairs(texts, answer, require_box=self.require_box)
+        judgements = grading.judge(pairs, timeout=self.timeout)
         if log_metric is not None and judgements:
             statuses = [judgement["status"] for judgement in judgements]
             log_metric("verifier/timeouts", statuses.count("timeout") / len(statuses))
             log_metric("verifier/unreadable_golds", statuses.count("gold") / len(statuses))
             log_metric("verifier/failures", statuses.count("failed") / len(statuses))
-            log_metric("verifier/missing_answers", sum(one is None for one in extracted) / len(extracted))
+            log_metric("verifier/missing_answers", sum(extracted is None for _, extracted in pairs) / len(pairs))
             log_metric("verifier/seconds", time.monotonic() - began)
         return [judgement["score"] for judgement in judgements]

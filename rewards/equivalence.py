@@ -1,28 +1,446 @@
-"""Whether two answers are the same, as a mathematician would say. Runs in a worker: it imports the math stack."""
+"""Whether two answers are the same, as a mathematician would say. Runs in a worker: it loads the math stack."""
 
-from math_verify import parse, verify
+import itertools
+import re
 
-from rewards import normalisation
+from rewards import roles, structure, symbolic, units
+from rewards.normalisation import balanced, clean, compact, words
+from rewards.numeric import read_number, same_number, split_percent
+
+MAX_PARTS = 64
+MAX_DEPTH = 6
 
 
 def warm_up() -> None:
     """Load what the first row would load."""
-    answer_request({"gold": "\\frac{1}{2}", "answer": "\\sqrt{\\frac{1}{4}}+x"}, lambda: None)
+    for answer in ("\\sqrt{\\frac{1}{4}}+x", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", "x < 2", "x^2+y^2=1", "(1,2)"):
+        answer_request({"gold": "\\frac{x}{2}+1", "answer": answer}, lambda: None)
 
 
 def answer_request(request: dict, gold_was_read) -> dict:
-    """Reply to a request {"gold", "answer"}: {"verdict": bool | None, "why": str}, verdict None if the gold cannot be read."""
-    gold = read(request["gold"])
-    if not gold:
-        return {"verdict": None, "why": "the gold answer cannot be read"}
+    """Reply to {"gold", "answer"} with {"verdict": bool | None, "why": str}; verdict None if the gold cannot be read."""
+    gold, answer = request["gold"], request["answer"]
+    problem = unreadable(gold)
+    if problem:
+        return {"verdict": None, "why": problem}
     gold_was_read()
-    answer = read(request["answer"])
-    verdict = verify(gold, answer, timeout_seconds=None) or verify(gold, answer, timeout_seconds=None, strict=False)
-    return {
-        "verdict": bool(verdict),
-        "why": f"gold read as {gold[0]!s}, answer as {answer[0]!s}" if answer else "unreadable answer",
-    }
+    verdict = same(gold, answer)
+    left, right = describe(gold), describe(answer)
+    return {"verdict": verdict, "why": f"gold read as {left}, answer as {right}"}
 
 
-def read(text: str) -> list:
-    return parse("$" + normalisation.plain(text).strip().strip("$") + "$", parsing_timeout=None)
+def describe(text: str) -> str:
+    """How an answer is read, in a few words."""
+    text = clean(text)
+    number = read_number(text)
+    if number:
+        return f"the number {number.value}" + (" percent" if number.percent else "")
+    if structure.matrix_rows(text):
+        return f"a matrix {structure.matrix_rows(text)}"
+    parts = structure.parts_of(text)
+    if len(parts) > 1:
+        return f"the list {parts}"[:300]
+    if words(text):
+        return f"the text {text!r}"[:300]
+    return f"the formula {symbolic.latex(text)}"[:300]
+
+
+def unreadable(gold: str) -> str | None:
+    """Why a gold answer cannot be read, or None if it can."""
+    text = clean(gold)
+    if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text):
+        return "the gold answer is empty"
+    if not balanced(text):
+        return "the gold answer has braces that do not close"
+    if words(text) or read_number(text) or structure.gold_choice(text):
+        return None
+    if re.search(r"\\frac\s*(?:$|[^{\s])|\\frac\s*\{[^{}]*\}\s*$|\\sqrt\s*$|[\^_=+*/-]\s*$|\{\s*\}\s*$", text):
+        return "the gold answer breaks off"
+    return None
+
+
+def same(gold: str, answer: str, depth: int = 0) -> bool:
+    """Whether two answers, as extracted, are the same."""
+    who = roles.roles(gold)
+    if who is not None:
+        return roles.roles(answer) == who
+    gold, answer = clean(gold), clean(answer)
+    choice = structure.gold_choice(gold)
+    if choice:
+        letter, text = choice
+        if structure.chosen_letter(answer) == letter:
+            return True
+        if compact(answer).strip("()") == letter:
+            return True
+        if text is None:
+            return len(gold) == 1 and _same_parts(gold, answer, depth)
+        own = structure.gold_choice(answer)
+        return same(text, own[1] if own and own[1] else answer, depth + 1) if depth < MAX_DEPTH else False
+    return _same_parts(gold, answer, depth)
+
+
+def _same_parts(gold: str, answer: str, depth: int) -> bool:
+    """Compare cleaned answers that may be lists."""
+    gold, answer = structure.without_group(gold), structure.without_group(answer)
+    if not answer or depth > MAX_DEPTH:
+        return False
+    if compact(gold) == compact(answer) and compact(gold):
+        return True
+    if balanced(gold) and not balanced(answer):
+        return False
+    numbers = read_number(gold), read_number(answer)
+    if all(numbers):
+        return same_number(*numbers)
+    gold, answer = (structure.without_approximation(side) for side in (gold, answer))
+    gold_parts, answer_parts = (
+        [p for part in structure.parts_of(side) for p in structure.expand_plus_minus(part)] for side in (gold, answer)
+    )
+    if len(gold_parts) == 1 and len(answer_parts) == 1:
+        return _same_one(gold_parts[0], answer_parts[0], depth)
+    if len(gold_parts) > MAX_PARTS or len(answer_parts) > MAX_PARTS:
+        return False
+    comma = _decimal_comma(gold, answer) or _decimal_comma(answer, gold)
+    if comma:
+        return True
+    inner = [structure.bracketed(side) for side in (gold, answer)]
+    if len(answer_parts) == 1 and inner[1] and inner[1][0] in "{([":  # "1, 2" against "{1, 2}" or, in order, "(1, 2)"
+        return _same_list(gold, gold_parts, inner[1][1], ordered=inner[1][0] != "{", depth=depth)
+    if len(gold_parts) == 1 and inner[0] and (inner[0][0] in "{(" and inner[0][2] in "})"):
+        return _same_list(
+            inner[0][1], structure.parts_of(inner[0][1]), answer, ordered=inner[0][0] != "{", depth=depth
+        )
+    if len(gold_parts) > 1 and len(answer_parts) == 1 and words(gold) and len(words(gold)) > 3:
+        return False
+    return _same_list(gold, gold_parts, answer, ordered=False, depth=depth, expand=True)
+
+
+def _decimal_comma(one: str, other: str) -> bool:
+    """Whether `one` is a decimal with a comma, as in "1,22", that equals the decimal `other`."""
+    if not re.fullmatch(r"[+-]?\d+,\d+(?:\s*%)?", one):
+        return False
+    numbers = read_number(one.replace(",", ".")), read_number(other)
+    return all(numbers) and "." in other and same_number(*numbers)
+
+
+def _same_list(
+    gold: str, gold_parts: list[str], answer: str, *, ordered: bool, depth: int, expand: bool = False
+) -> bool:
+    answer_parts = structure.parts_of(answer)
+    if expand:
+        answer_parts = [p for part in answer_parts for p in structure.expand_plus_minus(part)]
+    named = [[structure.assignment(part) for part in side] for side in (gold_parts, answer_parts)]
+    names = [{pair[0] for pair in side if pair} for side in named]
+    if all(all(side) for side in named) and len(names[0]) == len(gold_parts) > 1 and names[0] == names[1]:
+        left, right = (dict(side) for side in named)
+        return all(_same_one(left[name], right[name], depth + 1) for name in left)
+    carried = [
+        [pair[1] if pair else part for pair, part in zip(side, parts, strict=True)]
+        if len({pair[0] for pair in side if pair}) <= 1 or not all(side) or not other
+        else parts
+        for side, parts, other in zip(named, (gold_parts, answer_parts), (names[1], names[0]), strict=True)
+    ]
+    left, right = carried
+    if ordered or (len(names[0]) > 1) != (len(names[1]) > 1):
+        return len(left) == len(right) and all(_same_one(g, a, depth + 1) for g, a in zip(left, right, strict=True))
+    return _same_multiset(left, right, depth)
+
+
+def _same_multiset(gold: list[str], answer: list[str], depth: int) -> bool:
+    """Whether each element has its like on the other side. An element named twice counts once."""
+    gold, answer = _distinct(gold), _distinct(answer)
+    if len(gold) != len(answer):
+        return False
+    left = list(answer)
+    for element in gold:
+        match = next((other for other in left if compact(other) == compact(element)), None)
+        if match is None:
+            match = next((other for other in left if _same_one(element, other, depth + 1)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _distinct(parts: list[str]) -> list[str]:
+    return list({compact(part): part for part in parts}.values())
+
+
+def _same_one(gold: str, answer: str, depth: int) -> bool:
+    """Compare two single answers."""
+    if depth > MAX_DEPTH:
+        return False
+    if compact(gold) == compact(answer):
+        return True
+    numbers = read_number(gold), read_number(answer)
+    if all(numbers):
+        return same_number(*numbers)
+    for step in (
+        _same_text,
+        _same_clock,
+        _same_based,
+        _same_with_names,
+        _same_ratio,
+        _same_matrix,
+        _same_range,
+        _same_bracketed,
+        _same_with_unit,
+    ):
+        verdict = step(gold, answer, depth)
+        if verdict is not None:
+            return verdict
+    return _same_formula(gold, answer, numbers)
+
+
+_ARTICLES = re.compile(r"\b(?:a|an|the|it|is|are|answer|final|solution|value|of|there|exactly)\b")
+
+
+def _same_text(gold: str, answer: str, depth: int) -> bool | None:
+    """Words against words. None if the gold answer is not words alone."""
+    said = words(gold)
+    if not said or re.search(r"\d|\\(?!text)[a-zA-Z]|[=<>^]", gold):
+        return None
+    left, right = (_bag(side) for side in (gold, answer))
+    if left == right and left:
+        return True
+    synonym = {_SYNONYMS.get(side, side) for side in (left, right)}
+    if len(synonym) == 1:
+        return True
+    if read_number(gold) or "emptyset" in synonym or "infty" in synonym:
+        return None
+    return False if any(len(word) > 3 or word.lower() in _SHORT_WORDS for word in said) else None
+
+
+_SHORT_WORDS = (
+    "yes",
+    "no",
+    "odd",
+    "one",
+    "two",
+    "six",
+    "ten",
+    "all",
+    "not",
+    "sat",
+    "sun",
+    "mon",
+    "tue",
+    "wed",
+    "thu",
+    "fri",
+)
+
+
+_SYNONYMS = {
+    "yes": "true", "no": "false", "correct": "true", "incorrect": "false",
+    "empty set": "emptyset", "\\emptyset": "emptyset", "no solution": "none", "no solutions": "none", "none": "none",
+    "no real solutions": "none", "does not exist": "none", "dne": "none", "undefined": "undefined",
+    "all real numbers": "reals", "\\mathbb{r}": "reals", "(-\\infty,\\infty)": "reals", "all reals": "reals", "real numbers": "reals",
+    "infinity": "infty", "\\infty": "infty", "infinite": "infty", "infinitely many": "infty",
+}  # fmt: skip
+
+
+def _bag(text: str) -> str:
+    text = text.casefold()
+    plain = re.sub(r"\s+", " ", _ARTICLES.sub(" ", re.sub(r"[\"'`*.,;:!?(){}\[\]-]", " ", text))).strip()
+    return plain if words(plain) else re.sub(r"\s+", "", text)
+
+
+def _same_clock(gold: str, answer: str, depth: int) -> bool | None:
+    match = re.fullmatch(r"(\d{1,2}):(\d{2})\s*([ap]\.?\s?m\.?)?", gold, re.IGNORECASE)
+    if not match:
+        return None
+    other = re.fullmatch(r"0?(\d{1,2}):(\d{2})\s*([ap]\.?\s?m\.?)?", answer, re.IGNORECASE)
+    if not other:
+        return None if not match[3] else False
+    half = [(m[3] or "").replace(".", "").replace(" ", "").lower() for m in (match, other)]
+    return int(match[1]) == int(other[1]) and match[2] == other[2] and (half[0] == half[1] or not all(half))
+
+
+_BASED = re.compile(r"([0-9A-Z]+)\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
+
+
+def _same_based(gold: str, answer: str, depth: int) -> bool | None:
+    """Numbers in another base: the digits decide, and the base where both name it."""
+    left, right = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
+    if left and not left[2].isdigit() or right and not right[2].isdigit():
+        return None
+    if left and right:
+        try:
+            return int(left[1], int(left[2])) == int(right[1], int(right[2]))
+        except ValueError:
+            return False
+    if left and left[1].isdigit() or right and right[1].isdigit():
+        return (left[1] if left else gold).strip() == (right[1] if right else answer).strip()
+    return None
+
+
+def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
+    """Take "x =" and "x \\in" away where that loses nothing."""
+    left, right = structure.without_membership(gold), structure.without_membership(answer)
+    if (left, right) != (gold, answer):
+        return _same_parts(left, right, depth + 1)
+    left, right = structure.assignment(gold), structure.assignment(answer)
+    if left and right:
+        if left[0] == right[0]:
+            return _same_parts(left[1], right[1], depth + 1)
+        if "(" in left[0] and "(" in right[0] or not (structure.is_equation(gold) and structure.is_equation(answer)):
+            return _same_parts(left[1], right[1], depth + 1)
+        return None
+    if right and not structure.is_equation(gold) and not structure.is_relation(gold):
+        return _same_parts(gold, right[1], depth + 1)
+    if left and not structure.is_equation(answer) and not structure.is_relation(answer):
+        return _same_parts(left[1], answer, depth + 1)
+    if structure.is_equation(answer) and not structure.is_equation(gold) and not structure.is_relation(answer):
+        return _same_parts(gold, answer.rsplit("=", 1)[1].strip(), depth + 1)
+    if structure.is_equation(gold) != structure.is_equation(answer) and not structure.is_relation(gold):
+        return False
+    return None
+
+
+def _same_ratio(gold: str, answer: str, depth: int) -> bool | None:
+    if ":" not in gold or structure.is_relation(gold):
+        return None
+    left, right = ([piece.strip() for piece in side.split(":")] for side in (gold, answer))
+    if len(left) != len(right):
+        return _same_one(gold.replace(":", "/"), answer, depth + 1) if len(left) == 2 else False
+    values = [[read_number(piece) for piece in side] for side in (left, right)]
+    if all(map(all, values)):
+        (first, *rest), (other, *others) = ([number.value for number in side] for side in values)
+        return all(first * b == other * a for a, b in zip(rest, others, strict=True)) and (first != 0) == (other != 0)
+    return all(_same_one(g, a, depth + 1) for g, a in zip(left, right, strict=True))
+
+
+def _same_matrix(gold: str, answer: str, depth: int) -> bool | None:
+    """Matrices entry by entry; a column or row against a tuple too."""
+    brackets = [structure.bracketed(side) for side in (gold, answer)]
+    left, right = (
+        structure.matrix_rows(inner[1])
+        if inner and "\\begin" in inner[1] and structure.matrix_rows(inner[1])
+        else structure.matrix_rows(side)
+        for inner, side in zip(brackets, (gold, answer), strict=True)
+    )
+    if not left and not right:
+        return None
+    if left and right:
+        if [len(row) for row in left] != [len(row) for row in right]:
+            return False
+        return all(
+            _same_one(g, a, depth + 1) for g, a in zip(itertools.chain(*left), itertools.chain(*right), strict=True)
+        )
+    rows, bracket = (left, brackets[1]) if left else (right, brackets[0])
+    if not bracket or "\\begin" in (answer if left else gold):
+        return None
+    flat = list(itertools.chain(*rows)) if 1 in (len(rows), len(rows[0])) else None
+    if flat is None:
+        nested = [structure.bracketed(part) for part in structure.parts_of(bracket[1])]
+        if not all(nested) or len(nested) != len(rows):
+            return False
+        entries = [structure.parts_of(inner[1]) for inner in nested]
+        if [len(row) for row in entries] != [len(row) for row in rows]:
+            return False
+        return all(
+            _same_one(g, a, depth + 1) for g, a in zip(itertools.chain(*rows), itertools.chain(*entries), strict=True)
+        )
+    parts = structure.parts_of(bracket[1])
+    return len(parts) == len(flat) and all(_same_one(g, a, depth + 1) for g, a in zip(flat, parts, strict=True))
+
+
+def _interval(text: str) -> tuple[str, str, str, str] | None:
+    found = structure.inequality_interval(text)
+    if found:
+        return found
+    bracket = structure.bracketed(text)
+    if not bracket or bracket[0] not in "([]" or bracket[2] not in ")][":
+        return None
+    parts = structure.parts_of(bracket[1])
+    return (bracket[0], parts[0], parts[1], bracket[2]) if len(parts) == 2 else None
+
+
+def _same_range(gold: str, answer: str, depth: int) -> bool | None:
+    """Intervals, their unions, and inequalities that stand for them."""
+    unions = [re.split(r"\\cup(?![a-zA-Z])|(?<![a-zA-Z\\])[uU](?=\s*[\[(])", side) for side in (gold, answer)]
+    pieces = [[_interval(piece.strip()) for piece in side] for side in unions]
+    if len(unions[0]) == len(unions[1]) == 1:
+        left, right = pieces[0][0], pieces[1][0]
+        if not left or not right or structure.is_relation(gold) and structure.is_relation(answer):
+            return None
+        return (
+            left[0] == right[0]
+            and left[3] == right[3]
+            and _same_one(left[1], right[1], depth + 1)
+            and _same_one(left[2], right[2], depth + 1)
+        )
+    if (
+        len(unions[0]) == len(unions[1])
+        and all(len(side) <= 16 for side in unions)
+        and _same_multiset(unions[0], unions[1], depth)
+    ):
+        return True
+    return None
+
+
+def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
+    """Tuples in order, sets in any order."""
+    left, right = structure.bracketed(gold), structure.bracketed(answer)
+    if not left or not right:
+        if left and left[0] == "{" or right and right[0] == "{":
+            return _same_parts(
+                *(b[1] if b and b[0] == "{" else side for b, side in ((left, gold), (right, answer))), depth + 1
+            )
+        return None
+    parts = [structure.parts_of(side[1]) for side in (left, right)]
+    if len(parts[0]) == len(parts[1]) == 1:
+        return None if left[0] != "{" and right[0] != "{" else _same_parts(left[1], right[1], depth + 1)
+    if left[0] == "{" and right[0] == "{":
+        return _same_multiset(parts[0], parts[1], depth)
+    if len(parts[0]) != len(parts[1]) or len(parts[0]) > MAX_PARTS:
+        return False
+    if "{" in (left[0], right[0]):
+        return False
+    if (
+        len(parts[0]) == 2
+        and (left[0], left[2]) != (right[0], right[2])
+        and not {"l", "<"} & {left[0][0], right[0][0]}
+    ):
+        return False
+    return all(_same_one(g, a, depth + 1) for g, a in zip(parts[0], parts[1], strict=True))
+
+
+def _same_with_unit(gold: str, answer: str, depth: int) -> bool | None:
+    """Take units away, converting where both sides name one of the same dimension."""
+    (left, unit), (right, other) = units.split_unit(gold), units.split_unit(answer)
+    if not unit and not other:
+        return None
+    known = units.dimension(unit) if unit else None, units.dimension(other) if other else None
+    if all(known) and known[0] != known[1]:
+        if known[0][0] != known[1][0]:
+            return False
+        numbers = read_number(left), read_number(right)
+        return all(numbers) and numbers[0].value * known[0][1] == numbers[1].value * known[1][1]
+    return _same_one(left, right, depth + 1)
+
+
+def _same_formula(gold: str, answer: str, numbers: tuple) -> bool:
+    """Compare what the LaTeX parser makes of them."""
+    (gold, left_percent), (answer, right_percent) = split_percent(gold), split_percent(answer)
+    try:
+        left, right = symbolic.parse(gold), symbolic.parse(answer)
+    except symbolic.Unreadable:
+        return _bag(gold) == _bag(answer)
+    for number, other in ((numbers[0], right), (numbers[1], left)):
+        if number and number.decimals and not (left_percent or right_percent):
+            agrees = symbolic.decimal_agrees(number, other)
+            if agrees is not None:
+                return agrees
+    if symbolic.same_formula(left, right):
+        return True
+    if left_percent != right_percent:
+        try:
+            scaled = [
+                symbolic.parse(f"\\frac{{{side}}}{{100}}" if p else side)
+                for side, p in ((gold, left_percent), (answer, right_percent))
+            ]
+        except symbolic.Unreadable:
+            return False
+        return symbolic.same_formula(*scaled)
+    return False

@@ -1,106 +1,118 @@
-"""Find the one answer of a completion that is to be graded: pure string work in linear time.
+"""Find the one answer of a completion that is to be graded: string work alone, in time linear in the text.
 
 The rules, in order:
-1. Thinking is no answer. Only what follows the last closing thinking tag counts; a thinking part that is never closed has no answer.
-2. Quoted text is no answer: blockquote lines, and `<candidate>`/`<solution>`/`<response>` blocks that a refinement copies.
-3. The last `\\boxed{}` (or `\\fbox{}`) counts. Boxes joined by nothing but "and", "or", a comma or a semicolon make one list, which is right only
-   if the whole list is: naming several guesses never helps.
-4. Without a box, unless `require_box`: the last `<answer>` block, then what follows the last "#### " or the last "answer is", "Answer:" and the like in several
-   languages, then the whole text if it is short, then its last formula, then its last number.
+1. Thinking is no answer. Only what follows the last closing thinking tag counts; a thinking part never closed has no answer.
+2. Quoted text is no answer: blockquote lines, and `<candidate>` or `<solution>` blocks that a refinement copies. A box that its
+   own sentence ascribes to another solution ("Candidate 2 got ...") gives way to a box that is not.
+3. The last `\\boxed{}` (or `\\fbox{}`) counts. Boxes joined by nothing but "and", "or", a comma or a semicolon make one list,
+   which is right only if the whole list is: naming several guesses never helps. A last box that never closes is no answer.
+4. Without a box, unless `require_box`: the last `<answer>` block, else what follows the last "####", else what follows the
+   last "final answer is" or "answer:" in one of several languages, else a short text itself, else its last formula or number.
 """
 
 import re
 
 MAX_ANSWER = 4096  # characters of an answer that are ever parsed
 MAX_FALLBACK = 16384  # characters at the end of a text that the rules without a box look at
-MAX_SHORT = 200  # a text of one line up to this long is an answer as it stands
-MAX_JOINED = 64  # boxes in one list
+MAX_SHORT = 240  # a text of one line up to this long may be an answer as it stands
+MAX_BOXES = 256  # boxes at the end of a text that are looked at
+MAX_JOINED = 32  # boxes in one list
 
-_OPENING = r"<(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|seed:think)>|<\|begin_of_thought\|>|\[THINK\]|◁think▷"
-_CLOSING = r"</(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|seed:think)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷"
-_THINKING_TAG = re.compile(f"(?P<close>{_CLOSING})|(?P<open>{_OPENING})", re.IGNORECASE)
-_QUOTED_BLOCK = re.compile(
-    r"<(candidate|solution|response|attempt)([ _-]?\d*)\b[^<>\n]{0,40}>.*?</\1\2\s*>", re.IGNORECASE | re.DOTALL
-)
-_QUOTED_LINE = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_CONNECTOR = re.compile(
-    r"(?:[\s$.]|\\[()\[\],; ]|\\quad|\\text)*(?:,|;|\{?\b(?:and|or)\b\}?|\\(?:text|mathrm)\{\s*(?:and|or)\s*\})(?:[\s$]|\\[()\[\],; ]|\\quad|\b(?:and|or)\b|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
-)
-_ATTRIBUTED = re.compile(
-    r"\b(?:candidate|solution|response|attempt|answer)s?\s*(?:#\s*)?(?:\d+|[A-D]\b)[^.!?\n]{0,120}\b(?:sa(?:ys|id)|g[ai]ves?|got|gets|claim\w*|answer\w*|box\w*|conclu\w*|propos\w*|wrote|has|had|ends?|ended|states?|stated|was)\b[^!?\n]{0,80}$",
+_THOUGHT = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|seed:think)"
+_THINKING_TAG = re.compile(
+    rf"(?P<close></{_THOUGHT}>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>)"
+    rf"|(?P<open><{_THOUGHT}>|<\|begin_of_thought\|>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>)",
     re.IGNORECASE,
 )
-_ENDORSED = re.compile(r"\b(?:correct\w*|right\w*|agree\w*|indeed)\b", re.IGNORECASE)
+_STOP = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end|return|user)\|>|</s>|<end_of_turn>")
+_QUOTE_TAG = re.compile(r"<(/?)((?:candidate|solution|response|attempt)s?[ _-]?\d*)\b[^<>\n]{0,40}>", re.IGNORECASE)
+_QUOTED_LINE = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*(\{)?")
+_BARE = re.compile(r"\\[a-zA-Z]+|[^\s$\\{}]+")
+_BRACE = re.compile(r"\\\\|\\[{}]|[{}]")
+_SPACING = r"[\s$*]|\\[()\[\],;! ]|\\q?quad|\\ "
+_CONNECTOR = re.compile(
+    rf"(?:{_SPACING})*(?:[,;]|\band\b|\bor\b|\\(?:text|mathrm)\{{\s*,?\s*(?:and|or)\s*,?\s*\}}|\\(?:lor|vee)\b)"
+    rf"(?:{_SPACING}|\band\b|\bor\b|[a-zA-Z](?:_\{{?\w\}}?)?\s*=)*"
+)
+_ATTRIBUTED = re.compile(
+    r"\b(?:candidate|solution|response|attempt)s?\s*(?:#\s*)?(?:\d+|[A-D]\b)[^.!?\n]{0,120}?\b(?:sa(?:ys|id)|g[ai]ves?|got|gets"
+    r"|claim\w*|answer\w*|box\w*|conclu\w*|propos\w*|wrote|has|had|ends?|ended|states?|stated|was)\b[^!?\n]{0,80}$",
+    re.IGNORECASE,
+)
+_ENDORSED = re.compile(r"\b(?:correct\w*|right\w*|agree\w*|indeed|therefore|so|hence|thus)\b", re.IGNORECASE)
 
 
 def final_part(text: str) -> str | None:
-    """The text after the thinking, or None if the thinking is never closed."""
-    if "<" not in text and "[" not in text and "◁" not in text:
-        return text
-    start = 0
-    unclosed = False
+    """The text after the thinking, up to a stop token, or None if the thinking is never closed."""
+    start, unclosed = 0, False
     for match in _THINKING_TAG.finditer(text):
         unclosed = match.lastgroup == "open"
         if not unclosed:
             start = match.end()
-    return None if unclosed else text[start:]
+    if unclosed:
+        return None
+    stop = _STOP.search(text, start)
+    return text[start : stop.start()] if stop else text[start:]
 
 
 def own_part(text: str) -> str:
     """`text` without the lines and blocks that quote somebody else."""
     if "</" in text:
-        text = _QUOTED_BLOCK.sub(" ", text)
+        kept, position, name = [], 0, None
+        for match in _QUOTE_TAG.finditer(text):
+            if name is None and not match[1]:
+                kept.append(text[position : match.start()])
+                name, position = match[2].lower(), match.start()
+            elif name == match[2].lower() and match[1]:
+                name, position = None, match.end()
+        text = " ".join([*kept, text[position:]])
     if ">" in text:
         text = _QUOTED_LINE.sub("", text)
-    return text
-
-
-def _box_content(text: str, position: int) -> tuple[str, int] | None:
-    """Content of a box whose argument starts at `position`, and where it ends; None if it is never closed."""
-    if position >= len(text):
-        return None
-    if text[position] != "{":
-        match = re.compile(r"\\[a-zA-Z]+|[^\s$\\{}]+").match(text, position)
-        return (match.group().rstrip(".,;:"), match.end()) if match else None
-    depth = 0
-    for match in _BRACE.finditer(text, position):
-        if match.group() == "{":
-            depth += 1
-        elif match.group() == "}":
-            depth -= 1
-            if depth == 0:
-                return text[position + 1 : match.start()], match.end()
-    return None
+    return text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """The closed boxes at the end of `text` that could matter: (start, end, content), innermost of nested ones, in order."""
-    found = []
-    limit = len(text)
-    while len(found) < 4 * MAX_JOINED:
-        at = max(text.rfind("\\boxed", 0, limit), text.rfind("\\fbox", 0, limit), text.rfind("\\framebox", 0, limit))
-        if at < 0:
+    """The last boxes of `text` as (start, end, content), innermost of nested ones, in order. None if the last never closes."""
+    starts, limit = [], len(text)
+    while len(starts) < MAX_BOXES:
+        limit = max(text.rfind(name, 0, limit) for name in ("\\boxed", "\\fbox", "\\framebox"))
+        if limit < 0:
             break
-        limit = at
-        match = _BOX.match(text, at)
-        content = _box_content(text, match.end()) if match else None
-        if content is None:
-            if match and not found:
-                return []  # the last box is cut off: the text has no final answer
-            continue
-        if found and content[1] > found[-1][0]:
-            found.pop() if content[1] >= found[-1][1] and False else None
-            continue  # it surrounds a box that was taken already
-        found.append((at, content[1], content[0].strip()))
-    return found[::-1]
+        starts.append(limit)
+    commands = [match for at in reversed(starts) if (match := _BOX.match(text, at))]
+    if not commands:
+        return []
+    wanted = {match.end(1) - 1: match for match in commands if match[1]}
+    ends: dict[int, int] = {}
+    stack = []
+    for brace in _BRACE.finditer(text, commands[0].start()):
+        if brace[0] == "{":
+            stack.append(brace.start())
+        elif brace[0] == "}" and stack:
+            opened = stack.pop()
+            if opened in wanted:
+                ends[opened] = brace.start()
+                if len(ends) == len(wanted):
+                    break
+    found = []
+    for match in commands:
+        if match[1]:
+            opened = match.end(1) - 1
+            if opened in ends:
+                found.append((match.start(), ends[opened] + 1, text[opened + 1 : ends[opened]].strip()))
+            elif match is commands[-1]:
+                return []
+        elif bare := _BARE.match(text, match.end()):
+            found.append((match.start(), bare.end(), bare[0].rstrip(".,;:!")))
+    inner = [box for box, after in zip(found, [*found[1:], None], strict=True) if after is None or after[0] >= box[1]]
+    return [box for box in inner if box[2]]
 
 
 def boxed_answer(text: str) -> str | None:
-    """The last boxed answer of `text`, or the list that the last boxes make together."""
+    """The last boxed answer of `text`, or the list that its last boxes make together."""
     found = boxes(text)
-    own = [box for box in found if not _quoted(text, box[0])] or found
+    own = [box for box in found if not _ascribed(text, box[0])] or found
     if not own:
         return None
     group = [own[-1]]
@@ -109,34 +121,56 @@ def boxed_answer(text: str) -> str | None:
         if len(group) >= MAX_JOINED or len(between) > 60 or not _CONNECTOR.fullmatch(between):
             break
         group.insert(0, box)
-    contents = list(dict.fromkeys(box[2] for box in group))
-    return ", ".join(contents)
+    return ", ".join(dict.fromkeys(box[2] for box in group))
 
 
-def _quoted(text: str, position: int) -> bool:
+def _ascribed(text: str, position: int) -> bool:
     """Whether the box at `position` is said to be another solution's."""
     line = text[max(0, position - 240) : position].rsplit("\n", 1)[-1]
     match = _ATTRIBUTED.search(line)
-    return bool(match) and not _ENDORSED.search(match.group())
+    return bool(match) and not _ENDORSED.search(match[0])
 
 
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_NOUNS = (
+    r"ответ|відповідь|الجواب|الإجابة|答案|答え|解答|答|정답|답|उत्तर|জবাব|উত্তর|คำตอบ|תשובה"
+    r"|lösung|antwort|respuesta|réponse|risposta|resposta|antwoord|odpowiedź|svar|cevap|jawaban|đáp án|απάντηση|jibu"
+)
 _PHRASE = re.compile(
-    r"(?:(?:\bfinal|\bthe|\bcorrect)\s+)*\banswers?\b[^.:\n=$]{0,60}?(?:\bis\b|\bare\b|:|=|\bwould be\b)\s*:?"
-    r"|\b(?:lösung|antwort|respuesta|réponse|risposta|resposta|antwoord|odpowiedź|svar|cevap|jawaban|đáp án)\b[^.:\n=$]{0,40}?(?:\b(?:ist|lautet|es|est|è|é|is|jest|är|adalah|là)\b|:)\s*:?"
-    r"|(?:ответ|відповідь|الجواب|الإجابة|答案|答え|解答|정답|답|उत्तर|উত্তর|คำตอบ|תשובה)[^.:：\n=$]{0,30}?(?:は|是|为|為|هو|هي|है|—|–|-|:|：)\s*[:：]?"
-    r"|(?:ответ|відповідь|الجواب|الإجابة|答案|答え|解答|정답|답|उत्तर|উত্তর|คำตอบ|תשובה)",
+    r"\banswers?\b[^.:：\n=$]{0,60}?(?:\b(?:is|are|was|would be|be|equals)\b|[:：=])\s*[:：]?"
+    r"|\banswer\b(?=\s*(?:\$|\\[(\[]|\d))"
+    rf"|(?<!\w)(?:{_NOUNS})[^.:：\n=$\d]{{0,30}}?(?:は|是|为|為|هي|هو|है|হল|คือ|\b(?:ist|lautet|es|est|è|é|is|jest|är|adalah|là)\b|[—–:：=]|\s-\s)\s*[:：]?"
+    rf"|(?<!\w)(?:{_NOUNS})\s*",
     re.IGNORECASE,
 )
-_MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$((?:\\.|[^$\n])+?)\$|\\\((.+?)\\\)", re.DOTALL)
-_NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:\s*/\s*\d+)?\s*%?")
+_FINAL = re.compile(r"\bfinal\s+answer\b[^.:：\n=$]{0,60}?(?:\b(?:is|are)\b|[:：])\s*[:：]?", re.IGNORECASE)
+_MATH = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
+)
+_FIGURE = r"\d+(?:[.,٫٬]\d+)*"
+_TERM = rf"(?:\\[dt]?frac\s*\{{[^{{}}\n]{{1,60}}\}}\s*\{{[^{{}}\n]{{1,60}}\}}|\d*\\sqrt(?:\[\d\])?\{{[^{{}}\n]{{1,60}}\}}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
+_VALUE = re.compile(
+    rf"(?<![A-Za-z0-9_.\\])(?:[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
+    rf"|[-−+]?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
+)
+_BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives\b|\bget\b)[\s*]*$", re.IGNORECASE)
+_SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！]|\n")
+_LANGUAGE = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 
 
 def extract_answer(text: str, *, require_box: bool = False) -> str | None:
     """The answer in `text` that is graded, as written there, or None if it has none.
 
     With `require_box`, only a boxed answer counts.
+    """
+    return answer_of_kind(text, "formula", require_box=require_box)
+
+
+def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | None:
+    """`extract_answer`, told what kind the gold answer is: "formula", "choice", "words" or "roles".
+
+    The kind matters only where there is no box: a letter or a name stands in its sentence, a number is picked out of it.
     """
     if not isinstance(text, str):
         return None
@@ -145,48 +179,99 @@ def extract_answer(text: str, *, require_box: bool = False) -> str | None:
         return None
     text = own_part(text)
     answer = boxed_answer(text)
-    if answer is not None or require_box:
-        return answer or None
-    if "\\boxed" in text or "\\fbox" in text:
-        return None  # a box was begun and never closed
+    if answer is not None:
+        return answer
+    if require_box or _BOX.search(text[-MAX_FALLBACK:]) and not re.search(r"\\boxed\s*\{\s*\}", text[-MAX_FALLBACK:]):
+        return None
     text = text[-MAX_FALLBACK:].strip()
-    block = None
-    for block in _ANSWER_BLOCK.finditer(text):
-        pass
-    if block:
-        return block.group(1).strip() or None
+    for pattern in (_ANSWER_BLOCK, _HASHES):
+        blocks = pattern.findall(text)
+        if blocks:
+            return _picked(blocks[-1].strip(" *\n"), kind, first=True) or None
+    if kind == "roles":
+        return text or None
+    phrase = _last(_FINAL, text) or _last(_PHRASE, text)
+    if phrase and text[phrase.end() :].strip(" *\n.:"):
+        if kind == "choice":
+            return text[phrase.start() :][:400]
+        return _statement(text[phrase.end() :], kind) or None
+    if kind in ("choice", "words") or (len(text) <= MAX_SHORT and "\n" not in text):
+        return _picked(text[-1000:], kind, first=False) or None
+    values = _values(text)
+    return values[-1][1] if values else None
+
+
+def _last(pattern: re.Pattern, text: str) -> re.Match | None:
     match = None
-    for match in _HASHES.finditer(text):
+    for match in pattern.finditer(text):  # noqa: B007
         pass
-    if match:
-        return match.group(1).strip() or None
-    for match in _PHRASE.finditer(text):
-        pass
-    if match:
-        said = _first_statement(text[match.end() :])
-        if said:
-            return said
-    if len(text) <= MAX_SHORT and "\n" not in text:
-        return text.rstrip(".") or None
-    for match in _MATH.finditer(text):
-        pass
-    if match and match.re is _MATH:
-        return next(group for group in match.groups() if group is not None).strip()
-    numbers = _NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+    return match
 
 
-def _first_statement(text: str) -> str:
-    """What follows an answer phrase: its formulas if it has any, else the sentence."""
+def _statement(text: str, kind: str) -> str:
+    """What follows an answer phrase: its first formulas if it begins with one, else its sentence or the value there."""
     text = text.lstrip(" \t\n*:：")
-    line = text.split("\n\n", 1)[0]
-    math = list(_MATH.finditer(line))
-    if math and not line[: math[0].start()].strip(" *:\n"):
-        group = [math[0]]
-        for match in math[1:]:
-            if not _CONNECTOR.fullmatch(line[group[-1].end() : match.start()]):
+    formulas = list(_MATH.finditer(text[:4096]))
+    if formulas and formulas[0].start() == 0:
+        group = [formulas[0]]
+        for formula in formulas[1:]:
+            if not _CONNECTOR.fullmatch(text[group[-1].end() : formula.start()]):
                 break
-            group.append(match)
-        return ", ".join(next(part for part in match.groups() if part is not None).strip() for match in group)
-    line = line.split("\n", 1)[0]
-    return re.split(r"\.(?:\s|$)|[。؟!]", line, maxsplit=1)[0].strip(" *")
+            group.append(formula)
+        tail = re.match(r"\s*(?:\\?%|percent\b|pct\b)", text[group[-1].end() :])
+        return ", ".join(_inside(formula) for formula in group) + (tail[0] if tail else "")
+    end = _SENTENCE.search(text)
+    return _picked(
+        text[: end.start()].strip(" *") if end and text[: end.start()].strip(" *") else text.strip(" *."),
+        kind,
+        first=True,
+    )
+
+
+def _picked(text: str, kind: str, *, first: bool) -> str:
+    """`text` itself, or, where it is prose around a value, the value."""
+    text = text.strip().rstrip(".。")
+    if kind != "formula" or not _prose(text):
+        return text
+    values = _values(text)
+    if not values:
+        return text
+    after = [value for start, value in values if _BEFORE.search(text[:start])]
+    if after:
+        return after[-1]
+    return values[0 if first else -1][1]
+
+
+def _prose(text: str) -> bool:
+    said = list(
+        _LANGUAGE.finditer(_MATH.sub(" 0 ", re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}", " ", text)))
+    )
+    value = re.search(r"[\d$\\]", text)
+    return len(said) >= 4 or bool(
+        said and value and said[0].start() < value.start() and not re.match(r"[A-Za-z]+\s*=[^=]+$", text)
+    )
+
+
+def _values(text: str) -> list[tuple[int, str]]:
+    """(position, text) of each formula between dollars or the like, and of each number outside them."""
+    spans = [
+        (match.start(), match.end(), _inside(match) + _percent(text, match.end())) for match in _MATH.finditer(text)
+    ]
+    found = []
+    for start, _, value in spans:
+        inner = _VALUE.findall(value) if len(_LANGUAGE.findall(value)) > 1 and "\\text" not in value else None
+        found.append((start, inner[-1].strip() if inner else value))
+    position = 0
+    for start, end, _ in [*spans, (len(text), len(text), "")]:
+        found += [(position + match.start(), match[0].strip()) for match in _VALUE.finditer(text[position:start])]
+        position = end
+    return sorted(found)
+
+
+def _percent(text: str, position: int) -> str:
+    match = re.match(r"\s*(?:\\?%|percent\b|pct\b)", text[position : position + 12])
+    return match[0] if match else ""
+
+
+def _inside(match: re.Match) -> str:
+    return next(group for group in match.groups() if group is not None).strip()

@@ -1,11 +1,14 @@
 """Grade completions against gold answers, and group answers for a vote."""
 
 import collections
+import functools
 import os
+import re
 import threading
 
-from rewards import normalisation
-from rewards.extraction import MAX_ANSWER, extract_answer
+from rewards import golds, normalisation
+from rewards.extraction import MAX_ANSWER, answer_of_kind
+from rewards.numeric import read_number, same_number
 from rewards.verifier import Verifier, default_timeout
 
 CACHE_SIZE = 65536  # pairs of (gold, answer)
@@ -44,8 +47,23 @@ def grade(
         raise ValueError(
             f"{len(completions)} completions but {len(answers)} answers: pass one gold answer a completion"
         )
-    extracted = [extract_answer(completion, require_box=require_box) for completion in completions]
-    return [judgement["score"] for judgement in judge(list(zip(answers, extracted, strict=True)), timeout=timeout)]
+    pairs = extract_pairs(completions, answers, require_box=require_box)
+    return [judgement["score"] for judgement in judge(pairs, timeout=timeout)]
+
+
+def extract_pairs(completions: list[str], answers: list, *, require_box: bool) -> list[tuple[str | None, str | None]]:
+    """(gold answer, extracted answer) for each row; None for a gold answer that is no text, and for a missing answer."""
+    read = {answer: golds.read_gold(answer) for answer in set(map(_hashable, answers))}
+    pairs = []
+    for completion, answer in zip(completions, answers, strict=True):
+        gold = read[_hashable(answer)]
+        kind = golds.kind_of(gold) if gold else "formula"
+        pairs.append((gold, answer_of_kind(completion, kind, require_box=require_box)))
+    return pairs
+
+
+def _hashable(answer):
+    return answer if isinstance(answer, str | int | float) else None
 
 
 def judge(pairs: list[tuple[str, str | None]], *, timeout: float | None = None) -> list[dict]:
@@ -91,25 +109,37 @@ def _judgement(reply: dict) -> dict:
     return {"score": float(reply["verdict"]), "status": "compared", "why": reply["why"]}
 
 
-def _quick(gold: str, answer: str | None) -> dict | None:
-    """The judgement where no worker is needed."""
-    if not isinstance(gold, str) or not gold.strip():
-        return {"score": None, "status": "gold", "why": "the gold answer is empty"}
+def _quick(gold: str | None, answer: str | None) -> dict | None:
+    """The judgement where no worker is needed; None where one is."""
+    if gold is None:
+        return {"score": None, "status": "gold", "why": "the gold answer is empty or no text"}
     if answer is None:
         return {"score": 0.0, "status": "no answer", "why": "no answer found"}
-    left, right = normalisation.canonical(gold[: 2 * MAX_ANSWER]), normalisation.canonical(answer[: 2 * MAX_ANSWER])
-    if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
+    if max(len(gold), len(answer)) > MAX_ANSWER:
         same = gold.strip() == answer.strip()
-        return {"score": float(same), "status": "quick", "why": "too long to be parsed, compared as text"}
-    if left == right and left:
-        return {"score": 1.0, "status": "quick", "why": f"both are {left}"}
-    numbers = normalisation.as_number(left), normalisation.as_number(right)
-    if None not in numbers and "%" not in left + right:
-        if numbers[0] == numbers[1]:
-            return {"score": 1.0, "status": "quick", "why": f"both are {numbers[0]}"}
-        if numbers[0].denominator == numbers[1].denominator == 1:
-            return {"score": 0.0, "status": "quick", "why": f"{numbers[1]} is not {numbers[0]}"}
+        return {"score": float(same), "status": "quick", "why": "too long to be parsed, so compared as text"}
+    numbers = _number(gold), _number(answer)
+    if all(numbers):
+        same = same_number(*numbers)
+        return {
+            "score": float(same),
+            "status": "quick",
+            "why": f"{answer} {'is' if same else 'is not'} {gold} as a number",
+        }
+    left, right = _key(gold), _key(answer)
+    if left == right and normalisation.balanced(left) and re.search(r"\w", left):
+        return {"score": 1.0, "status": "quick", "why": f"both are written {left}"}
     return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _number(text: str):
+    return read_number(normalisation.clean(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(text: str) -> str:
+    return normalisation.compact(normalisation.clean(text))
 
 
 def vote(answers: list[str | None], *, timeout: float | None = None) -> list[int | None]:

@@ -2,77 +2,180 @@
 
 import re
 import unicodedata
-from fractions import Fraction
 
-_SPACES = re.compile(r"\\[,;:!> ]|\\(?:quad|qquad|,)(?![a-zA-Z])|~|\s")
-_WRAPPERS = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits|mathstrut)(?![a-zA-Z])")
-_NUMBER = re.compile(r"([+-]?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12})?(?:\.(\d{0,40}))?(?:/(\d{1,40}))?(\\?%)?")
-_FRACTION = re.compile(r"([+-]?)\\[dtc]?frac\{([+-]?\d{1,40})\}\{([+-]?\d{1,40})\}")
+SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
+SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
+_SUPERSCRIPT = re.compile("[" + "".join(SUPERSCRIPTS) + "]+")
+_SUBSCRIPT = re.compile("[" + "".join(SUBSCRIPTS) + "]+")
+_VULGAR = re.compile(r"(\d?)\s*([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒])")
+_SYMBOLS = {
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "‐": "-",
+    "‑": "-",
+    "﹣": "-",
+    "⁄": "/",
+    "∕": "/",
+    "÷": "/",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "∙": "\\cdot ",
+    "٫": ".",
+    "٬": ",",
+    "،": ",",
+    "、": ",",
+    "؛": ";",
+    "٪": "%",
+    "∞": "\\infty ",
+    "√": "\\sqrt",
+    "∛": "\\sqrt[3]",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "⩽": "\\le ",
+    "⩾": "\\ge ",
+    "≠": "\\ne ",
+    "≈": "\\approx ",
+    "±": "\\pm ",
+    "∓": "\\mp ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+    "∅": "\\emptyset ",
+    "ℝ": "\\mathbb{R}",
+    "°": "^\\circ ",
+    "º": "^\\circ ",
+    "⟨": "\\langle ",
+    "⟩": "\\rangle ",
+    "⌊": "\\lfloor ",
+    "⌋": "\\rfloor ",
+    "⌈": "\\lceil ",
+    "⌉": "\\rceil ",
+    "→": "\\to ",
+    "。": ".",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+}
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho s sigma tau upsilon phi chi psi omega"
+_SYMBOLS |= {
+    chr(0x3B1 + place): f"\\{name} "
+    for place, name in enumerate(_GREEK.split())
+    if name not in ("o", "s", "eta", "iota", "zeta", "upsilon", "kappa")
+}
+_TABLE = str.maketrans(_SYMBOLS)
 
 
 def plain(text: str) -> str:
-    """`text` in compatibility form with ASCII digits, signs and brackets."""
-    text = unicodedata.normalize("NFKC", text)
-    if text.isascii():
+    """`text` with ASCII digits, signs and brackets, and LaTeX commands for mathematical characters; control characters dropped."""
+    if text.isascii() and text.isprintable():
         return text
+    text = _VULGAR.sub(
+        lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
+    )
+    text = _SUPERSCRIPT.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[char] for char in m[0]) + "}", text)
+    text = _SUBSCRIPT.sub(lambda m: "_{" + "".join(SUBSCRIPTS[char] for char in m[0]) + "}", text)
     out = []
-    for char in text:
-        digit = unicodedata.decimal(char, None)
-        out.append(str(digit) if digit is not None else char)
-    return "".join(out).translate(_SIGNS)
+    for char in text.translate(_TABLE):
+        if char.isascii():
+            out.append(char if char.isprintable() else " " if char.isspace() else "")
+        elif (digit := unicodedata.decimal(char, None)) is not None:
+            out.append(str(digit))
+        elif unicodedata.category(char) not in ("Cf", "Cc", "Cs", "Co", "Cn"):
+            out.append(char)
+    return unicodedata.normalize("NFKC", "".join(out)).translate(_TABLE)
 
 
-_SIGNS = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "‐": "-",
-        "‑": "-",
-        "٫": ".",
-        "٬": ",",
-        "،": ",",
-        "٪": "%",
-        "×": "\\times ",
-        "·": "\\cdot ",
-        "÷": "/",
-        "π": "\\pi ",
-        "∞": "\\infty ",
-        "√": "\\sqrt",
-        "≤": "\\le ",
-        "≥": "\\ge ",
-        "°": "^\\circ ",
-        "∪": "\\cup ",
-        "∅": "\\emptyset ",
-    }
+_FONTS = re.compile(
+    r"\\(?:mathrm|mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|textbf|textit|textrm|textsf|texttt|textnormal|textup"
+    r"|operatorname\*?|mbox|hbox|emph|underline|rm|bf|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])"
 )
+_DROPPED = re.compile(
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|phantom"
+    r"|hfill|newline|noindent)(?![a-zA-Z])\.?"
+)
+_SPACES = re.compile(
+    r"(?<!\\)\\(?:[,;:!> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z])|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~"
+)
+_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$\$|(?<!\\)\$")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
+_TAIL = re.compile(r"(?:[\s.,;:]|\\$)+$")
+_JOIN = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_CURRENCY = re.compile(
+    r"\\\$|\\(?:pounds|euro|yen|textdollar)(?![a-zA-Z])|[$€£¥₹₽₩₺₫฿]|\b(?:US|USD|EUR|GBP)(?=\s*\$?\d)|\bRs\.?(?=\s*\d)"
+)
+_SHORT_FRACTION = re.compile(
+    r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(\{[^{}]*\})|(\{[^{}]*\})\s*(\d)|(\d|\\?[a-zA-Z])\s*(\\?[a-zA-Z]|\d))"
+)
+_SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])")
+_MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 
-def canonical(text: str) -> str:
-    """A spelling under which trivially identical answers are equal strings."""
+def clean(text: str) -> str:
+    """`text` without delimiters, fonts, sizes and spacing commands, with whole fractions and roots. Words keep their spaces."""
     text = plain(text).strip()
-    text = _WRAPPERS.sub("", text)
-    text = _SPACES.sub("", text)
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\$", "").replace("$", "")
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
-    return text.rstrip(".")
-
-
-def as_number(text: str) -> Fraction | None:
-    """The exact value of a plain integer, decimal, fraction or percentage of bounded length, in `canonical` spelling."""
-    match = _FRACTION.fullmatch(text)
+    match = _MARKDOWN.match(text)
     if match:
-        sign, above, below = match.groups()
-        return Fraction(int(sign + "1") * int(above), int(below)) if int(below) else None
-    match = _NUMBER.fullmatch(text)
-    if not match or not (match[2] or match[3]):
-        return None
-    sign, whole, decimals, below, percent = match.groups()
-    if below and not (decimals is None and int(below)):
-        return None
-    value = Fraction((whole or "0").replace(",", "") + "." + (decimals or "0"))
-    if below:
-        value /= int(below)
-    if percent:
-        value /= 100
-    return -value if sign == "-" else value
+        text = match[2]
+    text = text.replace("**", "") if text.count("**") % 2 == 0 and "\\" not in text and text.startswith("**") else text
+    text = _THOUSANDS.sub("", text)
+    text = _CURRENCY.sub(" ", _DELIMITERS.sub(" ", text.replace("\\$", "€")))
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\lbrack", "[").replace("\\rbrack", "]")
+    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
+    text = text.replace("\\colon", ":").replace("\\leqslant", "\\le").replace("\\geqslant", "\\ge")
+    text = re.sub(r"\\(leq|geq|neq|lt|gt)(?![a-zA-Z])", lambda m: _RELATIONS[m[1]], text)
+    text = re.sub(r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset ", text)
+    text = re.sub(r"\\(?:degree|textdegree)(?![a-zA-Z])", r"^\\circ ", text)
+    text = _SPACES.sub(" ", _DROPPED.sub("", text))
+    text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
+    for _ in range(3):  # nested ones
+        text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
+    text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+    for _ in range(3):
+        text = _SHORT_FRACTION.sub(_whole_fraction, text)
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "^\\\\circ", text)
+    text = text.replace("\\%", "%")
+    return _TAIL.sub("", re.sub(r"\s+", " ", text)).strip()
+
+
+_RELATIONS = {"leq": "\\le ", "geq": "\\ge ", "neq": "\\ne ", "lt": "<", "gt": ">"}
+
+
+def _braced(text: str, position: int) -> bool:
+    return text[position : position + 8].lstrip().startswith("{")
+
+
+def _whole_fraction(match: re.Match) -> str:
+    parts = [part for part in match.groups() if part is not None]
+    return "\\frac" + "".join(part if part.startswith("{") else "{" + part + "}" for part in parts)
+
+
+def compact(text: str) -> str:
+    """`clean` text without spaces, where they mean nothing: the key under which trivially identical answers are equal."""
+    return re.sub(r"(\\[a-zA-Z]+) (?=[a-zA-Z])", r"\1\0", text).replace(" ", "").replace("\0", " ")
+
+
+_FUNCTIONS = (
+    "sin cos tan cot sec csc log ln exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh infty inf oo"
+    " binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix cases array dx dy dt lim sup lg"
+).split()
+_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+
+
+def words(text: str) -> list[str]:
+    """The words of `clean` text that are language, not names of functions or commands."""
+    return [word for word in _WORD.findall(text) if word.lower() not in _FUNCTIONS]
+
+
+def balanced(text: str) -> bool:
+    """Whether the braces of `text` close."""
+    depth = 0
+    for char in re.findall(r"\\\\|\\[{}]|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if depth < 0:
+            return False
+    return depth == 0

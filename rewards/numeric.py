@@ -1,0 +1,138 @@
+"""Plain numbers: read exactly, and compared with a stated tolerance. No evaluation, bounded digits."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_DIGITS = 400
+MAX_EXPONENT = 400
+ENOUGH_DIGITS = 5  # a decimal with so many significant digits may stand for the number that it rounds
+
+_D = r"\d{1,400}"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d{{1,3}}(?:,\d{{3}})+|\d{{1,3}}(?: \d{{3}})+|{_D})?(?:\.(?P<decimals>\d{{0,400}}))?)"
+    rf"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<exponent>[+-]?\d{{1,4}})\s*[}})]?|[eE](?P<e>[+-]?\d{{1,4}}))?"
+)
+_POWER_OF_TEN = re.compile(r"(?P<sign>[+-]?)10\s*(?:\^|\*\*)\s*[{(]?\s*(?P<exponent>[+-]?\d{1,4})\s*[})]?")
+_RATIO = re.compile(rf"(?P<sign>[+-]?)\s*(?P<above>{_D})\s*/\s*(?P<minus>[+-]?)(?P<below>{_D})")
+_FRACTION = re.compile(
+    rf"(?P<sign>[+-]?)\s*\\frac\s*\{{\s*(?P<minus>[+-]?{_D})\s*\}}\s*\{{\s*(?P<below>[+-]?{_D})\s*\}}"
+)
+_MIXED = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?P<whole>\d{{1,3}}(?: \d{{3}})+|\d{{1,20}})(?:\s+(?P<above>\d{{1,20}})\s*/\s*(?P<below>\d{{1,20}})"
+    rf"|\s*\\frac\s*\{{\s*(?P<fabove>\d{{1,20}})\s*\}}\s*\{{\s*(?P<fbelow>\d{{1,20}})\s*\}})"
+)
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,40})\.(?P<decimals>\d{0,40})(?:\\overline\s*\{\s*(?P<over>\d{1,40})\s*\}|\((?P<paren>\d{1,40})\)|\\dot\s*\{?(?P<dot>\d)\}?)"
+)
+_WORDS = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+        " eighteen nineteen twenty".split()
+    )
+} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100}
+_PERCENT = re.compile(r"\s*(?:%|\bpercent(?:age)?\b|\bpct\b|\bper cent\b)(?:\s*points?)?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Number:
+    """An exact value, the decimals it was written with (None for an integer or fraction), and whether as a percentage."""
+
+    value: Fraction
+    decimals: int | None = None
+    percent: bool = False
+
+    @property
+    def digits(self) -> int:
+        """Significant digits as written."""
+        return len(str(abs(int(self.value * 10**self.decimals)))) if self.decimals else 0
+
+
+def split_percent(text: str) -> tuple[str, bool]:
+    """`text` without a percent sign at its end, and whether it had one."""
+    match = _PERCENT.search(text)
+    return (text[: match.start()], True) if match else (text, False)
+
+
+def read_number(text: str) -> Number | None:
+    """A plain integer, decimal, fraction, mixed number, power of ten or percentage, from `clean` text."""
+    if len(text) > 2 * MAX_DIGITS + 40:
+        return None
+    text, percent = split_percent(text)
+    text = text.strip()
+    while (
+        len(text) > 2 and text[0] in "({" and text[-1] == {"(": ")", "{": "}"}[text[0]] and text[1:-1].count("(") == 0
+    ):
+        text = text[1:-1].strip()
+    found = _read(text)
+    return Number(found[0], found[1], percent) if found else None
+
+
+def _read(text: str) -> tuple[Fraction, int | None] | None:
+    if not text:
+        return None
+    if text.isalpha() and text.lower() in _WORDS:
+        return Fraction(_WORDS[text.lower()]), None
+    if match := _POWER_OF_TEN.fullmatch(text):
+        return _scaled(Fraction(1), match["exponent"], match["sign"], None)
+    if match := _RATIO.fullmatch(text):
+        if not int(match["below"]):
+            return None
+        sign = (-1) ** ((match["sign"] == "-") + (match["minus"] == "-"))
+        return sign * Fraction(int(match["above"]), int(match["below"])), None
+    if match := _FRACTION.fullmatch(text):
+        if not int(match["below"]):
+            return None
+        return (-1) ** (match["sign"] == "-") * Fraction(int(match["minus"]), int(match["below"])), None
+    if match := _MIXED.fullmatch(text):
+        above, below = int(match["above"] or match["fabove"]), int(match["below"] or match["fbelow"])
+        if above >= below:
+            return None
+        value = int(match["whole"].replace(" ", "")) + Fraction(above, below)
+        return (-value if match["sign"] == "-" else value), None
+    if match := _REPEATING.fullmatch(text):
+        period = match["over"] or match["paren"] or match["dot"]
+        value = Fraction((match["whole"] or "0") + "." + (match["decimals"] or "0"))
+        value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(match["decimals"]))
+        return (-value if match["sign"] == "-" else value), None
+    match = _NUMBER.fullmatch(text)
+    if not match or not (match["whole"] or match["decimals"]):
+        return None
+    whole = (match["whole"] or "0").replace(",", "").replace(" ", "")
+    value = Fraction(whole + "." + (match["decimals"] or "0"))
+    decimals = len(match["decimals"]) if match["decimals"] else None
+    exponent = match["exponent"] or match["e"]
+    return _scaled(value, exponent or "0", match["sign"], decimals)
+
+
+def _scaled(value: Fraction, exponent: str, sign: str, decimals: int | None) -> tuple[Fraction, int | None] | None:
+    power = int(exponent)
+    if abs(power) > MAX_EXPONENT:
+        return None
+    if decimals is not None:
+        decimals = max(0, decimals - power) or None
+    value *= Fraction(10) ** power
+    return (-value if sign == "-" else value), decimals
+
+
+def same_number(gold: Number, answer: Number) -> bool:
+    """Equal exactly, or one is the other's rounding to at least five significant digits; 28 % is 28 and 0.28."""
+    if gold.percent != answer.percent:
+        scaled = [
+            Number(n.value / 100, n.decimals + 2 if n.decimals else None) if n.percent else n for n in (gold, answer)
+        ]
+        return _close(*scaled) or gold.value == answer.value
+    return _close(gold, answer)
+
+
+def _close(one: Number, other: Number) -> bool:
+    if one.value == other.value:
+        return True
+    return any(
+        a.decimals
+        and a.digits >= ENOUGH_DIGITS
+        and abs(a.value - b.value) < Fraction(1, 10**a.decimals)
+        and not (b.decimals and b.decimals <= a.decimals)
+        for a, b in ((one, other), (other, one))
+    )

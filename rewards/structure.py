@@ -1,0 +1,239 @@
+"""The shape of a cleaned answer: lists, tuples, intervals, sets, matrices, equations, choices. Strings in, strings out."""
+
+import re
+
+_OPEN = {"(": ")", "[": "]", "{": "}"}
+_CLOSE = {")", "]", "}"}
+_STEP = re.compile(
+    r"\\[{}|]|\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\[lr]angle|\\[lr](?:floor|ceil|vert)|\\[a-zA-Z]+|\\\\|.",
+    re.DOTALL,
+)
+
+
+def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
+    """`text` cut at the separators that stand outside all brackets. Half-open intervals are brackets too."""
+    parts, depth, start = [], 0, 0
+    for match in _STEP.finditer(text):
+        token = match[0]
+        if token in ("(", "[", "{", "\\{", "\\langle") or token.startswith("\\begin"):
+            depth += 1
+        elif token in (")", "]", "}", "\\}", "\\rangle") or token.startswith("\\end"):
+            depth = max(0, depth - 1)
+        elif depth == 0 and token in separators:
+            parts.append(text[start : match.start()])
+            start = match.end()
+    parts.append(text[start:])
+    return [part.strip() for part in parts]
+
+
+_AND = re.compile(
+    r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or|und|oder|или|和|或)(?![a-zA-Z])\s*,?\s*|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])\s*|\s*&\s*(?=[\d\\(-])"
+)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
+
+
+def parts_of(text: str) -> list[str]:
+    """The answers of a list "1, 2 and 3", "x = 1 or x = 2", "1; 2"; the text alone if it is one answer."""
+    if "matrix" not in text and "array" not in text and "cases" not in text:
+        text = _AND.sub(lambda m: ", " if _outside(text, m.start()) else m[0], text)
+    if _THOUSANDS.fullmatch(text.strip()):
+        return [text.strip()]
+    for separators in ((";",), (",",)):
+        parts = [part for part in split_top(text, separators) if part]
+        if len(parts) > 1:
+            return [piece for part in parts for piece in parts_of(part)] if separators == (";",) else parts
+    return [part for part in [text.strip().strip(",;").strip()] if part]
+
+
+def _outside(text: str, position: int) -> bool:
+    head = text[:position]
+    return all(head.count(a) <= head.count(b) for a, b in (("(", ")"), ("[", "]"), ("{", "}")))
+
+
+def expand_plus_minus(text: str) -> list[str]:
+    """ "a \\pm b" as the two answers it stands for."""
+    if text.count("\\pm") != 1 or "\\mp" in text:
+        return [text]
+    head, tail = text.split("\\pm")
+    return [
+        f"{head.rstrip()} + {tail.lstrip()}"
+        if head.strip() and not head.rstrip().endswith("=")
+        else f"{head} {tail.lstrip()}",
+        f"{head.rstrip()} - {tail.lstrip()}".strip(),
+    ]
+
+
+def bracketed(text: str) -> tuple[str, str, str] | None:
+    """(opening, inside, closing) if one pair of brackets surrounds all of `text`; mixed pairs as in (0, 1] count."""
+    text = text.strip()
+    for opening, closing in (("\\{", "\\}"), ("\\langle", "\\rangle")):
+        if text.startswith(opening) and text.endswith(closing):
+            inside = text[len(opening) : -len(closing)]
+            if opening not in inside and closing not in inside:
+                return opening[1:], inside.strip(), closing[1:]
+    if len(text) < 2 or text[0] not in "([]<" or text[-1] not in ")][>":
+        return None
+    inside = text[1:-1]
+    depth = 0
+    for match in _STEP.finditer(inside):
+        if match[0] in ("(", "[", "{", "\\{"):
+            depth += 1
+        elif match[0] in (")", "]", "}", "\\}"):
+            depth -= 1
+            if depth < 0:
+                return None
+    return (text[0], inside.strip(), text[-1]) if depth == 0 else None
+
+
+def without_group(text: str) -> str:
+    """`text` without plain braces around all of it."""
+    text = text.strip()
+    while text.startswith("{") and text.endswith("}"):
+        depth, inside = 0, text[1:-1]
+        for match in _STEP.finditer(inside):
+            depth += {"{": 1, "}": -1}.get(match[0], 0)
+            if depth < 0:
+                return text
+        text = inside.strip()
+    return text
+
+
+_MATRIX = re.compile(
+    r"(?:[\[(|]\s*)?\\begin\{(?:[pbvBV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\{(?:[pbvBV]?matrix|smallmatrix|array)\}\s*(?:[\])|]|\^T)?",
+    re.DOTALL,
+)
+
+
+def matrix_rows(text: str) -> list[list[str]] | None:
+    """Entries of a matrix that is all of `text`, by rows."""
+    match = _MATRIX.fullmatch(text.strip())
+    if not match or "\\begin" in match[1]:
+        return None
+    rows = [row.strip() for row in re.split(r"\\\\(?:\s*\[[^\]]*\])?", match[1])]
+    rows = [[entry.strip() for entry in split_top(row, ("&",))] for row in rows if row.strip()]
+    return rows if rows and len({len(row) for row in rows}) == 1 else None
+
+
+_NAME = r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
+_ASSIGNMENT = re.compile(
+    rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)", re.DOTALL
+)
+_APPROX = re.compile(r"\\(?:approx|simeq|sim|doteq|thickapprox|approxeq)(?![a-zA-Z])|\\dots|\\ldots")
+_RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
+_MEMBER = re.compile(
+    rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
+)
+
+
+def assignment(text: str) -> tuple[str, str] | None:
+    """(name, value) of "x = 3", "f(x) = x + 1", "(x, y) = (1, 2)", "x = 2 + 1 = 3"; None for any other equation."""
+    match = _ASSIGNMENT.fullmatch(text.strip())
+    if not match or _RELATION.search(text):
+        return None
+    return re.sub(r"\s", "", match[1]), split_top(match[2], ("=",))[-1]
+
+
+def is_equation(text: str) -> bool:
+    """Whether `text` has an equals sign outside all brackets."""
+    return "=" in text and len(split_top(text, ("=",))) > 1
+
+
+def is_relation(text: str) -> bool:
+    return bool(_RELATION.search(text))
+
+
+def without_approximation(text: str) -> str:
+    """ "2/3 \\approx 0.67" as "2/3", and "x \\approx 11" as "x = 11"."""
+    parts = re.split(r"\s*\\(?:approx|simeq|doteq|thickapprox|approxeq)(?![a-zA-Z])\s*|\s*≅\s*", text, maxsplit=1)
+    if len(parts) == 1:
+        return text
+    if re.fullmatch(rf"\s*{_NAME}\s*", parts[0]) or not parts[0].strip():
+        return f"{parts[0]} = {parts[1]}" if parts[0].strip() else parts[1]
+    return parts[0]
+
+
+def without_membership(text: str) -> str:
+    """ "x \\in [0, 1]" as "[0, 1]"."""
+    match = _MEMBER.fullmatch(text.strip())
+    return match[1].strip() if match else text
+
+
+_BOUND = r"\s*([^<>\\]*(?:\\(?!le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[^<>\\]*)*)\s*"
+_SIGN = r"(<=|>=|<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))"
+_CHAIN = re.compile(rf"{_BOUND}{_SIGN}{_BOUND}(?:{_SIGN}{_BOUND})?")
+_VARIABLE = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w\}?)?")
+
+
+def inequality_interval(text: str) -> tuple[str, str, str, str] | None:
+    """(opening, low, high, closing) of "a < x \\le b", "x > a" and the like, in one variable."""
+    match = _CHAIN.fullmatch(text.strip())
+    if not match:
+        return None
+    signs = {"<=": "\\le", ">=": "\\ge"}
+    left, one, middle, two, right = (part.strip() if part else part for part in match.groups())
+    one, two = signs.get(one, one), signs.get(two, two)
+    if two is None:
+        if _VARIABLE.fullmatch(left) and not _VARIABLE.fullmatch(middle):
+            left, one, middle = middle, {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}[one], left
+        if not _VARIABLE.fullmatch(middle):
+            return None
+        if one in ("<", "\\le"):
+            return ("(" if one == "<" else "["), left, "\\infty", ")"
+        return "(", "-\\infty", left, (")" if one == ">" else "]")
+    if not _VARIABLE.fullmatch(middle):
+        return None
+    if one in (">", "\\ge") and two in (">", "\\ge"):
+        left, right, one, two = right, left, {">": "<", "\\ge": "\\le"}[two], {">": "<", "\\ge": "\\le"}[one]
+    if one not in ("<", "\\le") or two not in ("<", "\\le"):
+        return None
+    return ("(" if one == "<" else "["), left, right, (")" if two == "<" else "]")
+
+
+_LETTERS = str.maketrans("АВСЕНأبجدঅবডঢ", "ABCEHABCDABCD")
+_CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
+_CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(\S.*)", re.DOTALL)
+
+
+def gold_choice(text: str) -> tuple[str, str | None] | None:
+    """(letter, its text or None) if a gold answer is "C", "(C)", "(C) 42" or "C. 42"."""
+    match = _CHOICE_GOLD.fullmatch(text.strip())
+    if match:
+        return match[1], None
+    match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
+    if match:
+        return match[1] or match[2], match[3].strip()
+    match = re.fullmatch(r"([A-J]) ([A-Z][a-z]+.*)", text.strip(), re.DOTALL)
+    return (match[1], match[2]) if match else None
+
+
+_LEAD = re.compile(
+    r"\(?\s*(?:(?:option|choice|answer|letter|选项|选)\s*:?\s*)?\(?\s*([A-J])(?![a-zA-Z'’])\s*(?:[).:,;\]]|$|[^\x00-\x7f]|=>|(?<=\s)[a-zA-Z(\"'$])",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(
+    r"(?:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be|antwort|respuesta|réponse|risposta|ответ|الجواب|答案|选|正确|答え|选择)"
+    r"[^A-Za-z\d]{0,12}(?:is|are|est|es|ist|è|for sure|definitely|clearly|option|choice|是|为|は|هو)?[^A-Za-z\d]{0,12}(?:for sure |definitely |clearly |option |choice |letter )?"
+    r"\(?([A-J])(?![a-zA-Z'’]|\s+[a-z]{3,}\s+(?:of|is)\b)",
+)
+_ALONE = re.compile(r"(?<![A-Za-z\d'’])([A-J])(?![A-Za-z\d'’])")
+
+
+def chosen_letter(text: str, *, anywhere: bool = False) -> str | None:
+    """The letter that a statement chooses: the one it begins with, else the one after "answer is" and the like.
+
+    `anywhere` lets the last parenthesised or lone capital letter count, for whole texts without a box.
+    """
+    text = text.translate(_LETTERS).strip().strip("*")
+    match = _LEAD.match(text)
+    if match and match[1].isupper() and not re.match(r"(?:A|I)\s+[a-z]", text):
+        return match[1]
+    if re.fullmatch(r"\(?[a-j]\)?", text):
+        return text.strip("()").upper()
+    found = _AFTER.findall(text)
+    if found:
+        return found[0] if len(text) < 300 and not anywhere else found[-1]
+    if anywhere:
+        found = re.findall(r"\(([A-J])\)", text) or [letter for letter in _ALONE.findall(text) if letter not in "AI"]
+        return found[-1] if found else None
+    found = set(re.findall(r"\(([A-J])\)", text))
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,200 @@
+"""Formulas: parsed by math-verify's LaTeX parser, compared numerically at random points first, then by math-verify. Worker only."""
+
+import logging
+import random
+import re
+
+import sympy
+from latex2sympy2_extended import latex2sympy
+from math_verify import verify
+from math_verify.grader import should_treat_as_complex
+from sympy import Basic, Eq, Expr, Float, MatrixBase, Symbol
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import Boolean
+
+from rewards import normalisation
+from rewards.numeric import Number, same_number
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+DIGITS = 30
+POINTS = 4
+MAX_POWER_BITS = 200_000
+
+
+class Unreadable(ValueError):
+    """The text is no formula that the parser knows."""
+
+
+_PLAIN_FUNCTION = re.compile(
+    r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|infty|infinity|inf|oo|theta|alpha|beta|lambda|phi)(?![a-zA-Z])"
+)
+_ALIASES = {"infinity": "\\infty", "inf": "\\infty", "oo": "\\infty"}
+
+
+def latex(text: str) -> str:
+    """`clean` text as the LaTeX that the parser reads: Python's operators and bare function names translated."""
+    text = re.sub(r"\+\s*-", "-", text.replace("**", "^"))
+    text = re.sub(r"(?<!\\)\bsqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\sqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\^\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"^{\1}", text)
+    text = re.sub(r"\^\s*([+-]?\d+)", r"^{\1}", text) if re.search(r"\^\s*(?:[+-]|\d\d)", text) else text
+    text = _PLAIN_FUNCTION.sub(lambda m: _ALIASES.get(m[1], "\\" + m[1]) + " ", text)
+    text = re.sub(r"\\exp\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"e^{\1}", text)
+    text = re.sub(r"(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", _mixed, text)
+    text = re.sub(r"(?<=[\d)}])\s*\*\s*", r" \\cdot ", text)
+    text = re.sub(r"\*", r" \\cdot ", text)
+    text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)
+    text = re.sub(r"(\d)\s*!\s*!", r"\1!!", text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _mixed(match: re.Match) -> str:
+    whole, above, below = match.groups()
+    if int(above[:20]) < int(below[:20]):
+        return f"({whole}+\\frac{{{above}}}{{{below}}})"
+    return match[0]
+
+
+def parse(text: str):
+    """The sympy object that `clean` text stands for. Raises Unreadable."""
+    if not normalisation.balanced(text) or not text.strip():
+        raise Unreadable(text)
+    source = latex(text)
+    try:
+        parsed = latex2sympy(
+            source, is_real=not should_treat_as_complex(source), convert_degrees=False, normalization_config=None
+        )
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable(text) from error
+    if not isinstance(parsed, (Basic, MatrixBase)):
+        raise Unreadable(text)
+    if isinstance(parsed, Expr) and re.search(r"(?<![a-zA-Z\\])i(?![a-zA-Z])", source) and "_{i" not in source:
+        parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
+    return parsed
+
+
+def same_formula(gold, answer) -> bool:
+    """Whether two parsed formulas are the same."""
+    if isinstance(gold, Expr) and isinstance(answer, Expr) and not _matrices(gold, answer):
+        verdict = _numerically(gold, answer)
+        if verdict is not None:
+            return verdict
+    if (
+        isinstance(gold, Relational)
+        and isinstance(answer, Boolean)
+        or isinstance(answer, Relational)
+        and isinstance(gold, Boolean)
+    ):
+        verdict = _same_solutions(gold, answer)
+        if verdict is not None:
+            return verdict
+    return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _same_solutions(gold: Boolean, answer: Boolean) -> bool | None:
+    """Compare inequalities in one variable by the sets that solve them."""
+    try:
+        if isinstance(gold, Eq) or isinstance(answer, Eq) or gold.free_symbols != answer.free_symbols:
+            return None
+        (symbol,) = gold.free_symbols
+        x = Symbol("x", real=True)
+        left, right = (condition.doit().subs(symbol, x).as_set() for condition in (gold, answer))
+        return True if left == right else None
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:
+        return None
+
+
+def _matrices(*expressions) -> bool:
+    return any(getattr(expression, "is_Matrix", False) for expression in expressions)
+
+
+def _numerically(gold: Expr, answer: Expr) -> bool | None:
+    """Compare values at random points; None where there are none to compare."""
+    try:
+        symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    except Exception:
+        return None
+    if not symbols:
+        return _same_value(gold, answer)
+    if any(not isinstance(symbol, Symbol) for symbol in symbols) or gold.atoms(sympy.core.function.AppliedUndef):
+        return None
+    stream = random.Random(20240901)
+    agreed = 0
+    for trial in range(3 * POINTS):
+        negative = trial % 3 == 2
+        point = {
+            symbol: sympy.Rational(stream.randint(11, 400), stream.choice((97, 101, 103))) * (-1 if negative else 1)
+            for symbol in symbols
+        }
+        if any(symbol.name in ("n", "k", "m") for symbol in symbols):
+            point = {symbol: sympy.Integer(2 + stream.randint(0, 7) + 3 * i) for i, symbol in enumerate(symbols)}
+        left, right = (_value(expression.subs(point)) for expression in (gold, answer))
+        if left is None or right is None:
+            if not negative and (left is None) != (right is None):
+                return None
+            continue
+        if not _near(left, right):
+            return False
+        agreed += 1
+        if agreed >= POINTS:
+            return True
+    return None
+
+
+def _value(expression):
+    """The value of a constant as a complex of 30 digits, or None."""
+    try:
+        value = sympy.N(expression.doit(), DIGITS)
+        if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+            return None
+        real, imaginary = value.as_real_imag()
+        return real, imaginary
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:
+        return None
+
+
+def _near(left, right) -> bool:
+    size = max(abs(part) for part in (*left, *right))
+    if size == 0:
+        return True
+    gap = max(abs(a - b) for a, b in zip(left, right, strict=True))
+    return bool(gap <= size * Float("1e-15"))
+
+
+def _same_value(gold: Expr, answer: Expr) -> bool | None:
+    """Compare constants; decimals agree as rounded numbers do."""
+    if gold == answer:
+        return True
+    left, right = _value(gold), _value(answer)
+    if left is None or right is None:
+        return None
+    if _near(left, right):
+        return True
+    if left[1] == 0 and right[1] == 0 and isinstance(gold, Float) != isinstance(answer, Float):
+        return None  # a decimal against an exact value: the text knows how many digits were written
+    if gold.atoms(Float) or answer.atoms(Float):
+        scale = max(abs(part) for part in (*left, *right))
+        return bool(max(abs(a - b) for a, b in zip(left, right, strict=True)) <= scale * Float("1e-9"))
+    return False
+
+
+def decimal_agrees(number: Number, expression) -> bool | None:
+    """Whether a decimal, read from text, is an exact constant to the digits that it has; None if that is no constant."""
+    if not isinstance(expression, Expr) or expression.free_symbols:
+        return None
+    value = _value(expression)
+    if value is None or value[1] != 0:
+        return None
+    from fractions import Fraction
+
+    exact = Fraction(int(value[0] * sympy.Integer(10) ** 25), 10**25)
+    if abs(exact) < Fraction(1, 10**10):
+        return None
+    return same_number(number, Number(exact)) or abs(exact - number.value) < abs(exact) / 10**14
