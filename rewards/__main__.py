@@ -11,7 +11,7 @@ def main() -> int:
     parser.add_argument("--gold", required=True, help="the reference answer")
     parser.add_argument("--completion", required=True, help="the text to grade; - reads it from standard input")
     parser.add_argument("--require-box", action="store_true", help="let only a boxed answer count")
-    parser.add_argument("--timeout", type=float, default=None, help="seconds it may take (default 5)")
+    parser.add_argument("--timeout", type=float, default=None, help="seconds it may take (default 3)")
     options = parser.parse_args()
     completion = sys.stdin.read() if options.completion == "-" else options.completion
     pair = grading.extract_pairs([completion], [options.gold], require_box=options.require_box)[0]

@@ -7,7 +7,8 @@ from rewards import roles, structure, symbolic, units
 from rewards.normalisation import balanced, clean, compact, words
 from rewards.numeric import read_number, same_number, split_percent
 
-MAX_PARTS = 64
+MAX_PARTS = 1000  # elements of a list
+MAX_PAIRED = 24  # elements of a list that need more than a look at their spelling
 MAX_DEPTH = 6
 
 
@@ -147,22 +148,24 @@ def _same_list(
 
 def _same_multiset(gold: list[str], answer: list[str], depth: int) -> bool:
     """Whether each element has its like on the other side. An element named twice counts once."""
-    gold, answer = _distinct(gold), _distinct(answer)
-    if len(gold) != len(answer):
+    left, right = _distinct(gold), _distinct(answer)
+    if len(left) != len(right):
         return False
-    left = list(answer)
-    for element in gold:
-        match = next((other for other in left if compact(other) == compact(element)), None)
-        if match is None:
-            match = next((other for other in left if _same_one(element, other, depth + 1)), None)
+    rest, others = (
+        [part for key, part in side.items() if key not in other] for side, other in ((left, right), (right, left))
+    )
+    if len(rest) > MAX_PAIRED:
+        return False
+    for element in rest:
+        match = next((other for other in others if _same_one(element, other, depth + 1)), None)
         if match is None:
             return False
-        left.remove(match)
+        others.remove(match)
     return True
 
 
-def _distinct(parts: list[str]) -> list[str]:
-    return list({compact(part): part for part in parts}.values())
+def _distinct(parts: list[str]) -> dict:
+    return {(read_number(part) or compact(part)): part for part in parts}
 
 
 def _same_one(gold: str, answer: str, depth: int) -> bool:

@@ -39,7 +39,7 @@ def grade(
         completions: texts to grade.
         answers: one gold answer each.
         require_box: whether only a boxed answer counts.
-        timeout: seconds a row may take; a row past it is 0.0. Default 5, or `GSR_REWARDS_TIMEOUT`.
+        timeout: seconds a row may take; a row past it is 0.0. Default 3, or `GSR_REWARDS_TIMEOUT`.
 
     A failure of the worker pool itself gives None too.
     """

@@ -86,16 +86,30 @@ def bracketed(text: str) -> tuple[str, str, str] | None:
 
 
 def without_group(text: str) -> str:
-    """`text` without plain braces around all of it."""
+    """`text` without the plain braces and doubled parentheses around all of it."""
     text = text.strip()
-    while text.startswith("{") and text.endswith("}"):
-        depth, inside = 0, text[1:-1]
-        for match in _STEP.finditer(inside):
-            depth += {"{": 1, "}": -1}.get(match[0], 0)
-            if depth < 0:
-                return text
-        text = inside.strip()
-    return text
+    pairs = {}
+    stack = []
+    for match in _STEP.finditer(text):
+        if match[0] in _PLAIN:
+            stack.append((match[0], match.start()))
+        elif match[0] in _PLAIN.values():
+            if not stack or _PLAIN[stack[-1][0]] != match[0]:
+                break
+            pairs[stack.pop()[1]] = match.start()
+    start, end = 0, len(text)
+    while start < end and pairs.get(start) == end - 1:
+        if text[start] == "(" and not pairs.get(start + 1) == end - 2:
+            break
+        start, end = start + 1, end - 1
+        while start < end and text[start] == " ":
+            start += 1
+        while start < end and text[end - 1] == " ":
+            end -= 1
+    return text[start:end].strip()
+
+
+_PLAIN = {"(": ")", "{": "}"}
 
 
 _MATRIX = re.compile(

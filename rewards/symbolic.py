@@ -19,7 +19,10 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 DIGITS = 30
 POINTS = 4
-MAX_POWER_BITS = 200_000
+MAX_FORMULA = 1500  # characters that the parser is given
+MAX_NESTING = 60  # brackets within brackets
+MAX_EXPONENT = 10_000_000  # of a power of numbers that is ever worked out
+MAX_FACTORIAL = 100_000
 
 
 class Unreadable(ValueError):
@@ -58,7 +61,7 @@ def _mixed(match: re.Match) -> str:
 
 def parse(text: str):
     """The sympy object that `clean` text stands for. Raises Unreadable."""
-    if not normalisation.balanced(text) or not text.strip():
+    if not text.strip() or len(text) > MAX_FORMULA or not normalisation.balanced(text) or _tangled(text):
         raise Unreadable(text)
     source = latex(text)
     try:
@@ -71,9 +74,46 @@ def parse(text: str):
         raise Unreadable(text) from error
     if not isinstance(parsed, (Basic, MatrixBase)):
         raise Unreadable(text)
+    _magnitude(parsed)
     if isinstance(parsed, Expr) and re.search(r"(?<![a-zA-Z\\])i(?![a-zA-Z])", source) and "_{i" not in source:
         parsed = parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     return parsed
+
+
+def _tangled(text: str) -> bool:
+    """Whether `text` nests brackets, or repeats signs, as no answer does."""
+    depth = deepest = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    return deepest > MAX_NESTING or bool(re.search(r"([-+!|^_'~])(?:\s*\1){11}", text))
+
+
+def _magnitude(node) -> float:
+    """An estimate of log10 |node| for a constant without working it out; 0 for anything unknown. Raises Unreadable if huge."""
+    if isinstance(node, MatrixBase) or not isinstance(node, Basic):
+        return 0.0
+    if node.is_Number:
+        if node.is_Integer or node.is_Rational:
+            return (abs(int(node.p)).bit_length() - int(node.q).bit_length()) * 0.30103
+        return float(sympy.log(abs(node), 10)) if node.is_finite and node != 0 else 0.0
+    parts = [_magnitude(part) for part in node.args]
+    if isinstance(node, sympy.Pow):
+        exponent, base = node.exp, parts[0]
+        if not exponent.free_symbols and parts[1] > 7 and not (node.base.is_Number and abs(node.base) == 1):
+            raise Unreadable("a power too large to work out")
+        if not node.free_symbols:
+            size = 10 ** min(parts[1], 8)
+            if base * size > 10_000_000:
+                raise Unreadable("a power too large to work out")
+            return min(max(base, 0.31) * size, 1e8) if parts[1] > 0 else base
+    if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.gamma)) and not node.free_symbols:
+        if max(parts) > 5:
+            raise Unreadable("a factorial too large to work out")
+        return 10 ** max(parts) * max(parts)
+    if isinstance(node, sympy.Mul):
+        return min(sum(parts), 1e8)
+    return max(parts, default=0.0)
 
 
 def same_formula(gold, answer) -> bool:
@@ -165,7 +205,7 @@ def _near(left, right) -> bool:
     if size == 0:
         return True
     gap = max(abs(a - b) for a, b in zip(left, right, strict=True))
-    return bool(gap <= size * Float("1e-15"))
+    return bool(gap <= size * Float("1e-20"))
 
 
 def _same_value(gold: Expr, answer: Expr) -> bool | None:
@@ -175,14 +215,25 @@ def _same_value(gold: Expr, answer: Expr) -> bool | None:
     left, right = _value(gold), _value(answer)
     if left is None or right is None:
         return None
+    inexact = gold.atoms(Float) | answer.atoms(Float)
     if _near(left, right):
-        return True
+        return True if inexact else _difference_is_zero(gold, answer)
     if left[1] == 0 and right[1] == 0 and isinstance(gold, Float) != isinstance(answer, Float):
         return None  # a decimal against an exact value: the text knows how many digits were written
-    if gold.atoms(Float) or answer.atoms(Float):
+    if inexact:
         scale = max(abs(part) for part in (*left, *right))
         return bool(max(abs(a - b) for a, b in zip(left, right, strict=True)) <= scale * Float("1e-9"))
     return False
+
+
+def _difference_is_zero(gold: Expr, answer: Expr) -> bool:
+    """Whether constants that agree to twenty digits agree."""
+    left, right = gold.doit(), answer.doit()
+    difference = left - right
+    if difference.is_Rational:
+        return bool(difference == 0)
+    size, gap = abs(sympy.N(left, 15)), abs(difference.evalf(5, maxn=300))
+    return bool(gap <= size * Float("1e-200", 15)) or gap._prec == 1 if isinstance(gap, Float) else True
 
 
 def decimal_agrees(number: Number, expression) -> bool | None:

@@ -23,8 +23,8 @@ MAX_WORKERS = 16
 
 
 def default_timeout() -> float:
-    """Seconds a row may take: `GSR_REWARDS_TIMEOUT`, or 5."""
-    return float(os.environ.get("GSR_REWARDS_TIMEOUT", "5"))
+    """Seconds a row may take: `GSR_REWARDS_TIMEOUT`, or 3."""
+    return float(os.environ.get("GSR_REWARDS_TIMEOUT", "3"))
 
 
 def default_workers() -> int:
