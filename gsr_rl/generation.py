@@ -8,7 +8,8 @@ engine.close()
 import contextlib
 import gc
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 KINDS = ("vllm", "transformers")
 
@@ -45,6 +46,10 @@ def cpu_environment() -> bool:
         return False
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Even in eager mode vLLM compiles its sampler, anew for each batch size: minutes for what takes seconds.
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if "torch._dynamo.config" in sys.modules:  # it has read the environment already
+        sys.modules["torch._dynamo.config"].disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"
     return True
 
 
@@ -100,6 +105,8 @@ class _Engine:
                 )
         if not prompt_token_ids:
             return []
+        if sampling.temperature == 0 and sampling.n > 1:  # n copies of one completion
+            return [group * sampling.n for group in self._generate(prompt_token_ids, replace(sampling, n=1))]
         return self._generate(prompt_token_ids, sampling)
 
     def _completions(self, token_ids: list[list[int]], finished: list[bool], n: int) -> list[list[Completion]]:
@@ -196,19 +203,16 @@ class TransformersEngine(_Engine):
             batch = self.tokenizer.pad(
                 {"input_ids": [prompt_token_ids[i] for i in indices]}, return_tensors="pt", padding_side="left"
             ).to(self._model.device)
-            greedy_copies = sampling.n if sampling.temperature == 0 else 1
             with torch.inference_mode():
                 out = self._model.generate(
                     **batch,
                     **sample,
                     max_new_tokens=sampling.max_tokens,
-                    num_return_sequences=sampling.n // greedy_copies,
+                    num_return_sequences=sampling.n,
                     eos_token_id=sorted(ends - {None}),
                     pad_token_id=self.tokenizer.pad_token_id,
                 )
             rows = [_until_end(row, ends) for row in out[:, batch["input_ids"].shape[1] :].tolist()]
-            if greedy_copies > 1:
-                rows = [row for row in rows for _ in range(sampling.n)]
             for place, index in enumerate(indices):
                 found[index] = rows[place * sampling.n : (place + 1) * sampling.n]
         flat = [row for index in range(len(prompt_token_ids)) for row in found[index]]
