@@ -165,16 +165,92 @@ def _check_jsonl(c) -> list[str]:
     return []
 
 
+def _check_sampling(c) -> list[str]:
+    """The keys of `EngineConfig`."""
+    found = []
+    if c.engine not in ("vllm", "transformers"):
+        found.append(f"engine={c.engine!r} is not known: use vllm or transformers")
+    for name in ("num_generations", "num_candidate_sets", "max_completion_length"):
+        if getattr(c, name) < 1:
+            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
+    for name in ("temperature", "refinement_temperature"):
+        if getattr(c, name) < 0:
+            found.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
+    for name in ("top_p", "refinement_top_p"):
+        if not 0 < getattr(c, name) <= 1:
+            found.append(f"{name}={getattr(c, name)}: a share above 0 and at most 1 is expected")
+    if not c.output_dir:
+        found.append("output_dir is not set: give the folder that the results go to")
+    if c.num_candidates > c.num_generations:
+        found.append(
+            f"num_candidates={c.num_candidates} is more than num_generations={c.num_generations}: a refinement can "
+            f"only show candidates that were sampled, set num_generations to at least {c.num_candidates}"
+        )
+    length, window = c.max_refinement_length or c.max_completion_length, c.max_model_length
+    if window and c.max_refinement_prompt_length + length > window:
+        found.append(
+            f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
+            f"tokens is more than the engine's window max_model_length={window}: set max_refinement_prompt_length to "
+            f"at most {window - length} or raise max_model_length"
+        )
+    return found
+
+
+def _check_model(c, name: str) -> list[str]:
+    """A model is named; what looks like a path exists."""
+    value = getattr(c, name)
+    if not value:
+        return [f"{name} is not set: give a path or a Hub name"]
+    first = Path(value).parts[0]
+    looks_local = first in (".", "..", "/", "~") or len(Path(value).parts) > 2 or Path(first).is_dir()
+    if looks_local and not Path(value).is_dir():
+        return [f"{name}={value}: there is no such folder, give a path that exists or a Hub name"]
+    return []
+
+
 def check_distill(c) -> list[str]:
     """The keys of `DistillConfig`."""
-    return check_refinement(c)
+    found = check_refinement(c) + _check_sampling(c) + _check_model(c, "student_model")
+    if c.teacher_model:
+        found += _check_model(c, "teacher_model")
+    sources = ("student", "student_right", "teacher", "gold", "none")
+    if c.direct_source not in sources:
+        found.append(f"direct_source={c.direct_source!r}: use one of {', '.join(sources)}")
+    if c.direct_ratio < 0:
+        found.append(f"direct_ratio={c.direct_ratio} is negative: set it to 0 or direct_source to none")
+    for name in ("refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk"):
+        if getattr(c, name) < 1:
+            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
+    return found
 
 
 def check_sft(c) -> list[str]:
     """The keys of `GSRSFTConfig`."""
-    return []
+    found = check_refinement(c)
+    name = c.dataset_name
+    if not name:
+        found.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")
+    elif (Path(name).suffix in LOCAL_SUFFIXES or os.path.isabs(name)) and not Path(name).is_file():
+        found.append(f"dataset_name={name}: there is no such file, run distill_gsr.py first or give another file")
+    stages = [c.stages] if isinstance(c.stages, str) else c.stages
+    if not stages or set(stages) - {"candidate", "refinement"}:
+        found.append(f"stages={stages}: use candidate, refinement or both")
+    if c.max_rows is not None and c.max_rows < 1:
+        found.append(f"max_rows={c.max_rows}: at least 1 is needed, or leave it out")
+    return found
 
 
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
-    return check_refinement(c)
+    found = check_refinement(c) + _check_sampling(c) + _check_model(c, "model")
+    if c.num_generations < c.num_candidates + 1:
+        found.append(
+            f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "
+            f"vote: set num_generations to at least {c.num_candidates + 1}"
+        )
+    controls = [c.controls] if isinstance(c.controls, str) else c.controls
+    if unknown := sorted(set(controls or []) - {"none", "foreign"}):
+        found.append(f"controls={unknown}: use none, foreign, both, or an empty list")
+    if c.candidates_from and not Path(c.candidates_from).is_file():
+        found.append(f"candidates_from={c.candidates_from}: there is no such file, give a run's samples.parquet")
+    return found

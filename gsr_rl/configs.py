@@ -3,9 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import GRPOConfig
+from trl import GRPOConfig, SFTConfig
 
-from gsr_rl.checks import check_grpo, check_refinement, raise_if_any
+from gsr_rl.checks import (
+    check_distill,
+    check_eval,
+    check_grpo,
+    check_refinement,
+    check_sft,
+    raise_if_any,
+)
 
 
 @dataclass
@@ -117,3 +124,130 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     def block_size(self) -> int:
         """Rows of one problem: `num_generations` for each trained stage."""
         return len(self.stages) * self.num_generations
+
+
+@dataclass
+class EngineConfig:
+    """The engine that distillation and evaluation sample with, and how they sample."""
+
+    engine: str = field(default="vllm", metadata={"help": "vllm (in process), or transformers (slow, everywhere)."})
+    engine_dtype: str = field(default="auto", metadata={"help": "Number format: auto, float32, bfloat16, float16."})
+    max_model_length: int | None = field(
+        default=None, metadata={"help": "The engine's window in tokens, prompt and completion. Default: the model's."}
+    )
+    max_num_seqs: int | None = field(default=None, metadata={"help": "Sequences decoded at once. Default: engine's."})
+    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for the engine."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that one copy of a model is cut over."})
+    num_generations: int = field(default=8, metadata={"help": "Candidates sampled per problem."})
+    num_candidate_sets: int = field(
+        default=1, metadata={"help": "M: candidate sets per problem; they share no candidate while M*K <= candidates."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of candidates; 0 is greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of candidates."})
+    max_completion_length: int = field(default=4096, metadata={"help": "Limit of a candidate in tokens."})
+    refinement_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of refinements."})
+    refinement_top_p: float = field(default=1.0, metadata={"help": "Nucleus of refinements."})
+    max_refinement_length: int | None = field(
+        default=None, metadata={"help": "Limit of a refinement in tokens. Default: max_completion_length."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of sampling, of the choice of candidates and of intervals."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check everything, print the resolved configuration and the amounts, load no weights."},
+    )
+
+
+@dataclass
+class EvalConfig(RefinementConfig, EngineConfig):
+    """Evaluation: candidates, refinements over them, controls."""
+
+    model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model to evaluate."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of eval.json, report and samples.parquet."})
+    benchmark_name: str | None = field(
+        default=None, metadata={"help": "Name of the benchmark in eval.json. Default: from dataset_name."}
+    )
+    split_by: str | None = field(
+        default=None, metadata={"help": "Key of the problem rows; the tables are also given for each of its values."}
+    )
+    controls: list[str] = field(
+        default_factory=lambda: ["none", "foreign"],
+        metadata={"help": "Further refinements: over no candidates (none), over another problem's (foreign)."},
+    )
+    candidates_from: str | None = field(
+        default=None,
+        metadata={"help": "samples.parquet of another run: also refine over that run's candidate sets (frozen)."},
+    )
+
+    def __post_init__(self):
+        RefinementConfig.__post_init__(self)
+        if self.max_refinement_length is None:
+            self.max_refinement_length = self.max_completion_length
+        raise_if_any(check_eval(self))
+
+
+@dataclass
+class DistillConfig(RefinementConfig, EngineConfig):
+    """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
+
+    student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of sft_rows.jsonl, the report and the shards it resumes from."}
+    )
+    refinements_per_set: int = field(default=10, metadata={"help": "Refinements sampled per candidate set."})
+    max_if_all_right: int = field(
+        default=4,
+        metadata={"help": "Rows kept of a problem all of whose refinements are right; of other problems all right."},
+    )
+    direct_source: str = field(
+        default="teacher",
+        metadata={
+            "help": "Direct solutions mixed in: `student` (its own samples, right or wrong), `student_right`, "
+            "`teacher` (sampled and verified), `gold` (the rows' `solution`), or `none`."
+        },
+    )
+    direct_ratio: float = field(default=1.0, metadata={"help": "Direct rows per refinement row."})
+    direct_generations: int = field(
+        default=4,
+        metadata={"help": "Direct solutions sampled per problem by the teacher, with direct_source: teacher."},
+    )
+    keep_thinking: bool = field(
+        default=True, metadata={"help": "Train on a completion's thinking part too; otherwise on what follows it."}
+    )
+    problems_per_chunk: int = field(
+        default=1024, metadata={"help": "Problems of one engine call, and of one shard: what a kill can cost."}
+    )
+
+    def __post_init__(self):
+        RefinementConfig.__post_init__(self)
+        if self.max_refinement_length is None:
+            self.max_refinement_length = self.max_completion_length
+        if self.teacher_model is None:
+            self.teacher_model = self.student_model
+        raise_if_any(check_distill(self))
+
+
+@dataclass
+class GSRSFTConfig(RefinementConfig, SFTConfig):
+    """Supervised warm start on solve rows and refine rows. Every key of TRL's SFTConfig keeps its meaning."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "SFT rows: a .jsonl, .json or .parquet file, or a data set on the Hub."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    stages: list[str] = field(
+        default_factory=lambda: ["candidate", "refinement"],
+        metadata={"help": "Rows to train on by stage: candidate (direct solutions), refinement, or both."},
+    )
+    max_rows: int | None = field(default=None, metadata={"help": "Train on N rows only, chosen by the seed."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check everything, print the resolved configuration and the amounts, load no weights."},
+    )
+
+    def __post_init__(self):
+        raise_if_any(check_sft(self))
+        SFTConfig.__post_init__(self)
