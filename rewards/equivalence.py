@@ -76,6 +76,8 @@ def same(gold: str, answer: str, depth: int = 0) -> bool:
         if text is None:
             return len(gold) == 1 and _same_parts(gold, answer, depth)
         own = structure.gold_choice(answer)
+        if own and own[0] != letter:
+            return False
         return same(text, own[1] if own and own[1] else answer, depth + 1) if depth < MAX_DEPTH else False
     return _same_parts(gold, answer, depth)
 
@@ -93,6 +95,9 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     if all(numbers):
         return same_number(*numbers)
     gold, answer = (structure.without_approximation(side) for side in (gold, answer))
+    named = structure.assignment(answer)
+    if named and numbers[0] and read_number(named[1]):  # "x = 58,500" is one number
+        return same_number(numbers[0], read_number(named[1]))
     gold_parts, answer_parts = (
         [p for part in structure.parts_of(side) for p in structure.expand_plus_minus(part)] for side in (gold, answer)
     )
@@ -178,6 +183,7 @@ def _same_one(gold: str, answer: str, depth: int) -> bool:
     if all(numbers):
         return same_number(*numbers)
     for step in (
+        _same_named_text,
         _same_text,
         _same_clock,
         _same_based,
@@ -194,12 +200,14 @@ def _same_one(gold: str, answer: str, depth: int) -> bool:
     return _same_formula(gold, answer, numbers)
 
 
-_ARTICLES = re.compile(r"\b(?:a|an|the|it|is|are|answer|final|solution|value|of|there|exactly)\b")
+_ARTICLES = re.compile(r"\b(?:a|an|the|it|is|are|answer|final|of|there|exactly)\b")
 
 
 def _same_text(gold: str, answer: str, depth: int) -> bool | None:
     """Words against words. None if the gold answer is not words alone."""
     said = words(gold)
+    if not said and words(answer) and _SYNONYMS.get(_bag(gold), "") == _SYNONYMS.get(_bag(answer)):
+        return True
     if not said or re.search(r"\d|\\(?!text)[a-zA-Z]|[=<>^]", gold):
         return None
     left, right = (_bag(side) for side in (gold, answer))
@@ -246,6 +254,14 @@ def _bag(text: str) -> str:
     text = text.casefold()
     plain = re.sub(r"\s+", " ", _ARTICLES.sub(" ", re.sub(r"[\"'`*.,;:!?(){}\[\]-]", " ", text))).strip()
     return plain if words(plain) else re.sub(r"\s+", "", text)
+
+
+def _same_named_text(gold: str, answer: str, depth: int) -> bool | None:
+    """Take "x =" away before words and numbers in another base, which have no equations."""
+    named = structure.assignment(answer)
+    if named and not structure.is_equation(gold) and (words(gold) or _BASED.fullmatch(gold)):
+        return _same_one(gold, named[1], depth + 1)
+    return None
 
 
 def _same_clock(gold: str, answer: str, depth: int) -> bool | None:

@@ -134,7 +134,7 @@ def _ascribed(text: str, position: int) -> bool:
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _NOUNS = (
-    r"ответ|відповідь|الجواب|الإجابة|答案|答え|解答|答|정답|답|उत्तर|জবাব|উত্তর|คำตอบ|תשובה"
+    r"ответ|відповідь|الجواب|الإجابة|答案|答え|解答|答|정답(?:은|는)?|답(?:은|는)?|उत्तर|জবাব|উত্তর|คำตอบ|תשובה"
     r"|lösung|antwort|respuesta|réponse|risposta|resposta|antwoord|odpowiedź|svar|cevap|jawaban|đáp án|απάντηση|jibu"
 )
 _PHRASE = re.compile(
@@ -197,8 +197,7 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
         return _statement(text[phrase.end() :], kind) or None
     if kind in ("choice", "words") or (len(text) <= MAX_SHORT and "\n" not in text):
         return _picked(text[-1000:], kind, first=False) or None
-    values = _values(text)
-    return values[-1][1] if values else None
+    return _value_in(text, first=False)
 
 
 def _last(pattern: re.Pattern, text: str) -> re.Match | None:
@@ -233,18 +232,29 @@ def _picked(text: str, kind: str, *, first: bool) -> str:
     text = text.strip().rstrip(".。")
     if kind != "formula" or not _prose(text):
         return text
+    return _value_in(text, first=first) or text
+
+
+def _value_in(text: str, *, first: bool) -> str | None:
+    """The value that `text` states: after its last "is" or "=", else its first or last; with those that are joined to it."""
     values = _values(text)
     if not values:
-        return text
-    after = [value for start, value in values if _BEFORE.search(text[:start])]
-    if after:
-        return after[-1]
-    return values[0 if first else -1][1]
+        return None
+    after = [place for place, value in enumerate(values) if _BEFORE.search(text[: value[0]])]
+    place = after[-1] if after else 0 if first else len(values) - 1
+    low = high = place
+    while low > 0 and _CONNECTOR.fullmatch(text[values[low - 1][1] : values[low][0]]):
+        low -= 1
+    while high + 1 < len(values) and _CONNECTOR.fullmatch(text[values[high][1] : values[high + 1][0]]):
+        high += 1
+    return ", ".join(value[2] for value in values[low : high + 1])  # "either 3 or 4" is a list, not a first guess
 
 
 def _prose(text: str) -> bool:
     said = list(
-        _LANGUAGE.finditer(_MATH.sub(" 0 ", re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}", " ", text)))
+        _LANGUAGE.finditer(
+            _MATH.sub(" 0 ", re.sub(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}", " ", text))
+        )
     )
     value = re.search(r"[\d$\\]", text)
     return len(said) >= 4 or bool(
@@ -252,18 +262,16 @@ def _prose(text: str) -> bool:
     )
 
 
-def _values(text: str) -> list[tuple[int, str]]:
-    """(position, text) of each formula between dollars or the like, and of each number outside them."""
-    spans = [
-        (match.start(), match.end(), _inside(match) + _percent(text, match.end())) for match in _MATH.finditer(text)
-    ]
-    found = []
-    for start, _, value in spans:
+def _values(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, text) of each formula between dollars or the like, and of each number outside them."""
+    spans = []
+    for match in _MATH.finditer(text):
+        value, percent = _inside(match), _percent(text, match.end())
         inner = _VALUE.findall(value) if len(_LANGUAGE.findall(value)) > 1 and "\\text" not in value else None
-        found.append((start, inner[-1].strip() if inner else value))
-    position = 0
+        spans.append((match.start(), match.end() + len(percent), inner[-1].strip() if inner else value + percent))
+    found, position = list(spans), 0
     for start, end, _ in [*spans, (len(text), len(text), "")]:
-        found += [(position + match.start(), match[0].strip()) for match in _VALUE.finditer(text[position:start])]
+        found += [(m.start(), m.end(), m[0].strip()) for m in _VALUE.finditer(text, position, start)]
         position = end
     return sorted(found)
 

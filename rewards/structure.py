@@ -2,6 +2,8 @@
 
 import re
 
+from rewards.normalisation import words
+
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 _CLOSE = {")", "]", "}"}
 _STEP = re.compile(
@@ -204,6 +206,7 @@ def inequality_interval(text: str) -> tuple[str, str, str, str] | None:
 
 
 _LETTERS = str.maketrans("АВСЕНأبجدঅবডঢ", "ABCEHABCDABCD")
+_LOCAL_LETTER = re.compile(r"(?<!\w)[АВСЕНأبجدঅবডঢ](?!\w)")
 _CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(\S.*)", re.DOTALL)
 
@@ -225,29 +228,33 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _AFTER = re.compile(
-    r"(?:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be|antwort|respuesta|réponse|risposta|ответ|الجواب|答案|选|正确|答え|选择)"
-    r"[^A-Za-z\d]{0,12}(?:is|are|est|es|ist|è|for sure|definitely|clearly|option|choice|是|为|は|هو)?[^A-Za-z\d]{0,12}(?:for sure |definitely |clearly |option |choice |letter )?"
-    r"\(?([A-J])(?![a-zA-Z'’]|\s+[a-z]{3,}\s+(?:of|is)\b)",
+    r"(?:\b(?i:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be|antwort|respuesta|réponse|risposta|resposta|ist|est|es)\b"
+    r"|(?i:ответ|الجواب|الإجابة|答案|选|正确|答え|选择|정답))"
+    r"[^A-Za-z\d]{0,12}(?:(?i:is|are|est|es|ist|for sure|definitely|clearly|option|choice|letter|是|为|は|هو|هي)[^A-Za-z\d]{0,12}){0,3}"
+    r"\(?([A-J])(?![a-zA-Z'’])"
+)
+_SEVERAL = re.compile(r"\(?[A-J]\)?\s*(?:[,/&;]|\bor\b|\band\b|\s|(?<=\)))\s*\(?[A-J](?![a-zA-Z'’])")
+_RULED_OUT = re.compile(
+    r"(?:n['’]t|\bnot|\bcannot|\bnor|\bnon|\bpas|不是)\s+(?:be\s+)?\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|nor|and)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
 )
 _ALONE = re.compile(r"(?<![A-Za-z\d'’])([A-J])(?![A-Za-z\d'’])")
 
 
-def chosen_letter(text: str, *, anywhere: bool = False) -> str | None:
-    """The letter that a statement chooses: the one it begins with, else the one after "answer is" and the like.
-
-    `anywhere` lets the last parenthesised or lone capital letter count, for whole texts without a box.
-    """
-    text = text.translate(_LETTERS).strip().strip("*")
+def chosen_letter(text: str) -> str | None:
+    """The letter that a statement chooses: the one it begins with, else the one after "answer is" and the like, else the last."""
+    text = _LOCAL_LETTER.sub(lambda m: m[0].translate(_LETTERS), text).strip().strip("*")
+    if _SEVERAL.match(text):
+        return None
     match = _LEAD.match(text)
     if match and match[1].isupper() and not re.match(r"(?:A|I)\s+[a-z]", text):
         return match[1]
     if re.fullmatch(r"\(?[a-j]\)?", text):
         return text.strip("()").upper()
+    text = _RULED_OUT.sub(" ", text)
     found = _AFTER.findall(text)
     if found:
-        return found[0] if len(text) < 300 and not anywhere else found[-1]
-    if anywhere:
-        found = re.findall(r"\(([A-J])\)", text) or [letter for letter in _ALONE.findall(text) if letter not in "AI"]
-        return found[-1] if found else None
-    found = set(re.findall(r"\(([A-J])\)", text))
-    return found.pop() if len(found) == 1 else None
+        return found[0] if re.match(r"(?i:answer|antwort|respuesta|réponse|ответ)", text) else found[-1]
+    found = re.findall(r"\(([A-J])\)", text)
+    if not found and len(words(text)) > 1:
+        found = [letter for letter in _ALONE.findall(text) if letter not in "AI"]
+    return found[-1] if found and (len(words(text)) > 2 or len(set(found)) == 1) else None

@@ -48,7 +48,7 @@ def split_unit(text: str) -> tuple[str, str]:
     if not re.search(r"\d|\\pi|\\frac|\\sqrt", number):
         return text, ""
     spaced = text[len(match["number"])].isspace() if len(text) > len(match["number"]) else False
-    if dimension(unit) is None and not (spaced and len(re.match(r"[^\W\d_]*", unit)[0]) > 2):
+    if unit.isascii() and dimension(unit) is None and not (spaced and len(re.match(r"[^\W\d_]*", unit)[0]) > 2):
         return text, ""
     return number, unit
 
