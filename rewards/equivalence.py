@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from rewards import roles, structure, symbolic, units
+from rewards import arithmetic, roles, structure, symbolic, units
 from rewards.normalisation import balanced, clean, compact, words
 from rewards.numeric import read_number, same_number, split_percent
 
@@ -440,8 +440,13 @@ def _same_with_unit(gold: str, answer: str, depth: int) -> bool | None:
 
 
 def _same_formula(gold: str, answer: str, numbers: tuple) -> bool:
-    """Compare what the LaTeX parser makes of them."""
+    """Compare values: by the small reader where it can, else by what the LaTeX parser makes of both."""
     (gold, left_percent), (answer, right_percent) = split_percent(gold), split_percent(answer)
+    decimal = numbers[0] and numbers[0].decimals or numbers[1] and numbers[1].decimals
+    if not decimal and not left_percent and not right_percent:
+        verdict = _by_arithmetic(gold, answer)
+        if verdict is not None:
+            return verdict
     try:
         left, right = symbolic.parse(gold), symbolic.parse(answer)
     except symbolic.Unreadable:
@@ -454,12 +459,19 @@ def _same_formula(gold: str, answer: str, numbers: tuple) -> bool:
     if symbolic.same_formula(left, right):
         return True
     if left_percent != right_percent:
+        sides = ((gold, left_percent), (answer, right_percent))
         try:
-            scaled = [
-                symbolic.parse(f"\\frac{{{side}}}{{100}}" if p else side)
-                for side, p in ((gold, left_percent), (answer, right_percent))
-            ]
+            scaled = [symbolic.parse(f"\\frac{{{side}}}{{100}}" if percent else side) for side, percent in sides]
         except symbolic.Unreadable:
             return False
         return symbolic.same_formula(*scaled)
     return False
+
+
+def _by_arithmetic(gold: str, answer: str) -> bool | None:
+    sides = [structure.split_top(side, ("=",)) for side in (gold, answer)]
+    if len(sides[0]) == len(sides[1]) == 1:
+        return arithmetic.same(gold, answer)
+    if len(sides[0]) == len(sides[1]) == 2:
+        return arithmetic.same_equation(tuple(sides[0]), tuple(sides[1]))
+    return None

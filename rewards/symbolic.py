@@ -3,6 +3,8 @@
 import logging
 import random
 import re
+from fractions import Fraction
+from functools import lru_cache
 
 import sympy
 from latex2sympy2_extended import latex2sympy
@@ -59,6 +61,7 @@ def _mixed(match: re.Match) -> str:
     return match[0]
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str):
     """The sympy object that `clean` text stands for. Raises Unreadable."""
     if not text.strip() or len(text) > MAX_FORMULA or not normalisation.balanced(text) or _tangled(text):
@@ -243,8 +246,6 @@ def decimal_agrees(number: Number, expression) -> bool | None:
     value = _value(expression)
     if value is None or value[1] != 0:
         return None
-    from fractions import Fraction
-
     exact = Fraction(int(value[0] * sympy.Integer(10) ** 25), 10**25)
     if abs(exact) < Fraction(1, 10**10):
         return None
