@@ -240,8 +240,8 @@ def _value_in(text: str, *, first: bool) -> str | None:
     values = _values(text)
     if not values:
         return None
-    after = [place for place, value in enumerate(values) if _BEFORE.search(text[: value[0]])]
-    place = after[-1] if after else 0 if first else len(values) - 1
+    after = [place for place, value in enumerate(values) if _BEFORE.search(text[max(0, value[0] - 40) : value[0]])]
+    place = (after[-1] if after else 0) if first else len(values) - 1
     low = high = place
     while low > 0 and _CONNECTOR.fullmatch(text[values[low - 1][1] : values[low][0]]):
         low -= 1

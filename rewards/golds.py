@@ -3,8 +3,9 @@
 import re
 
 from rewards import roles, structure
-from rewards.extraction import answer_of_kind, boxed_answer
-from rewards.normalisation import clean, words
+from rewards.extraction import MAX_ANSWER, answer_of_kind, boxed_answer
+from rewards.normalisation import balanced, clean, words
+from rewards.numeric import read_number
 
 _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
 
@@ -19,12 +20,26 @@ def read_gold(gold) -> str | None:
     elif _SOLUTION.search(text) and len(text) > 12:
         found = answer_of_kind(text, "words")
         text = found if found else text
-    return text if re.search(r"\S", text) else None
+    return None if len(text) <= MAX_ANSWER and unreadable(text) else text
+
+
+def unreadable(gold: str) -> str | None:
+    """Why a gold answer cannot be read, or None if it can."""
+    text = clean(gold)
+    if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text):
+        return "the gold answer is empty"
+    if not balanced(text):
+        return "the gold answer has braces that do not close"
+    if words(text) or read_number(text) or structure.gold_choice(text):
+        return None
+    if re.search(r"\\frac\s*(?:$|[^{\s])|\\frac\s*\{[^{}]*\}\s*$|\\sqrt\s*$|[\^_=+*/-]\s*$|\{\s*\}\s*$", text):
+        return "the gold answer breaks off"
+    return None
 
 
 def kind_of(gold: str) -> str:
     """What the answer is looked for as: "roles" (who is a knight), "choice" (a letter), "words", or "formula"."""
-    if len(gold) > 4096:
+    if len(gold) > MAX_ANSWER:
         return "formula"
     if roles.roles(gold) is not None:
         return "roles"

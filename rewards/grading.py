@@ -1,5 +1,6 @@
 """Grade completions against gold answers, and group answers for a vote."""
 
+import atexit
 import collections
 import functools
 import os
@@ -26,6 +27,7 @@ def _after_fork() -> None:
     _verifier.abandon()
 
 
+atexit.register(_verifier.shutdown)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
@@ -99,20 +101,20 @@ def _judgement(reply: dict) -> dict:
     if "failed" in reply:
         return {"score": None, "status": "failed", "why": reply["failed"]}
     if reply.get("timeout"):
-        if reply["gold_read"]:
-            return {"score": 0.0, "status": "timeout", "why": "comparing took longer than the deadline"}
-        return {"score": None, "status": "gold", "why": "reading the gold answer took longer than the deadline"}
+        return {"score": 0.0, "status": "timeout", "why": "comparing took longer than the deadline"}
     if reply.get("died"):
         return {"score": 0.0, "status": "died", "why": "two workers died of it"}
-    if reply["verdict"] is None:
-        return {"score": None, "status": "gold", "why": reply["why"]}
     return {"score": float(reply["verdict"]), "status": "compared", "why": reply["why"]}
 
 
 def _quick(gold: str | None, answer: str | None) -> dict | None:
     """The judgement where no worker is needed; None where one is."""
     if gold is None:
-        return {"score": None, "status": "gold", "why": "the gold answer is empty or no text"}
+        return {
+            "score": None,
+            "status": "gold",
+            "why": "the gold answer cannot be read: it is empty, breaks off, or is no text",
+        }
     if answer is None:
         return {"score": 0.0, "status": "no answer", "why": "no answer found"}
     if max(len(gold), len(answer)) > MAX_ANSWER:
@@ -143,22 +145,38 @@ def _key(text: str) -> str:
 
 
 def vote(answers: list[str | None], *, timeout: float | None = None) -> list[int | None]:
-    """Class of each answer, by the notion of sameness that `grade` uses; None for an answer that is None.
+    """Class of each answer, by the notion of sameness that `grade` uses; None for an answer that is None or empty.
 
-    Ids count up from 0 in order of first appearance. An answer joins the first class whose first member it equals, so classes do not
-    overlap, whatever the order of comparison.
+    Ids count up from 0 in order of first appearance. Answers spelled alike, and equal numbers, are one class without asking a worker.
+    Any other answer joins the first class whose first member it equals, read either way round; so classes never overlap and the
+    same list always gives the same classes.
     """
-    keys = [None if answer is None else answer.strip() for answer in answers]
+    keys = [_vote_key(answer) for answer in answers]
+    members: dict = {}  # key -> the first answer spelled so
+    for key, answer in zip(keys, answers, strict=True):
+        if key is not None:
+            members.setdefault(key, answer)
     representatives: list[str] = []
-    classes: dict[str, int] = {}
-    for key in dict.fromkeys(key for key in keys if key):
-        judgements = judge([(other, key) for other in representatives], timeout=timeout)
-        same = next((index for index, judgement in enumerate(judgements) if judgement["score"] == 1.0), None)
+    classes: dict = {}
+    for key, answer in members.items():
+        both_ways = [pair for other in representatives for pair in ((other, answer), (answer, other))]
+        judgements = judge(both_ways, timeout=timeout) if both_ways else []
+        same = next((place // 2 for place, judgement in enumerate(judgements) if judgement["score"] == 1.0), None)
         if same is None:
             same = len(representatives)
-            representatives.append(key)
+            representatives.append(answer)
         classes[key] = same
-    return [classes.get(key) if key else None for key in keys]
+    return [None if key is None else classes[key] for key in keys]
+
+
+def _vote_key(answer: str | None):
+    """What makes two answers one without a look at their meaning; None for no answer."""
+    if not isinstance(answer, str) or not answer.strip():
+        return None
+    if len(answer) > MAX_ANSWER:
+        return answer.strip()
+    number = _number(answer)
+    return (number.value, number.percent) if number else _key(answer) or answer.strip()
 
 
 def stats() -> dict[str, int]:

@@ -146,6 +146,8 @@ def assignment(text: str) -> tuple[str, str] | None:
     match = _ASSIGNMENT.fullmatch(text.strip())
     if not match or _RELATION.search(text):
         return None
+    if "=" in match[2] and len(split_top(text, (",", ";"))) > 1:
+        return None  # "x = 1, y = 2" is a list
     return re.sub(r"\s", "", match[1]), split_top(match[2], ("=",))[-1]
 
 
@@ -251,7 +253,10 @@ def chosen_letter(text: str) -> str | None:
     if re.fullmatch(r"\(?[a-j]\)?", text):
         return text.strip("()").upper()
     text = _RULED_OUT.sub(" ", text)
-    found = _AFTER.findall(text)
+    matches = list(_AFTER.finditer(text))
+    if any(_SEVERAL.match(text, match.start(1)) for match in matches):
+        return None
+    found = [match[1] for match in matches]
     if found:
         return found[0] if re.match(r"(?i:answer|antwort|respuesta|réponse|ответ)", text) else found[-1]
     found = re.findall(r"\(([A-J])\)", text)

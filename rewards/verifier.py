@@ -48,10 +48,9 @@ class Worker:
         self.buffer = b""
         self.row = None  # index of the row in flight
         self.deadline = 0.0
-        self.gold_read = False
 
     def send(self, row: int, request: dict, timeout: float) -> None:
-        self.row, self.deadline, self.gold_read = row, time.monotonic() + timeout, False
+        self.row, self.deadline = row, time.monotonic() + timeout
         self.sock.settimeout(timeout)
         self.sock.sendall(json.dumps(request).encode() + b"\n")
 
@@ -257,7 +256,7 @@ class Verifier:
     def run(self, requests: list[dict], timeout: float) -> list[dict]:
         """One reply a request, in order.
 
-        A reply is what the worker sent, or {"timeout": True, "gold_read": bool} past the deadline, {"died": True} if two workers died of
+        A reply is what the worker sent, or {"timeout": True} past the deadline, {"died": True} if two workers died of
         it, or {"failed": reason} if the pool cannot work.
         """
         replies: list[dict | None] = [None] * len(requests)
@@ -308,9 +307,6 @@ class Verifier:
                         settle(worker, None)
                         continue
                     for message in messages:
-                        if message.get("gold_read"):
-                            worker.gold_read = True
-                            continue
                         replies[worker.row] = message
                         if todo and not self._waiting:
                             feed(worker)
@@ -321,7 +317,7 @@ class Verifier:
                 now = time.monotonic()
                 for worker in [worker for worker in busy if worker.deadline <= now]:
                     self.counts["timeouts"] += 1
-                    settle(worker, {"timeout": True, "gold_read": worker.gold_read})
+                    settle(worker, {"timeout": True})
         except PoolError as error:
             self.counts["pool_failures"] += 1
             logger.error("answers cannot be verified: %s", error)

@@ -1,0 +1,126 @@
+"""The reward functions, by name and with TRL's signature."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from rewards import load_reward_funcs
+
+
+def shout(prompts, completions, **columns):
+    return [1.0 if completion.isupper() else 0.0 for completion in completions]
+
+
+def test_accuracy_grades_the_answer_column_and_logs_shares():
+    (accuracy,) = load_reward_funcs(["accuracy"])
+    logged = {}
+    completions = [r"\boxed{4}", "The answer is 4.", r"\boxed{5}", r"\boxed{4}", r"<think>\boxed{4}"]
+    scores = accuracy(
+        prompts=["p"] * 5,
+        completions=completions,
+        completion_ids=[[1]] * 5,
+        answer=["4", "4", "4", "", "4"],
+        log_metric=logged.__setitem__,
+    )
+    assert scores == [1.0, 0.0, 0.0, None, 0.0]
+    assert logged["verifier/missing_answers"] == pytest.approx(0.4)
+    assert logged["verifier/unreadable_golds"] == pytest.approx(0.2)
+    assert logged["verifier/timeouts"] == 0.0
+    assert logged["verifier/seconds"] >= 0.0
+
+
+def test_a_timeout_is_wrong_and_logged():
+    (accuracy,) = load_reward_funcs(["accuracy"], timeout=1.0)
+    logged = {}
+    assert accuracy(
+        prompts=None, completions=[r"\boxed{\prod_{k=1}^{10^9} (k+y)}"], answer=["1+y"], log_metric=logged.__setitem__
+    ) == [0.0]
+    assert logged["verifier/timeouts"] == 1.0
+
+
+def test_conversations_are_read_from_their_last_message():
+    (accuracy,) = load_reward_funcs(["accuracy"])
+    chat = [{"role": "assistant", "content": r"\boxed{4}"}]
+    assert accuracy(
+        prompts=None, completions=[chat, [], [{"role": "assistant", "content": None}]], answer=["4"] * 3
+    ) == [1.0, 0.0, 0.0]
+    (lenient,) = load_reward_funcs(["accuracy"], require_box=False)
+    assert lenient(prompts=None, completions=["The answer is 4."], answer=["4"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (r"Thus $\boxed{4}$.", 1.0),
+        (r"<think>\boxed{3}</think> \[\boxed{4}\]", 1.0),
+        (r"\boxed{4} because of this", 0.0),
+        (r"\boxed{3} \boxed{4}", 0.0),
+        (r"\boxed{}", 0.0),
+        (r"\boxed{4", 0.0),
+        ("4", 0.0),
+        (r"<think>\boxed{4}", 0.0),
+    ],
+)
+def test_format_wants_one_box_at_the_end(text, score):
+    (form,) = load_reward_funcs(["format"])
+    assert form(prompts=None, completions=[text]) == [score]
+
+
+def test_length_falls_linearly_to_minus_one():
+    (length,) = load_reward_funcs(["length"], max_length=100, buffer=20)
+    ids = [[0] * n for n in (1, 80, 90, 100, 150)]
+    assert length(prompts=None, completions=[""] * 5, completion_ids=ids) == [0.0, 0.0, -0.5, -1.0, -1.0]
+    with pytest.raises(ValueError, match="buffer=200"):
+        load_reward_funcs(["length"], max_length=100, buffer=200)
+    with pytest.raises(ValueError, match="max_length"):
+        load_reward_funcs(["length"])
+
+
+def test_own_functions_load_by_module_and_name():
+    own, accuracy = load_reward_funcs(["test_rewards_for_trl:shout", "accuracy"])
+    assert own(prompts=None, completions=["A", "b"], completion_ids=None, answer=["A", "b"]) == [1.0, 0.0]
+    assert [own.__name__, accuracy.__name__] == ["shout", "accuracy"]
+    for name, message in (
+        ("nothing", "not known"),
+        ("no_such_module:f", "cannot be loaded"),
+        ("math:no_such", "cannot be loaded"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_reward_funcs([name])
+    with pytest.raises(ValueError, match="no reward takes the option 'colour'"):
+        load_reward_funcs(["accuracy"], colour="red")
+
+
+def test_each_reward_takes_what_trl_passes():
+    for function in load_reward_funcs(["accuracy", "format", "length"], max_length=10, buffer=5):
+        parameters = inspect.signature(function).parameters
+        assert {"prompts", "completions", "completion_ids"} <= set(parameters)
+        assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def test_the_command_says_why():
+    run = subprocess.run(
+        [sys.executable, "-m", "rewards", "--gold", r"\frac12", "--completion", r"so \boxed{0.5}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "right (1.0)" in run.stdout
+    assert "extracted: 0.5" in run.stdout
+    run = subprocess.run(
+        [sys.executable, "-m", "rewards", "--gold", "x+1", "--completion", r"so \boxed{x+2}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "wrong (0.0)" in run.stdout
+    assert "the formula x+2" in run.stdout
+
+
+def test_importing_loads_neither_sympy_nor_torch():
+    code = "import sys, rewards; print(sorted({'sympy', 'torch', 'math_verify', 'trl', 'numpy', 'mpmath'} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
