@@ -2,10 +2,10 @@
 
     python benchmarks/verify.py [--rows 400] [--workers 2]
 
-Three loads, all made here from a fixed seed: distinct rows (as in an evaluation: 45 % integers and decimals, the rest fractions, roots,
-polynomials, tuples, intervals, sets and equations; half of the answers right), formulas alone, and rows as in GRPO, where 16 rollouts
-of a problem give few different answers. Each row is a worked solution of some 700 characters that ends in a box. Starting the workers
-is not counted. Ends with one line of JSON.
+Three loads, all made here from a fixed seed: distinct rows (as in an evaluation: 45 % integers and decimals, the rest
+fractions, roots, polynomials, tuples, intervals, sets and equations; half of the answers right), formulas alone, and
+rows as in GRPO, where 16 rollouts of a problem give few different answers. Each row is a worked solution of some 700
+characters that ends in a box. Starting the workers is not counted. Ends with one line of JSON.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import statistics
 import time
 
 FILLER = (
-    "Let us set up the problem step by step. We first write the condition $a_{n+1} = 2a_n + 3$ and simplify it, which gives "
-    "$a_n + 3 = 2^n (a_0 + 3)$. Then we count the cases in which the remainder is $r = 1$, and find \\[ N = \\frac{m(m+1)}{2}. \\] "
+    "Let us set up the problem step by step. We first write the condition $a_{n+1} = 2a_n + 3$ and simplify it: "
+    "$a_n + 3 = 2^n (a_0 + 3)$. Now count the cases with remainder $r = 1$, and find \\[ N = \\frac{m(m+1)}{2}. \\] "
 )
 
 
@@ -136,7 +136,8 @@ def main() -> None:
     rewards.grade([rf"\boxed{{x+{n}}}" for n in range(options.workers)], [rf"{n}+x" for n in range(options.workers)])
     recover = time.perf_counter() - began - 1.0
     print(
-        f"a hung worker: verdict {hung * 1000:.0f} ms after the deadline; replaced and the next rows graded after {recover * 1000:.0f} ms"
+        f"a hung worker: verdict {hung * 1000:.0f} ms after the deadline; "
+        f"replaced, and the next rows graded, after {recover * 1000:.0f} ms"
     )
     print(rewards.stats())
     print(

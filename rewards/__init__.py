@@ -4,7 +4,8 @@
     >>> rewards.grade(["so it is \\\\boxed{0.5}"], ["\\\\frac12"])
     [1.0]
 
-Importing this package is cheap: the math stack is loaded in worker processes, when the first row needs it. docs/rewards.md states the rules.
+Importing this package is cheap: the math stack is loaded in worker processes, when the first row needs it.
+docs/rewards.md states the rules.
 """
 
 from rewards.extraction import extract_answer

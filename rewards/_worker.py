@@ -1,9 +1,10 @@
 """The nursery and its workers: `python -m rewards._worker FD PARENT_PID`, started by `rewards.verifier` alone.
 
-The nursery imports the math stack, then forks a worker for each socket that it is handed. Text is parsed here and never evaluated. The
-nursery ends when its parent ends, however that happens, and the workers end with the nursery.
+The nursery imports the math stack, then forks a worker for each socket that it is handed. Text is parsed here and
+never evaluated. The nursery ends when its parent ends, however that happens, and the workers end with the nursery.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -73,10 +74,8 @@ class Nursery:
     def run(self) -> None:
         self.parent_fd = None
         if hasattr(os, "pidfd_open"):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 self.parent_fd = os.pidfd_open(self.parent_pid)
-            except ProcessLookupError:
-                pass
         while self.wait():
             data, fds, _, _ = socket.recv_fds(self.control, 1 << 12, 4)
             if not data:

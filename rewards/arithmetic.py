@@ -1,7 +1,8 @@
-"""A small, fast reader of plain formulas: numbers, letters, + - * / ^ !, fractions and roots, evaluated at given points.
+"""A small, fast reader of plain formulas: numbers, letters, + - * / ^ !, fractions, roots; evaluated at points.
 
-It settles most comparisons in a fraction of a millisecond; whatever it does not know, it leaves to the LaTeX parser. Text is never
-handed to Python: a formula becomes a tree of tuples, and powers and factorials that would be huge are left alone.
+It settles most comparisons in a fraction of a millisecond; whatever it does not know, it leaves to the LaTeX parser.
+Text is never handed to Python: a formula becomes a tree of tuples, and powers and factorials that would be huge are
+left alone.
 """
 
 import random
@@ -127,11 +128,13 @@ class _Reader:
 
     def exponent(self, depth: int):
         kind, token = self.peek()
-        if (kind, token) in (("s", "{"), ("s", "(")):
-            tree = self.atom(depth + 1)
-        elif kind == "n" and len(token) == 1 or kind == "v" or token in ("\\pi", "\\frac"):
-            tree = self.atom(depth + 1)
-        elif kind == "n":
+        if (
+            (kind, token) in (("s", "{"), ("s", "("))
+            or (kind == "n" and len(token) == 1)
+            or kind == "v"
+            or token in ("\\pi", "\\frac")
+            or kind == "n"
+        ):
             tree = self.atom(depth + 1)
         else:
             raise Unknown
@@ -242,7 +245,6 @@ def same(gold: str, answer: str) -> bool | None:
     if left is None or right is None:
         return None
     names = sorted(letters(left) | letters(right))
-    agreed = 0
     for negative, point in _points(names) if names else [(False, {})]:
         try:
             values = value(left, point), value(right, point)
@@ -250,7 +252,6 @@ def same(gold: str, answer: str) -> bool | None:
             return None
         if not _near(*values):
             return None if negative else False
-        agreed += 1
     if names:
         return True
     return True if abs(values[0]) < 10**20 else None  # larger ones are compared exactly elsewhere

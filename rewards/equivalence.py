@@ -198,7 +198,7 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
     if left and right:
         if left[0] == right[0]:
             return _same_parts(left[1], right[1], depth + 1)
-        if "(" in left[0] and "(" in right[0] or not (structure.is_equation(gold) and structure.is_equation(answer)):
+        if ("(" in left[0] and "(" in right[0]) or not (structure.is_equation(gold) and structure.is_equation(answer)):
             return _same_parts(left[1], right[1], depth + 1)
         return None
     if right and not structure.is_equation(gold) and not structure.is_relation(gold):
@@ -277,7 +277,7 @@ def _same_range(gold: str, answer: str, depth: int) -> bool | None:
     pieces = [[_interval(piece.strip()) for piece in side] for side in unions]
     if len(unions[0]) == len(unions[1]) == 1:
         left, right = pieces[0][0], pieces[1][0]
-        if not left or not right or structure.is_relation(gold) and structure.is_relation(answer):
+        if not left or not right or (structure.is_relation(gold) and structure.is_relation(answer)):
             return None
         return (
             left[0] == right[0]
@@ -298,7 +298,7 @@ def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
     """Tuples in order, sets in any order."""
     left, right = structure.bracketed(gold), structure.bracketed(answer)
     if not left or not right:
-        if left and left[0] == "{" or right and right[0] == "{":
+        if (left and left[0] == "{") or (right and right[0] == "{"):
             return _same_parts(
                 *(b[1] if b and b[0] == "{" else side for b, side in ((left, gold), (right, answer))), depth + 1
             )
@@ -338,7 +338,7 @@ def _same_with_unit(gold: str, answer: str, depth: int) -> bool | None:
 def _same_formula(gold: str, answer: str, numbers: tuple) -> bool:
     """Compare values: by the small reader where it can, else by what the LaTeX parser makes of both."""
     (gold, left_percent), (answer, right_percent) = split_percent(gold), split_percent(answer)
-    decimal = numbers[0] and numbers[0].decimals or numbers[1] and numbers[1].decimals
+    decimal = (numbers[0] and numbers[0].decimals) or (numbers[1] and numbers[1].decimals)
     if not decimal and not left_percent and not right_percent:
         verdict = _by_arithmetic(gold, answer)
         if verdict is not None:

@@ -1,13 +1,14 @@
 """Find the one answer of a completion that is to be graded: string work alone, in time linear in the text.
 
 The rules, in order:
-1. Thinking is no answer. Only what follows the last closing thinking tag counts; a thinking part never closed has no answer.
-2. Quoted text is no answer: blockquote lines, and `<candidate>` or `<solution>` blocks that a refinement copies. A box that its
-   own sentence ascribes to another solution ("Candidate 2 got ...") gives way to a box that is not.
-3. The last `\\boxed{}` (or `\\fbox{}`) counts. Boxes joined by nothing but "and", "or", a comma or a semicolon make one list,
-   which is right only if the whole list is: naming several guesses never helps. A last box that never closes is no answer.
-4. Without a box, unless `require_box`: the last `<answer>` block, else what follows the last "####", else what follows the
-   last "final answer is" or "answer:" in one of several languages, else a short text itself, else its last formula or number.
+1. Thinking is no answer. Only what follows the last closing thinking tag counts; an unclosed thinking part has none.
+2. Quoted text is no answer: blockquote lines, and `<candidate>` or `<solution>` blocks that a refinement copies. A box
+   that its own sentence ascribes to another solution ("Candidate 2 got ...") gives way to a box that is not.
+3. The last `\\boxed{}` (or `\\fbox{}`) counts. Boxes joined only by "and", "or", a comma or a semicolon make one
+   list, right only if the whole list is: naming several guesses never helps. A last box that never closes is none.
+4. Without a box, unless `require_box`: the last `<answer>` block, else what follows the last "####", else what follows
+   the last "final answer is" or "answer:" in one of several languages, else a short text itself, else its last formula
+   or number.
 """
 
 import re
@@ -73,7 +74,7 @@ def own_part(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """The last boxes of `text` as (start, end, content), innermost of nested ones, in order. None if the last never closes."""
+    """The last boxes of `text` as (start, end, content), innermost ones, in order; none if the last never closes."""
     starts, limit = [], len(text)
     while len(starts) < MAX_BOXES:
         limit = max(text.rfind(name, 0, limit) for name in ("\\boxed", "\\fbox", "\\framebox"))
@@ -149,7 +150,8 @@ _MATH = re.compile(
     r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
 )
 _FIGURE = r"\d+(?:[.,٫٬]\d+)*"
-_TERM = rf"(?:\\[dt]?frac\s*\{{[^{{}}\n]{{1,60}}\}}\s*\{{[^{{}}\n]{{1,60}}\}}|\d*\\sqrt(?:\[\d\])?\{{[^{{}}\n]{{1,60}}\}}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
+_GROUP = r"\{[^{}\n]{1,60}\}"
+_TERM = rf"(?:\\[dt]?frac\s*{_GROUP}\s*{_GROUP}|\d*\\sqrt(?:\[\d\])?{_GROUP}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
 _VALUE = re.compile(
     rf"(?<![A-Za-z0-9_.\\])(?:[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
     rf"|[-−+]?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
@@ -170,7 +172,7 @@ def extract_answer(text: str, *, require_box: bool = False) -> str | None:
 def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | None:
     """`extract_answer`, told what kind the gold answer is: "formula", "choice", "words" or "roles".
 
-    The kind matters only where there is no box: a letter or a name stands in its sentence, a number is picked out of it.
+    The kind matters only where there is no box: a letter or a name stays in its sentence, a number is taken out.
     """
     if not isinstance(text, str):
         return None
@@ -181,7 +183,9 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
     answer = boxed_answer(text)
     if answer is not None:
         return answer
-    if require_box or _BOX.search(text[-MAX_FALLBACK:]) and not re.search(r"\\boxed\s*\{\s*\}", text[-MAX_FALLBACK:]):
+    if require_box or (
+        _BOX.search(text[-MAX_FALLBACK:]) and not re.search(r"\\boxed\s*\{\s*\}", text[-MAX_FALLBACK:])
+    ):
         return None
     text = text[-MAX_FALLBACK:].strip()
     for pattern in (_ANSWER_BLOCK, _HASHES):
@@ -208,7 +212,7 @@ def _last(pattern: re.Pattern, text: str) -> re.Match | None:
 
 
 def _statement(text: str, kind: str) -> str:
-    """What follows an answer phrase: its first formulas if it begins with one, else its sentence or the value there."""
+    """What follows an answer phrase: its first formulas, or else its sentence or the value there."""
     text = text.lstrip(" \t\n*:：")
     formulas = list(_MATH.finditer(text[:4096]))
     if formulas and formulas[0].start() == 0:
@@ -236,7 +240,7 @@ def _picked(text: str, kind: str, *, first: bool) -> str:
 
 
 def _value_in(text: str, *, first: bool) -> str | None:
-    """The value that `text` states: after its last "is" or "=", else its first or last; with those that are joined to it."""
+    """The value that `text` states, after its last "is" or "=", else its first or last, and those joined to it."""
     values = _values(text)
     if not values:
         return None

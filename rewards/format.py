@@ -9,7 +9,7 @@ _TAIL = re.compile(r"(?:[\s$.,;!*]|\\[)\]]|</answer>|<\|[a-z_]+\|>)*")
 
 
 class FormatReward:
-    """TRL reward function: 1.0 if, after the thinking, there is one boxed answer and nothing but punctuation follows it, else 0.0."""
+    """TRL reward function: 1.0 if the final part has one box and ends with it but for punctuation, else 0.0."""
 
     __name__ = "format"
 

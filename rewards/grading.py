@@ -35,7 +35,7 @@ if hasattr(os, "register_at_fork"):
 def grade(
     completions: list[str], answers: list[str], *, require_box: bool = False, timeout: float | None = None
 ) -> list[float | None]:
-    """1.0 for each completion whose answer is its gold answer, 0.0 if it is not, None where the gold answer cannot be read.
+    """1.0 for a completion whose answer is its gold answer, 0.0 if it is not, None where the gold cannot be read.
 
     Args:
         completions: texts to grade.
@@ -54,7 +54,7 @@ def grade(
 
 
 def extract_pairs(completions: list[str], answers: list, *, require_box: bool) -> list[tuple[str | None, str | None]]:
-    """(gold answer, extracted answer) for each row; None for a gold answer that is no text, and for a missing answer."""
+    """(gold answer, extracted answer) for each row; None for a gold that cannot be read and for a missing answer."""
     read = {answer: golds.read_gold(answer) for answer in set(map(_hashable, answers))}
     pairs = []
     for completion, answer in zip(completions, answers, strict=True):
@@ -147,9 +147,9 @@ def _key(text: str) -> str:
 def vote(answers: list[str | None], *, timeout: float | None = None) -> list[int | None]:
     """Class of each answer, by the notion of sameness that `grade` uses; None for an answer that is None or empty.
 
-    Ids count up from 0 in order of first appearance. Answers spelled alike, and equal numbers, are one class without asking a worker.
-    Any other answer joins the first class whose first member it equals, read either way round; so classes never overlap and the
-    same list always gives the same classes.
+    Ids count up from 0 in order of first appearance. Answers spelled alike, and equal numbers, are one class without
+    asking a worker. Any other answer joins the first class whose first member it equals, read either way round; so
+    classes never overlap and the same list always gives the same classes.
     """
     keys = [_vote_key(answer) for answer in answers]
     members: dict = {}  # key -> the first answer spelled so

@@ -2,7 +2,7 @@
 
 
 class LengthReward:
-    """TRL reward function: 0 up to `max_length - buffer` tokens, then falling linearly to -1 at `max_length` and beyond.
+    """TRL reward function: 0 up to `max_length - buffer` tokens, then falling linearly to -1 at `max_length`.
 
     Args:
         max_length: tokens at which the penalty is whole.

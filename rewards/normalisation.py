@@ -59,7 +59,10 @@ _SYMBOLS = {
     "“": '"',
     "”": '"',
 }
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho s sigma tau upsilon phi chi psi omega"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho s sigma tau upsilon phi chi psi"
+    " omega"
+)
 _SYMBOLS |= {
     chr(0x3B1 + place): f"\\{name} "
     for place, name in enumerate(_GREEK.split())
@@ -69,7 +72,7 @@ _TABLE = str.maketrans(_SYMBOLS)
 
 
 def plain(text: str) -> str:
-    """`text` with ASCII digits, signs and brackets, and LaTeX commands for mathematical characters; control characters dropped."""
+    """`text` with ASCII digits and signs, LaTeX commands for mathematical characters, and no control characters."""
     if text.isascii() and text.isprintable():
         return text
     text = _VULGAR.sub(
@@ -115,7 +118,7 @@ _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 
 def clean(text: str) -> str:
-    """`text` without delimiters, fonts, sizes and spacing commands, with whole fractions and roots. Words keep their spaces."""
+    """`text` without delimiters, fonts, sizes and spacing commands, with whole fractions. Words keep their spaces."""
     text = plain(text).strip()
     match = _MARKDOWN.match(text)
     if match:
@@ -155,14 +158,65 @@ def _whole_fraction(match: re.Match) -> str:
 
 
 def compact(text: str) -> str:
-    """`clean` text without spaces, where they mean nothing: the key under which trivially identical answers are equal."""
+    """`clean` text without meaningless spaces: the key under which trivially identical answers are equal."""
     return re.sub(r"(\\[a-zA-Z]+) (?=[a-zA-Z])", r"\1\0", text).replace(" ", "").replace("\0", " ")
 
 
-_FUNCTIONS = (
-    "sin cos tan cot sec csc log ln exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh infty inf oo"
-    " binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix cases array dx dy dt lim sup lg"
-).split()
+_FUNCTIONS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "sqrt",
+        "pi",
+        "frac",
+        "max",
+        "min",
+        "mod",
+        "gcd",
+        "lcm",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "infty",
+        "inf",
+        "oo",
+        "binom",
+        "text",
+        "cdot",
+        "times",
+        "le",
+        "ge",
+        "lt",
+        "gt",
+        "ne",
+        "det",
+        "arg",
+        "begin",
+        "end",
+        "pmatrix",
+        "bmatrix",
+        "matrix",
+        "vmatrix",
+        "cases",
+        "array",
+        "dx",
+        "dy",
+        "dt",
+        "lim",
+        "sup",
+    ]
+)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 
 

@@ -10,7 +10,8 @@ ENOUGH_DIGITS = 5  # a decimal with so many significant digits may stand for the
 
 _D = r"\d{1,400}"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d{{1,3}}(?:,\d{{3}})+|\d{{1,3}}(?: \d{{3}})+|{_D})?(?:\.(?P<decimals>\d{{0,400}}))?)"
+    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d{{1,3}}(?:,\d{{3}})+|\d{{1,3}}(?: \d{{3}})+|{_D})?"
+    r"(?:\.(?P<decimals>\d{0,400}))?)"
     rf"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<exponent>[+-]?\d{{1,4}})\s*[}})]?|[eE](?P<e>[+-]?\d{{1,4}}))?"
 )
 _POWER_OF_TEN = re.compile(r"(?P<sign>[+-]?)10\s*(?:\^|\*\*)\s*[{(]?\s*(?P<exponent>[+-]?\d{1,4})\s*[})]?")
@@ -19,8 +20,8 @@ _FRACTION = re.compile(
     rf"(?P<sign>[+-]?)\s*\\frac\s*\{{\s*(?P<minus>[+-]?{_D})\s*\}}\s*\{{\s*(?P<below>[+-]?{_D})\s*\}}"
 )
 _MIXED = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?P<whole>\d{{1,3}}(?: \d{{3}})+|\d{{1,20}})(?:\s+(?P<above>\d{{1,20}})\s*/\s*(?P<below>\d{{1,20}})"
-    rf"|\s*\\frac\s*\{{\s*(?P<fabove>\d{{1,20}})\s*\}}\s*\{{\s*(?P<fbelow>\d{{1,20}})\s*\}})"
+    r"(?P<sign>[+-]?)\s*(?P<whole>\d{1,3}(?: \d{3})+|\d{1,20})(?:\s+(?P<above>\d{1,20})\s*/\s*(?P<below>\d{1,20})"
+    r"|\s*\\frac\s*\{\s*(?P<fabove>\d{1,20})\s*\}\s*\{\s*(?P<fbelow>\d{1,20})\s*\})"
 )
 _REPEATING = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,40})\.(?P<decimals>\d{0,40})(?:\\overline\s*\{\s*(?P<over>\d{1,40})\s*\}|\((?P<paren>\d{1,40})\)|\\dot\s*\{?(?P<dot>\d)\}?)"
@@ -28,8 +29,29 @@ _REPEATING = re.compile(
 _WORDS = {
     word: value
     for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-        " eighteen nineteen twenty".split()
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
     )
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100}
 _PERCENT = re.compile(r"\s*(?:%|\bpercent(?:age)?\b|\bpct\b|\bper cent\b)(?:\s*points?)?\s*$", re.IGNORECASE)
@@ -37,7 +59,7 @@ _PERCENT = re.compile(r"\s*(?:%|\bpercent(?:age)?\b|\bpct\b|\bper cent\b)(?:\s*p
 
 @dataclass(frozen=True)
 class Number:
-    """An exact value, the decimals it was written with (None for an integer or fraction), and whether as a percentage."""
+    """An exact value, the decimals it was written with (None for an exact one), and whether as a percentage."""
 
     value: Fraction
     decimals: int | None = None

@@ -16,8 +16,8 @@ def load_reward_funcs(names: list[str], **options) -> list[Callable]:
 
     Args:
         names: "accuracy", "format", "length", or "module:function" for a function or a class of one's own.
-        options: arguments of the rewards that take them: `require_box`, `timeout` (accuracy), `max_length`, `buffer` (length). A class of one's own gets those that its
-            `__init__` names.
+        options: arguments of the rewards that take them: `require_box`, `timeout` (accuracy), `max_length`, `buffer`
+            (length). A class of one's own gets those that its `__init__` names.
     """
     if isinstance(names, str):
         names = [names]

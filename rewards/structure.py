@@ -1,4 +1,4 @@
-"""The shape of a cleaned answer: lists, tuples, intervals, sets, matrices, equations, choices. Strings in, strings out."""
+"""The shape of a cleaned answer: lists, intervals, sets, matrices, equations, choices. Strings in, strings out."""
 
 import re
 
@@ -101,7 +101,7 @@ def without_group(text: str) -> str:
             pairs[stack.pop()[1]] = match.start()
     start, end = 0, len(text)
     while start < end and pairs.get(start) == end - 1:
-        if text[start] == "(" and not pairs.get(start + 1) == end - 2:
+        if text[start] == "(" and pairs.get(start + 1) != end - 2:
             break
         start, end = start + 1, end - 1
         while start < end and text[start] == " ":
@@ -130,11 +130,15 @@ def matrix_rows(text: str) -> list[list[str]] | None:
     return rows if rows and len({len(row) for row in rows}) == 1 else None
 
 
-_NAME = r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
+_NAME = (
+    r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?"
+    r"|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
+)
 _ASSIGNMENT = re.compile(
     rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)", re.DOTALL
 )
 _APPROX = re.compile(r"\\(?:approx|simeq|sim|doteq|thickapprox|approxeq)(?![a-zA-Z])|\\dots|\\ldots")
+_CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
 _MEMBER = re.compile(
     rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
@@ -144,7 +148,7 @@ _MEMBER = re.compile(
 def assignment(text: str) -> tuple[str, str] | None:
     """(name, value) of "x = 3", "f(x) = x + 1", "(x, y) = (1, 2)", "x = 2 + 1 = 3"; None for any other equation."""
     match = _ASSIGNMENT.fullmatch(text.strip())
-    if not match or _RELATION.search(text):
+    if not match or _RELATION.search(text) or _CODE.match(text):
         return None
     if "=" in match[2] and len(split_top(text, (",", ";"))) > 1:
         return None  # "x = 1, y = 2" is a list
@@ -230,9 +234,11 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _AFTER = re.compile(
-    r"(?:\b(?i:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be|antwort|respuesta|réponse|risposta|resposta|ist|est|es)\b"
+    r"(?:\b(?i:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be"
+    r"|antwort|respuesta|réponse|risposta|resposta|ist|est|es)\b"
     r"|(?i:ответ|الجواب|الإجابة|答案|选|正确|答え|选择|정답))"
-    r"[^A-Za-z\d]{0,12}(?:(?i:is|are|est|es|ist|for sure|definitely|clearly|option|choice|letter|是|为|は|هو|هي)[^A-Za-z\d]{0,12}){0,3}"
+    r"[^A-Za-z\d]{0,12}"
+    r"(?:(?i:is|are|est|es|ist|for sure|definitely|clearly|option|choice|letter|是|为|は|هو|هي)[^A-Za-z\d]{0,12}){0,3}"
     r"\(?([A-J])(?![a-zA-Z'’])"
 )
 _SEVERAL = re.compile(r"\(?[A-J]\)?\s*(?:[,/&;]|\bor\b|\band\b|\s|(?<=\)))\s*\(?[A-J](?![a-zA-Z'’])")
@@ -243,7 +249,7 @@ _ALONE = re.compile(r"(?<![A-Za-z\d'’])([A-J])(?![A-Za-z\d'’])")
 
 
 def chosen_letter(text: str) -> str | None:
-    """The letter that a statement chooses: the one it begins with, else the one after "answer is" and the like, else the last."""
+    """The letter that a statement chooses: the one it begins with, else the one after "answer is", else the last."""
     text = _LOCAL_LETTER.sub(lambda m: m[0].translate(_LETTERS), text).strip().strip("*")
     if _SEVERAL.match(text):
         return None

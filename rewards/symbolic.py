@@ -1,4 +1,4 @@
-"""Formulas: parsed by math-verify's LaTeX parser, compared numerically at random points first, then by math-verify. Worker only."""
+"""Formulas: read by math-verify's LaTeX parser, compared at random points, then by math-verify. Worker only."""
 
 import logging
 import random
@@ -93,7 +93,7 @@ def _tangled(text: str) -> bool:
 
 
 def _magnitude(node) -> float:
-    """An estimate of log10 |node| for a constant without working it out; 0 for anything unknown. Raises Unreadable if huge."""
+    """An estimate of log10 |node| for a constant without working it out; 0 if unknown. Raises Unreadable if huge."""
     if isinstance(node, MatrixBase) or not isinstance(node, Basic):
         return 0.0
     if node.is_Number:
@@ -125,11 +125,8 @@ def same_formula(gold, answer) -> bool:
         verdict = _numerically(gold, answer)
         if verdict is not None:
             return verdict
-    if (
-        isinstance(gold, Relational)
-        and isinstance(answer, Boolean)
-        or isinstance(answer, Relational)
-        and isinstance(gold, Boolean)
+    if (isinstance(gold, Relational) and isinstance(answer, Boolean)) or (
+        isinstance(answer, Relational) and isinstance(gold, Boolean)
     ):
         verdict = _same_solutions(gold, answer)
         if verdict is not None:
@@ -240,7 +237,7 @@ def _difference_is_zero(gold: Expr, answer: Expr) -> bool:
 
 
 def decimal_agrees(number: Number, expression) -> bool | None:
-    """Whether a decimal, read from text, is an exact constant to the digits that it has; None if that is no constant."""
+    """Whether a decimal, read from text, is a constant to the digits that it has; None if that is no constant."""
     if not isinstance(expression, Expr) or expression.free_symbols:
         return None
     value = _value(expression)

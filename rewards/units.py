@@ -4,8 +4,9 @@ import re
 from fractions import Fraction
 
 _TABLE = {
-    "length": "m 1 meter 1 meters 1 metre 1 metres 1 cm 1/100 centimeter 1/100 centimeters 1/100 centimetre 1/100 centimetres 1/100"
-    " mm 1/1000 millimeter 1/1000 millimeters 1/1000 km 1000 kilometer 1000 kilometers 1000 kilometre 1000 kilometres 1000"
+    "length": "m 1 meter 1 meters 1 metre 1 metres 1 cm 1/100 centimeter 1/100 centimeters 1/100 centimetre 1/100"
+    " centimetres 1/100 mm 1/1000 millimeter 1/1000 millimeters 1/1000 km 1000 kilometer 1000 kilometers 1000"
+    " kilometre 1000 kilometres 1000"
     " inch 127/5000 inches 127/5000 ft 381/1250 foot 381/1250 feet 381/1250 yard 1143/1250 yards 1143/1250"
     " mile 201168/125 miles 201168/125 mi 201168/125",
     "mass": "kg 1 kilogram 1 kilograms 1 g 1/1000 gram 1/1000 grams 1/1000 mg 1/1000000 ton 1000 tons 1000",

@@ -1,8 +1,8 @@
 """A pool of worker processes that compare answers, with a hard deadline a row enforced from outside.
 
-One nursery process imports the math stack once and forks the workers (see `rewards._worker`), so a worker that hangs is killed and
-replaced in milliseconds. Nothing here imports sympy, and nothing relies on signals, so it works from any thread, from asyncio, inside
-DeepSpeed and vLLM processes, and after fork or spawn.
+One nursery process imports the math stack once and forks the workers (see `rewards._worker`), so a worker that hangs
+is killed and replaced in milliseconds. Nothing here imports sympy, and nothing relies on signals, so it works from
+any thread, from asyncio, inside DeepSpeed and vLLM processes, and after fork or spawn.
 """
 
 import collections
@@ -28,7 +28,7 @@ def default_timeout() -> float:
 
 
 def default_workers() -> int:
-    """Workers of this process: `GSR_REWARDS_WORKERS`, or the cores it may use divided by the ranks on this node, at least 1."""
+    """Workers of this process: `GSR_REWARDS_WORKERS`, or its cores divided by the ranks on this node, at least 1."""
     if os.environ.get("GSR_REWARDS_WORKERS"):
         return max(1, int(os.environ["GSR_REWARDS_WORKERS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -201,7 +201,7 @@ class Verifier:
             return ([self._nursery.process.pid] if self._nursery else []) + [worker.pid for worker in self._idle]
 
     def _lease(self, wait: bool) -> Worker | None:
-        """An idle worker, or a new one while there are fewer than `num_workers`; None if there is none and `wait` is false."""
+        """An idle worker, or a new one while there are too few; None if all are busy and `wait` is false."""
         with self._lock:
             limit = self.num_workers or default_workers()
             while not self._idle and self._alive >= limit:

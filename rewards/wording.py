@@ -50,7 +50,7 @@ _SYNONYMS = {
     "yes": "true", "no": "false", "correct": "true", "incorrect": "false",
     "empty set": "emptyset", "\\emptyset": "emptyset", "no solution": "none", "no solutions": "none", "none": "none",
     "no real solutions": "none", "does not exist": "none", "dne": "none", "undefined": "undefined",
-    "all real numbers": "reals", "\\mathbb{r}": "reals", "(-\\infty,\\infty)": "reals", "all reals": "reals", "real numbers": "reals",
+    "all real numbers": "reals", "\\mathbb{r}": "reals", "all reals": "reals", "real numbers": "reals",
     "infinity": "infty", "\\infty": "infty", "infinite": "infty", "infinitely many": "infty",
 }  # fmt: skip
 
@@ -80,13 +80,13 @@ BASED = re.compile(r"([0-9A-Z]+)\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
 def same_digits(gold: str, answer: str) -> bool | None:
     """Numbers in another base: the digits decide, and the base where both name it."""
     left, right = BASED.fullmatch(gold), BASED.fullmatch(answer)
-    if left and not left[2].isdigit() or right and not right[2].isdigit():
+    if (left and not left[2].isdigit()) or (right and not right[2].isdigit()):
         return None
     if left and right:
         try:
             return int(left[1], int(left[2])) == int(right[1], int(right[2]))
         except ValueError:
             return False
-    if left and left[1].isdigit() or right and right[1].isdigit():
+    if (left and left[1].isdigit()) or (right and right[1].isdigit()):
         return (left[1] if left else gold).strip() == (right[1] if right else answer).strip()
     return None

@@ -1,5 +1,6 @@
 """Graded pairs, by kind: (gold answer, completion, whether it is right). Written for these tests."""
 
+# ruff: noqa: E501
 # fmt: off
 GRADED = {
     "bare numbers": [

