@@ -56,4 +56,8 @@ class ColocatedVLLM(VLLMGeneration):
             runner.reload_weights(
                 weights_iterator=((name, param.detach().clone()) for name, param in self._iter_named_params())
             )
+            # A tied output head has no weights of its own to reload, but on CPU it multiplies with a packed copy.
+            head = getattr(runner.model, "lm_head", None)
+            if head is not None and runner.vllm_config.model_config.hf_text_config.tie_word_embeddings:
+                head.quant_method.process_weights_after_loading(head)
         self.llm.reset_prefix_cache()

@@ -1,0 +1,73 @@
+"""Shared fixtures. Tests that need several processes launch the small programs in tests/programs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A small random Qwen2 model with the tiny world's tokenizer: its path."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from gsr_rl import tiny_world
+
+    tokenizer = tiny_world.build_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    path = tmp_path_factory.mktemp("tiny_model")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """Run a Python program, under `accelerate launch` if an accelerate config is named, and return its output.
+
+    Fails with the end of the output on any other exit code than `expect`, and after `timeout` seconds.
+    """
+
+    def run(*command: str, accelerate: str | None = None, timeout: int = 400, expect: int = 0, env=None) -> str:
+        prefix = [sys.executable]
+        if accelerate is not None:
+            config = str(ROOT / "accelerate_configs" / f"{accelerate}.yaml")
+            prefix += ["-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [*prefix, *map(str, command)],
+            cwd=ROOT,
+            env=environment | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            start_new_session=True,
+        )
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
+        return done.stdout
+
+    return run

@@ -1,0 +1,107 @@
+"""Train on rollouts that depend on the prompt alone, and save the gradient and the weights of the first steps.
+
+usage: train_fixed.py OUT MODEL [JSON of config keys]
+
+Run on one process or on several, the rollouts of a problem are the same, so the updates must be too.
+"""
+
+import json
+import os
+import random
+import sys
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+
+from gsr_rl import tiny_world
+from gsr_rl.candidates import choice_seed
+from gsr_rl.configs import GSRConfig
+from gsr_rl.deepspeed_cpu import skip_unused_extension
+from gsr_rl.trainer import GSRTrainer
+
+
+class FixedRollouts(GSRTrainer):
+    """An engine whose completions are a function of the prompt and of the place in its group."""
+
+    def sample(self, prompt_ids, n, max_tokens):
+        completions = []
+        for ids in prompt_ids:
+            rng = random.Random(choice_seed(0, *ids))
+            for _ in range(n):
+                length = rng.randint(1, max_tokens - 1)
+                body = [rng.randrange(5, len(self.processing_class)) for _ in range(length)]
+                completions.append([*body, self.eos_token_ids[0]])
+        return completions, None
+
+
+def reward(completions, **columns):
+    """0, 0.5 or 1 by the completion's text: enough signal, and the same everywhere."""
+    return [choice_seed(0, completion[0]["content"]) % 3 / 2 for completion in completions]
+
+
+class KeepGradient(TrainerCallback):
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+def main(out: str, model: str, overrides: str = "{}") -> None:
+    skip_unused_extension()
+    rows = tiny_world.generate("mix", "train", 32, 0)
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": row["problem"]}],
+                "problem": row["problem"],
+                "problem_id": row["id"],
+                "answer": row["answer"],
+            }
+            for row in rows
+        ]
+    )
+    values = dict(
+        output_dir=out + "_run",
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=2,
+        num_generations=4,
+        num_candidates=2,
+        prompt_template="tiny",
+        max_completion_length=12,
+        max_refinement_length=16,
+        max_refinement_prompt_length=128,
+        max_steps=2,
+        learning_rate=0.5,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    args = GSRConfig(**(values | json.loads(overrides)))
+    keep = KeepGradient()
+    trainer = FixedRollouts(
+        model,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+        callbacks=[keep],
+    )
+    start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        steps = [log for log in trainer.state.log_history if "loss" in log]
+        torch.save({"gradients": keep.gradients, "start": start, "weights": weights, "logs": steps}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    os._exit(0)  # engines and process groups are left to the operating system

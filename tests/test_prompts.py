@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gsr_rl import tiny_world
+from gsr_rl.prompts import (
+    MIN_CANDIDATE_TOKENS,
+    TEMPLATES,
+    candidate_text,
+    fit_refinement_prompt,
+    get_template,
+    prompt_token_ids,
+    refinement_prompt,
+    solve_prompt,
+)
+
+TINY = get_template("tiny")
+TOKENIZER = tiny_world.build_tokenizer()
+
+
+def test_thinking_is_stripped_from_a_candidate():
+    assert candidate_text("<think>maybe \\boxed{1}</think>\nIt is \\boxed{2}.") == "It is \\boxed{2}."
+    assert candidate_text("no opening tag</think> answer") == "answer"
+    assert candidate_text("<think>never ends \\boxed{1}") == ""
+    assert candidate_text(" plain ") == "plain"
+
+
+def test_the_gsr_prompt_shows_problem_candidates_and_instruction_in_this_order():
+    text = refinement_prompt("P{1}", ["first {x}", "second"], TEMPLATES["gsr"])[0]["content"]
+    parts = ["P{1}", "# Candidate solution 1\nfirst {x}", "# Candidate solution 2\nsecond", "\\boxed{}."]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places) and text.endswith("\\boxed{}.")
+    assert solve_prompt("P", TEMPLATES["gsr"])[0]["content"].endswith("\\boxed{}.")
+
+
+def test_an_unknown_template_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"prompt_template='x' is not known: use one of \['gsr', 'tiny'\]"):
+        get_template("x")
+
+
+candidates = st.lists(
+    st.lists(st.sampled_from(["47+5=", "52", "*3=", "56", "\\boxed{", "}"]), min_size=1, max_size=40).map("".join),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(candidates, st.integers(20, 140))
+def test_a_fitted_prompt_never_exceeds_its_budget_and_keeps_the_instruction(texts, budget):
+    fitted = fit_refinement_prompt(TOKENIZER, "47+5*3", texts, TINY, budget)
+    whole = prompt_token_ids(TOKENIZER, refinement_prompt("47+5*3", texts, TINY))
+    if fitted is None:
+        overhead = len(prompt_token_ids(TOKENIZER, refinement_prompt("47+5*3", [""] * len(texts), TINY)))
+        shortest = sum(min(len(TOKENIZER(text)["input_ids"]), MIN_CANDIDATE_TOKENS) for text in texts)
+        assert overhead + shortest > budget  # not even the shortest tails would fit
+        return
+    assert len(fitted.token_ids) <= budget
+    assert fitted.messages[0]["content"].startswith("refine 47+5*3")
+    assert fitted.messages[0]["content"].endswith("\n>")
+    assert (fitted.num_cut == 0) == (len(whole) <= budget)
+
+
+def test_a_cut_candidate_keeps_its_end():
+    text = "47+5=52*3=56-8=48*7=36+2=38*9=42\\boxed{42}"
+    room = len(prompt_token_ids(TOKENIZER, refinement_prompt("1", [""], TINY))) + MIN_CANDIDATE_TOKENS
+    fitted = fit_refinement_prompt(TOKENIZER, "1", [text], TINY, room)
+    assert fitted.num_cut == 1
+    assert fitted.messages[0]["content"].endswith("*9=42\\boxed{42}\n>")
+
+
+def test_a_prompt_that_cannot_fit_is_none():
+    assert fit_refinement_prompt(TOKENIZER, "47+5*3", ["47+5=52" * 20] * 4, TINY, 16) is None
+    assert fit_refinement_prompt(TOKENIZER, "47+5*3", [], TINY, 2) is None

@@ -1,0 +1,121 @@
+"""The joint step on real engines and real sharding: every claim is driven through `accelerate launch`."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+PROGRAMS = "tests/programs"
+BASE = "recipes/tiny/models/base"
+
+
+def gradient(run: dict, step: int) -> torch.Tensor:
+    values = {name.removeprefix("module."): value for name, value in run["gradients"][step].items()}
+    return torch.cat([values[name].flatten() for name in sorted(values)])
+
+
+def fixed_run(launch, folder, model, accelerate=None, **overrides) -> dict:
+    out = folder / f"{accelerate}.pt"
+    launch(f"{PROGRAMS}/train_fixed.py", out, model, json.dumps(overrides), accelerate=accelerate)
+    return torch.load(out)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"loss_type": "dapo", "candidate_objective": "pass@k"},
+        *(
+            pytest.param({"loss_type": loss_type, "num_candidate_sets": 2}, marks=pytest.mark.slow)
+            for loss_type in ("grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo")
+        ),
+    ],
+    ids=lambda overrides: overrides["loss_type"],
+)
+def test_one_process_and_two_make_the_same_gradient_and_update(launch, tiny_model, tmp_path, overrides):
+    one = fixed_run(launch, tmp_path, tiny_model, per_device_train_batch_size=32, **overrides)
+    two = fixed_run(launch, tmp_path, tiny_model, "ddp_cpu", per_device_train_batch_size=16, **overrides)
+    for step in range(2):
+        first, second = gradient(one, step), gradient(two, step)
+        assert first.norm() > 0
+        assert (first - second).norm() / first.norm() < 1e-4
+    for name, weight in one["weights"].items():
+        assert torch.allclose(weight, two["weights"][name.removeprefix("module.")], atol=1e-5), name
+    for key in ("candidate/reward", "refinement/reward", "candidate/no_signal", "refinement/no_signal"):
+        assert [log[key] for log in one["logs"]] == pytest.approx([log[key] for log in two["logs"]]), key
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("accelerate", ["zero2_cpu", pytest.param("zero3_cpu", marks=pytest.mark.slow)])
+def test_zero_makes_the_same_plain_sgd_update_as_one_process(launch, tiny_model, tmp_path, accelerate):
+    one = fixed_run(launch, tmp_path, tiny_model, per_device_train_batch_size=32)
+    two = fixed_run(launch, tmp_path, tiny_model, accelerate, per_device_train_batch_size=16)
+    start = torch.load(tmp_path / "None.pt")["start"]
+    moved = torch.cat([(one["weights"][name] - start[name]).flatten() for name in start])
+    other = torch.cat([(two["weights"][name] - start[name]).flatten() for name in start])
+    assert moved.norm() > 0
+    assert (moved - other).norm() / moved.norm() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def joint_runs(launch, tmp_path_factory):
+    """One joint step with real vLLM in two processes, under ZeRO-2 with seed 1 and under ZeRO-3 with seed 2."""
+    runs = {}
+    for accelerate, seed in (("zero2_cpu", 1), ("zero3_cpu", 2), ("zero2_cpu", 3)):
+        out = tmp_path_factory.mktemp("joint") / f"seed{seed}"
+        launch(f"{PROGRAMS}/joint_step.py", out, BASE, json.dumps({"seed": seed}), accelerate=accelerate)
+        runs[accelerate if seed < 3 else "third seed"] = json.loads(out.read_text()) | {"folder": f"{out}_run"}
+    return runs
+
+
+@pytest.mark.vllm
+@pytest.mark.distributed
+@pytest.mark.parametrize("sharding", ["zero2_cpu", "zero3_cpu"])
+def test_weights_in_vllm_equal_the_trainers_after_a_push(joint_runs, sharding):
+    run = joint_runs[sharding]
+    mean, largest = run["synced"]
+    assert mean < 1e-2 and largest < 0.1
+    # And the step did move them: without the push they are far apart. The synced distance is near rounding, so the
+    # bound that matters is an absolute one.
+    assert run["stale"][0] > max(5 * mean, 1e-2)
+
+
+@pytest.mark.vllm
+@pytest.mark.distributed
+@pytest.mark.parametrize("sharding", ["zero2_cpu", "zero3_cpu"])
+def test_a_joint_step_trains_and_logs_both_stages(joint_runs, sharding):
+    (log,) = joint_runs[sharding]["logs"]
+    assert log["grad_norm"] > 0
+    assert log["candidate/sampling_logp_difference/mean"] < 1e-2
+    for name in (
+        *("candidate/accuracy", "refinement/accuracy", "gap/maj@4", "gap/pass@4", "gap/selfref@4"),
+        *("gap/refinement_gap", "candidate/no_signal", "refinement/no_signal", "refinement/cut_prompts"),
+        *("refinement/skipped_prompts", "time/rollout", "time/reward", "time/sync", "time/update"),
+    ):
+        assert name in log, name
+    assert log["gap/refinement_gap"] == pytest.approx(log["gap/selfref@4"] - log["gap/maj@4"], abs=1e-6)
+
+
+@pytest.mark.vllm
+@pytest.mark.distributed
+def test_three_seeds_and_all_their_ranks_sample_different_streams(joint_runs):
+    streams = [json.dumps(rank) for run in joint_runs.values() for rank in run["streams"]]
+    assert len(streams) == 6
+    assert len(set(streams)) == 6
+
+
+@pytest.mark.vllm
+@pytest.mark.distributed
+def test_the_rollout_table_has_both_stages_with_their_true_prompts(joint_runs):
+    folder = joint_runs["zero2_cpu"]["folder"]
+    table = pd.concat([pd.read_parquet(f"{folder}/rollouts/step_000000_rank_{rank}.parquet") for rank in (0, 1)])
+    assert table.groupby(["problem_id", "stage"]).size().tolist() == [4] * (len(table) // 4)
+    for _, rows in table.groupby("problem_id"):
+        candidates = rows[rows.stage == "candidate"].reset_index(drop=True)
+        refinement = rows[rows.stage == "refinement"].iloc[0]
+        shown = "".join("\n#" + candidates.completion[index].strip() for index in refinement.shown)
+        assert shown + "\n>" in refinement.prompt
+        assert refinement.num_correct == sum(candidates.correct[index] for index in refinement.shown)
+        for stage in ("candidate", "refinement"):
+            assert abs(rows[rows.stage == stage].advantage.sum()) < 1e-3
