@@ -47,7 +47,7 @@ def load_problems(config) -> list[dict]:
     elif name.startswith("reasoning_gym/"):
         rows = _from_reasoning_gym(config, name.removeprefix("reasoning_gym/"), options)
     elif Path(name).suffix in (".jsonl", ".json", ".parquet", ".csv"):
-        rows = _standard_rows(config, _read_local(Path(name)), strict=True)
+        rows = _standard_rows(config, read_local(Path(name)), strict=True)
     else:
         rows = _standard_rows(config, _read_hub(config, options), strict=False)
     if not rows:
@@ -108,7 +108,8 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
     )
 
 
-def _read_local(path: Path) -> list[dict]:
+def read_local(path: Path) -> list[dict]:
+    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are."""
     if path.suffix == ".jsonl":
         with open(path, encoding="utf-8") as file:
             return [json.loads(line) for line in file if line.strip()]

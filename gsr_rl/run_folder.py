@@ -102,6 +102,14 @@ def write_run_info(folder: str | Path, configs: dict[str, object]) -> None:
     atomic_write(folder / "command.txt", " ".join(sys.argv) + "\n")
 
 
+def write_refinement_settings(folder: str | Path, config: object) -> None:
+    """Write `gsr_config.json` beside a model: how candidates must be shown to it, the fields of `RefinementConfig`."""
+    from gsr_rl.configs import RefinementConfig
+
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RefinementConfig)}
+    atomic_write(Path(folder) / "gsr_config.json", json.dumps(settings, indent=1) + "\n")
+
+
 def print_dry_run(configs: dict[str, object], arithmetic: dict[str, object]) -> None:
     """What `--dry_run true` shows: the resolved configuration, then one line a figure."""
     print(resolved_yaml(configs))

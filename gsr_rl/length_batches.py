@@ -1,0 +1,73 @@
+"""Batches of rows of about one length, in an order that gives every optimizer step short and long ones.
+
+transformers' own grouping by length feeds long batches first and short ones after, again and again. Here that would be
+steps of refinements alone and then steps of direct solutions alone.
+"""
+
+import random
+from collections.abc import Iterator
+
+from trl import SFTTrainer
+
+JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
+
+
+def length_grouped_order(lengths: list[int], batch_size: int, batches_a_step: int, seed: int) -> list[int]:
+    """A permutation of row indices whose consecutive batches hold rows of about one length.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows of a batch.
+        batches_a_step: Batches of one optimizer step, over all processes and accumulation. Each step takes one batch
+            of each of that many strata of length.
+
+    Returns:
+        Indices; an incomplete batch, if there is one, comes last.
+    """
+    rng = random.Random(seed)
+    keys = [length * (1 + JITTER * (2 * rng.random() - 1)) for length in lengths]
+    order = sorted(range(len(lengths)), key=keys.__getitem__)
+    spare = set(rng.sample(order, len(order) % batch_size))
+    order = [index for index in order if index not in spare]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    steps = max(1, len(batches) // batches_a_step)
+    strata = [batches[place * steps : (place + 1) * steps] for place in range(batches_a_step)]
+    rest = batches[batches_a_step * steps :]
+    for stratum in strata:
+        rng.shuffle(stratum)
+    windows = [[stratum[i] for stratum in strata if i < len(stratum)] for i in range(steps)]
+    for window in windows:
+        rng.shuffle(window)
+    return [index for window in [*windows, rest] for batch in window for index in batch] + sorted(spare)
+
+
+class LengthGroupedSampler:
+    """Yields `length_grouped_order`, another one each epoch, the same one after a resume."""
+
+    def __init__(self, lengths: list[int], batch_size: int, batches_a_step: int, seed: int):
+        self.lengths, self.batch_size, self.batches_a_step, self.seed = lengths, batch_size, batches_a_step, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        seed = self.seed * 1_000_003 + self.epoch
+        return iter(length_grouped_order(self.lengths, self.batch_size, self.batches_a_step, seed))
+
+
+class GSRSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer, with our order where `train_sampling_strategy: group_by_length` asks for one."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        """transformers sorts long batches before short ones; ours mixes them in every optimizer step."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        batches_a_step = self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedSampler(lengths, self.args.per_device_train_batch_size, batches_a_step, seed)

@@ -1,0 +1,99 @@
+"""Warm start: supervised fine-tuning on solve rows and refine rows, loss on completions only.
+
+    python recipes/sft_gsr.py --config recipes/tiny/sft.yaml --dataset_name runs/demo/distill/sft_rows.jsonl
+    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/sft_gsr.py --config ...
+
+1. The rows are those of distill_gsr.py: direct solutions and refinements in one data set, shuffled.
+2. `--stages candidate` or `--stages refinement` trains on one half alone; `--max_rows` makes arms of equal size.
+3. TRL's SFTTrainer does the rest; gsr_config.json beside the model says how candidates must be shown to it.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from gsr_rl.cli import parse
+
+
+def arithmetic(rows: list[dict], args) -> dict[str, object]:
+    """How much is trained on."""
+    refine = sum(row["stage"] == "refinement" for row in rows)
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps_an_epoch = -(-len(rows) // batch)
+    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * steps_an_epoch)
+    completions = sum(len(message["content"]) for row in rows for message in row["completion"])
+    return {
+        "rows": len(rows),
+        "solve rows": len(rows) - refine,
+        "refine rows": refine,
+        "characters in completions": completions,
+        "processes": args.world_size,
+        "rows a step": batch,
+        "steps an epoch": steps_an_epoch,
+        "optimizer steps": steps,
+        "tokens a step at most": batch * (args.max_length or 0) or "max_length is not set",
+    }
+
+
+def save(trainer, tokenizer, args) -> None:
+    """The model as one would load it: weights gathered, tokenizer, end of sequence, refinement settings."""
+    from gsr_rl.run_folder import write_refinement_settings
+
+    ends = trainer.model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if tokenizer.eos_token_id not in ends:
+        trainer.model.generation_config.eos_token_id = [tokenizer.eos_token_id, *(e for e in ends if e is not None)]
+    trainer.save_model(args.output_dir)
+    if trainer.accelerator.is_main_process:
+        write_refinement_settings(args.output_dir, args)
+
+
+def main() -> None:
+    args, model_args = parse("sft")
+    configs = {"training": args, "model": model_args}
+
+    # Rows first: they are cheap, and what is wrong with them should show before any weight is loaded.
+    from gsr_rl.sft_rows import load_sft_rows
+
+    rows = load_sft_rows(args)
+    if args.dry_run:
+        from gsr_rl.run_folder import print_dry_run
+
+        return print_dry_run(configs, arithmetic(rows, args))
+
+    from datasets import Dataset
+    from transformers import AutoTokenizer, set_seed
+    from trl import get_peft_config
+
+    from gsr_rl.length_batches import GSRSFTTrainer
+    from gsr_rl.run_folder import json_lines_callback, write_run_info
+
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    trainer = GSRSFTTrainer(
+        model_args.model_name_or_path,
+        args=args,
+        train_dataset=Dataset.from_list([{key: row[key] for key in ("prompt", "completion")} for row in rows]),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+        callbacks=[json_lines_callback(args.output_dir)],
+    )
+    if trainer.accelerator.is_main_process:
+        write_run_info(args.output_dir, configs)
+
+    resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
+    save(trainer, tokenizer, args)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=args.dataset_name)
+
+
+if __name__ == "__main__":
+    main()
