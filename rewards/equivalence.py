@@ -75,12 +75,18 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     if all(numbers):
         return same_number(*numbers)
     gold, answer = (structure.without_approximation(side) for side in (gold, answer))
+    gold, answer = (
+        structure.spread(side) if other.count("=") > 1 else side for side, other in ((gold, answer), (answer, gold))
+    )
     named = structure.assignment(answer)
     if named and numbers[0] and read_number(named[1]):  # "x = 58,500" is one number
         return same_number(numbers[0], read_number(named[1]))
     gold_parts, answer_parts = (
         [p for part in structure.parts_of(side) for p in structure.expand_plus_minus(part)] for side in (gold, answer)
     )
+    unions = structure.union_of(gold_parts), structure.union_of(answer_parts)
+    if any(unions) and 1 in (len(gold_parts), len(answer_parts)):
+        return _same_one(unions[0] or gold, unions[1] or answer, depth + 1)
     if len(gold_parts) == 1 and len(answer_parts) == 1:
         return _same_one(gold_parts[0], answer_parts[0], depth)
     if len(gold_parts) > MAX_PARTS or len(answer_parts) > MAX_PARTS:
@@ -196,7 +202,7 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
         return _same_parts(left, right, depth + 1)
     left, right = structure.assignment(gold), structure.assignment(answer)
     if left and right:
-        if left[0] == right[0]:
+        if left[0] == right[0] or all(re.fullmatch(r"y|[a-zA-Z]\([a-z]\)", name) for name in (left[0], right[0])):
             return _same_parts(left[1], right[1], depth + 1)
         if ("(" in left[0] and "(" in right[0]) or not (structure.is_equation(gold) and structure.is_equation(answer)):
             return _same_parts(left[1], right[1], depth + 1)

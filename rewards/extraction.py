@@ -145,6 +145,7 @@ _PHRASE = re.compile(
     rf"|(?<!\w)(?:{_NOUNS})\s*",
     re.IGNORECASE,
 )
+_IS_ANSWER = re.compile(r"([^\n]{1,200}?)\s+is\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
 _FINAL = re.compile(r"\bfinal\s+answer\b[^.:：\n=$]{0,60}?(?:\b(?:is|are)\b|[:：])\s*[:：]?", re.IGNORECASE)
 _MATH = re.compile(
     r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
@@ -199,6 +200,9 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
         if kind == "choice":
             return text[phrase.start() :][:400]
         return _statement(text[phrase.end() :], kind) or None
+    stated = _last(_IS_ANSWER, text)
+    if stated and kind == "formula":
+        return _value_in(stated[1], first=False) or stated[1].strip() or None
     if kind in ("choice", "words") or (len(text) <= MAX_SHORT and "\n" not in text):
         return _picked(text[-1000:], kind, first=False) or None
     return _value_in(text, first=False)

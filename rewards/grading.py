@@ -87,7 +87,7 @@ def judge(pairs: list[tuple[str, str | None]], *, timeout: float | None = None) 
         requests = [{"gold": gold, "answer": answer} for gold, answer in todo]
         for pair, reply in zip(todo, _verifier.run(requests, timeout), strict=True):
             settled[pair] = judgement = _judgement(reply)
-            if judgement["status"] != "failed":
+            if judgement["status"] == "compared":  # a timeout may have been the machine's fault
                 with _cache_lock:
                     _cache[pair] = judgement
                     while len(_cache) > CACHE_SIZE:

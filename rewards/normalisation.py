@@ -114,6 +114,9 @@ _SHORT_FRACTION = re.compile(
     r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(\{[^{}]*\})|(\{[^{}]*\})\s*(\d)|(\d|\\?[a-zA-Z])\s*(\\?[a-zA-Z]|\d))"
 )
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])")
+_FIGURE = re.compile(
+    r"\\(?:overline|overleftrightarrow|overrightarrow|widehat)\s*\{\s*([A-Z]{2,3})\s*\}|\\(?:triangle|angle)\s*(?=[A-Z])"
+)
 _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 
@@ -135,6 +138,10 @@ def clean(text: str) -> str:
     text = re.sub(r"\\(?:degree|textdegree)(?![a-zA-Z])", r"^\\circ ", text)
     text = _SPACES.sub(" ", _DROPPED.sub("", text))
     text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
+    text = _FIGURE.sub(lambda m: f" {m[1] or ''}", text)
+    text = re.sub(r"\\(?:implies|Longrightarrow|Rightarrow)(?![a-zA-Z])", r"\\to ", text)
+    if "{cases}" in text and "&" not in text:  # a system of equations is a list
+        text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text).replace("\\\\", ", ")
     for _ in range(3):  # nested ones
         text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
@@ -163,59 +170,12 @@ def compact(text: str) -> str:
 
 
 _FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "lg",
-        "exp",
-        "sqrt",
-        "pi",
-        "frac",
-        "max",
-        "min",
-        "mod",
-        "gcd",
-        "lcm",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "infty",
-        "inf",
-        "oo",
-        "binom",
-        "text",
-        "cdot",
-        "times",
-        "le",
-        "ge",
-        "lt",
-        "gt",
-        "ne",
-        "det",
-        "arg",
-        "begin",
-        "end",
-        "pmatrix",
-        "bmatrix",
-        "matrix",
-        "vmatrix",
-        "cases",
-        "array",
-        "dx",
-        "dy",
-        "dt",
-        "lim",
-        "sup",
-    ]
+    re.findall(
+        r"\w+",
+        "sin cos tan cot sec csc log ln lg exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh"
+        " infty inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix cases"
+        " array dx dy dt lim sup",
+    )
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 

@@ -131,7 +131,7 @@ def matrix_rows(text: str) -> list[list[str]] | None:
 
 
 _NAME = (
-    r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?"
+    r"(?:\\(?:vec|bar|hat|overline|overrightarrow|mathbf)\s*\{[^{}]{1,9}\}|\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?"
     r"|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
 )
 _ASSIGNMENT = re.compile(
@@ -155,6 +155,24 @@ def assignment(text: str) -> tuple[str, str] | None:
     return re.sub(r"\s", "", match[1]), split_top(match[2], ("=",))[-1]
 
 
+def spread(text: str) -> str:
+    """ "(x, y) = (2, 3)" as "x = 2, y = 3"; any other text as it is."""
+    match = re.fullmatch(r"\(([a-zA-Z](?:\s*,\s*[a-zA-Z])+)\)\s*=\s*(\(.*\))", text.strip(), re.DOTALL)
+    inside = bracketed(match[2]) if match else None
+    names, values = (match[1].split(","), split_top(inside[1], (",",))) if inside else ((), ())
+    if not inside or len(names) != len(values):
+        return text
+    return ", ".join(f"{name.strip()} = {value}" for name, value in zip(names, values, strict=True))
+
+
+def union_of(parts: list[str]) -> str | None:
+    """ "x < 1", "x > 3" as one union of intervals; None unless all parts are such inequalities."""
+    pieces = [inequality_interval(part) for part in parts]
+    if len(parts) < 2 or not all(pieces):
+        return None
+    return " \\cup ".join(f"{opening}{low},{high}{closing}" for opening, low, high, closing in pieces)
+
+
 def is_equation(text: str) -> bool:
     """Whether `text` has an equals sign outside all brackets."""
     return "=" in text and len(split_top(text, ("=",))) > 1
@@ -174,9 +192,14 @@ def without_approximation(text: str) -> str:
     return parts[0]
 
 
+_BUILDER = re.compile(
+    r"\\\{\s*\\?[a-zA-Z]+(?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?\s*(?:\\mid|\\vert|\||:)\s*(.+)\\\}", re.DOTALL
+)
+
+
 def without_membership(text: str) -> str:
-    """ "x \\in [0, 1]" as "[0, 1]"."""
-    match = _MEMBER.fullmatch(text.strip())
+    """ "x \\in [0, 1]" as "[0, 1]", and "\\{x : x > 2\\}" as "x > 2"."""
+    match = _BUILDER.fullmatch(text.strip()) or _MEMBER.fullmatch(text.strip())
     return match[1].strip() if match else text
 
 

@@ -7,7 +7,7 @@ _TABLE = {
     "length": "m 1 meter 1 meters 1 metre 1 metres 1 cm 1/100 centimeter 1/100 centimeters 1/100 centimetre 1/100"
     " centimetres 1/100 mm 1/1000 millimeter 1/1000 millimeters 1/1000 km 1000 kilometer 1000 kilometers 1000"
     " kilometre 1000 kilometres 1000"
-    " inch 127/5000 inches 127/5000 ft 381/1250 foot 381/1250 feet 381/1250 yard 1143/1250 yards 1143/1250"
+    " in 127/5000 inch 127/5000 inches 127/5000 ft 381/1250 foot 381/1250 feet 381/1250 yard 1143/1250 yards 1143/1250"
     " mile 201168/125 miles 201168/125 mi 201168/125",
     "mass": "kg 1 kilogram 1 kilograms 1 g 1/1000 gram 1/1000 grams 1/1000 mg 1/1000000 ton 1000 tons 1000",
     "time": "second 1 seconds 1 sec 1 secs 1 minute 60 minutes 60 min 60 mins 60 hour 3600 hours 3600 hr 3600 hrs 3600"
@@ -44,7 +44,11 @@ def split_unit(text: str) -> tuple[str, str]:
     if not match or not match["number"].strip():
         return text, ""
     number, unit = match["number"].strip(), match["unit"].strip()
-    if _NOT_UNITS.match(unit) or re.fullmatch(r".*\\", number) or number.endswith(("^", "_", "=", "\\text")):
+    if (
+        (_NOT_UNITS.match(unit) and unit != "in")
+        or re.fullmatch(r".*\\", number)
+        or number.endswith(("^", "_", "=", "\\text"))
+    ):
         return text, ""
     if not re.search(r"\d|\\pi|\\frac|\\sqrt", number):
         return text, ""
