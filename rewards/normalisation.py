@@ -122,11 +122,14 @@ _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 def clean(text: str) -> str:
     """`text` without delimiters, fonts, sizes and spacing commands, with whole fractions. Words keep their spaces."""
-    text = plain(text).strip()
+    text = plain(text).replace('"', " ").strip()
     match = _MARKDOWN.match(text)
     if match:
         text = match[2]
     text = text.replace("**", "") if text.count("**") % 2 == 0 and "\\" not in text and text.startswith("**") else text
+    if "\\\\" in text and not re.search(r"matrix|array|cases|aligned", text):  # a backslash escaped twice
+        text = re.sub(r"\\\\(?=[a-zA-Z{}])", r"\\", text)
+    text = re.sub(r"\.{3,}|…|\\[lc]?dots(?![a-zA-Z])", r"\\dots ", text)
     text = _THOUSANDS.sub("", text)
     text = _CURRENCY.sub(" ", _DELIMITERS.sub(" ", text.replace("\\$", "€")))
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
