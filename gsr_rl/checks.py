@@ -202,7 +202,7 @@ def _check_model(c, name: str) -> list[str]:
     if not value:
         return [f"{name} is not set: give a path or a Hub name"]
     first = Path(value).parts[0]
-    looks_local = first in (".", "..", "/", "~") or len(Path(value).parts) > 2 or Path(first).is_dir()
+    looks_local = str(value).startswith((".", "/", "~")) or len(Path(value).parts) > 2 or Path(first).is_dir()
     if looks_local and not Path(value).is_dir():
         return [f"{name}={value}: there is no such folder, give a path that exists or a Hub name"]
     return []

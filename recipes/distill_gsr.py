@@ -49,7 +49,8 @@ def main() -> None:
         return print_dry_run(configs, arithmetic(rows, args))
 
     # Candidates, refinements and their verification, in units that survive an interruption.
-    from gsr_rl.distill import distill, report_markdown
+    from gsr_rl.distill import distill
+    from gsr_rl.sft_rows import report_markdown
 
     started = time.time()
     folder = Path(args.output_dir)

@@ -7,36 +7,6 @@ import pytest
 
 from gsr_rl.generation import Sampling, open_engine
 
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A random tiny model with the tiny world's tokenizer."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from gsr_rl.tiny_world import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 PROMPTS = [[5, 6, 7], [8] * 30, [9, 10]]
 
 
@@ -54,34 +24,34 @@ def check_engine(engine):
     greedy = engine.generate(PROMPTS, Sampling(n=2, temperature=0.0, max_tokens=5))
     assert [[a.token_ids == b.token_ids for a, b in [group]] for group in greedy] == [[True]] * 3
     assert engine.generate(PROMPTS[::-1], Sampling(n=1, temperature=0.0, max_tokens=5))[0][0] == greedy[2][0]
-    with pytest.raises(ValueError, match=r"prompt 1 has 30 tokens, with max_tokens=100 .* window of 128"):
-        engine.generate(PROMPTS, Sampling(max_tokens=100))
+    with pytest.raises(ValueError, match=r"prompt 1 has 30 tokens, with max_tokens=500 .* window of 512"):
+        engine.generate(PROMPTS, Sampling(max_tokens=500))
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         engine.generate([[]], Sampling())
     assert engine.generate([], Sampling()) == []
     return [completion.token_ids for completion in flat]
 
 
-def test_transformers_engine(model_folder):
-    with open_engine("transformers", model_folder, seed=1) as engine:
+def test_transformers_engine(tiny_model):
+    with open_engine("transformers", tiny_model, seed=1) as engine:
         check_engine(engine)
 
 
 @pytest.mark.vllm
-def test_two_vllm_engines_one_after_the_other_and_the_seed_counts(model_folder):
+def test_two_vllm_engines_one_after_the_other_and_the_seed_counts(tiny_model):
     streams = []
     for seed in (1, 2, 1):
-        with open_engine("vllm", model_folder, seed=seed, dtype="float32", max_model_length=128) as engine:
+        with open_engine("vllm", tiny_model, seed=seed, dtype="float32") as engine:
             streams.append(check_engine(engine))
     assert streams[0] != streams[1]
     assert streams[0] == streams[2]
 
 
 @pytest.mark.vllm
-def test_engines_agree_on_the_greedy_completion(model_folder):
+def test_engines_agree_on_the_greedy_completion(tiny_model):
     texts = []
     for kind in ("vllm", "transformers"):
-        with open_engine(kind, model_folder, dtype="float32") as engine:
+        with open_engine(kind, tiny_model, dtype="float32") as engine:
             texts.append(engine.generate(PROMPTS, Sampling(temperature=0.0, max_tokens=12)))
     assert texts[0] == texts[1]
 

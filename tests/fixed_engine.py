@@ -1,0 +1,59 @@
+"""An engine with fixed outputs: the tiny world's own solver, a function of the prompt and the place alone."""
+
+import random
+import re
+import runpy
+import sys
+from pathlib import Path
+
+from gsr_rl import tiny_world
+from gsr_rl.generation import Completion
+
+
+class FixedEngine:
+    """Solves and refines as the tiny world's procedures do. Some samples are unfinished, some refinements wrong."""
+
+    max_model_length = 512
+    opened = 0
+
+    def __init__(self, *_, **__):
+        self.tokenizer = tiny_world.build_tokenizer()
+        self.prompts = 0
+        type(self).opened += 1
+
+    def generate(self, prompt_token_ids, sampling):
+        self.prompts += len(prompt_token_ids)
+        return [[self.complete(ids, place) for place in range(sampling.n)] for ids in prompt_token_ids]
+
+    def complete(self, ids, place):
+        prompt = self.tokenizer.decode(ids, skip_special_tokens=True)
+        rng = random.Random(f"{prompt} {place}")
+        refining = prompt.startswith("refine ")
+        problem, *candidates = re.split(r"\n#|\n>", prompt.removeprefix("refine "))
+        row = tiny_world.make_row(problem, "test")
+        if refining and rng.random() < 0.8:
+            text = tiny_world.refine(row, [one for one in candidates if one], rng)
+        else:
+            text = tiny_world.corpus_solution(row, rng)
+        finished = rng.random() > 0.1
+        tokens = self.tokenizer.encode(text if finished else text[: len(text) // 2])
+        return Completion(self.tokenizer.decode(tokens), tokens, finished)
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def run_recipe(monkeypatch, program: str, **keys):
+    """Run a recipe's main in this process with these keys on its command line."""
+    path = Path(__file__).parent.parent / "recipes" / f"{program}_gsr.py"
+    words = [str(path)]
+    for key, value in keys.items():
+        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(path))["main"]()

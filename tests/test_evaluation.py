@@ -1,0 +1,248 @@
+"""Evaluation: which sets are refined, which controls, what is stored, and that every figure comes from the store."""
+
+import copy
+import json
+import math
+from collections import defaultdict
+
+import pytest
+from fixed_engine import FixedEngine, run_recipe
+
+from gsr_rl import metrics
+from gsr_rl.evaluation import foreign_problems, read_samples, write_samples
+from gsr_rl.report import figure
+from gsr_rl.tables import compare, metrics_from_samples, summarise
+
+KEYS = {
+    "dataset_name": "tiny/mix",
+    "dataset_split": "test",
+    "max_problems": 60,
+    "split_by": "family",
+    "prompt_template": "tiny",
+    "num_candidates": 3,
+    "num_generations": 5,
+    "num_candidate_sets": 2,
+    "max_completion_length": 40,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Evaluate with the fixed engine; returns the run folder."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "model").mkdir()
+
+    def evaluate(name, **more):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+            keys = KEYS | {"model": folder / "model", "output_dir": folder / name} | more
+            run_recipe(patch, "eval", **keys)
+        return folder / name
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def first(run):
+    return run("first")
+
+
+@pytest.fixture(scope="module")
+def samples(first):
+    return read_samples(first / "samples.parquet")[1]
+
+
+def by_problem(samples):
+    found = defaultdict(list)
+    for sample in samples:
+        found[sample["problem_id"]].append(sample)
+    return found
+
+
+def test_every_sample_is_stored(first, samples):
+    assert len(samples) == 60 * (5 + 2 * 3)
+    for group in by_problem(samples).values():
+        assert [s["index"] for s in group if s["method"] == "direct"] == [0, 1, 2, 3, 4]
+        sets = [s["candidates"] for s in group if s["method"] == "selfref"]
+        assert all(len(set(chosen)) == 3 and set(chosen) <= set(range(5)) for chosen in sets) and len(sets) == 2
+        assert len(set(sets[0]) | set(sets[1])) == 5, "two sets of three share as little as they can"
+    assert {path.name for path in first.iterdir()} >= {
+        "eval.json",
+        "report.md",
+        "report.png",
+        "samples.parquet",
+        "config.yaml",
+        "versions.json",
+    }
+
+
+def test_controls_see_no_candidates_or_another_problems_of_the_same_family(samples):
+    family = {s["problem_id"]: s["part"] for s in samples}
+    for sample in samples:
+        if sample["method"] == "selfref_none":
+            assert sample["candidates"] == [] and sample["candidates_of"] is None
+        if sample["method"] == "selfref_foreign":
+            assert sample["candidates_of"] != sample["problem_id"]
+            assert family[sample["candidates_of"]] == family[sample["problem_id"]]
+
+
+def test_a_foreign_problem_is_another_one_even_where_a_family_has_one():
+    found = foreign_problems(["a", "a", "b"], seed=0)
+    assert found[0] == 1 and found[1] == 0 and found[2] in (0, 1)
+    assert foreign_problems(["a"], seed=0) == [None]
+    found = foreign_problems(["a"] * 50, seed=3)
+    assert sorted(found) == list(range(50)) and all(other != own for own, other in enumerate(found))
+
+
+def test_figures_are_what_the_stored_samples_say(first, samples):
+    summary = json.loads((first / "eval.json").read_text())
+    means = defaultdict(list)
+    for group in by_problem(samples).values():
+        direct = [s for s in group if s["method"] == "direct"]
+        right = [s["correct_lenient"] for s in direct]
+        means["pass@1"].append(sum(right) / 5)
+        means["pass@3"].append(metrics.pass_at_k(5, int(sum(right)), 3))
+        for sample in group:
+            if sample["method"] == "selfref":
+                votes = [direct[i]["class_lenient"] for i in sample["candidates"]]
+                maj = metrics.maj_correct(votes, [right[i] for i in sample["candidates"]])
+                means["maj@3"].append(maj)
+                means["selfref@3"].append(sample["correct_lenient"])
+                means["refinement_gap"].append(sample["correct_lenient"] - maj)
+            elif sample["method"] != "direct":
+                means[sample["method"]].append(sample["correct_lenient"])
+    values = summary["benchmarks"]["tiny/mix"]
+    for name, numbers in means.items():
+        assert values[name]["value"] == pytest.approx(sum(numbers) / len(numbers), abs=1e-6), name
+        assert values[name]["low"] <= values[name]["value"] <= values[name]["high"]
+    assert set(values) == set(means) | {"maj@4", "fix_rate", "break_rate"}
+    assert sum(one["n"] for one in summary["by_num_correct"]["tiny/mix"].values()) == 120
+    assert list(summary["by_num_correct"]["tiny/mix"]) == ["0", "1", "2", "3"]
+    assert set(summary["benchmarks"]) == set(summary["strict"]) == {"tiny/mix", "tiny/mix/chain", "tiny/mix/guess"}
+    assert summary["k"] == 3 and summary["num_problems"] == 60 and summary["num_samples"] == 5
+    assert summary["sampling"]["candidate"]["temperature"] == 1.0 and "versions" in summary
+    assert values["selfref@3"]["value"] > values["selfref_none"]["value"]
+
+
+def test_tables_are_remade_from_the_store_to_the_last_digit(first):
+    stored = json.loads((first / "eval.json").read_text())
+    assert json.loads(json.dumps(summarise(metrics_from_samples(first)))) == stored
+
+
+def test_a_run_against_itself_differs_by_nothing_and_another_seed_by_something(run, first):
+    same = compare(first, first)["tiny/mix"]
+    assert all(one == {"value": 0.0, "low": 0.0, "high": 0.0} for one in same.values())
+    cross = compare(first, first, pairs=[("selfref@3", "pass@1")])["tiny/mix"]
+    summary = json.loads((first / "eval.json").read_text())
+    assert cross == {"selfref@3-pass@1": summary["differences"]["tiny/mix"]["selfref@3-pass@1"]}
+    other = run("other", seed=1)
+    assert any(one["value"] != 0 for one in compare(first, other)["tiny/mix"].values()), "other sets are chosen"
+
+
+def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first):
+    shorter = run("shorter", max_problems=20)
+    ids = set(metrics_from_samples(shorter).problems["lenient"]["tiny/mix"].ids)
+    known = set(metrics_from_samples(first).problems["lenient"]["tiny/mix"].ids)
+    assert ids & known and ids != known
+    assert compare(shorter, first)["tiny/mix"]["pass@1"]["value"] == 0.0, "the fixed engine repeats itself"
+    far = run("far", dataset_split="validation", max_problems=10)
+    with pytest.raises(ValueError, match="no problem in common"):
+        compare(far, first)
+
+
+def test_frozen_candidates_are_the_other_runs_sets(run, first, samples):
+    frozen = run("frozen", candidates_from=first / "samples.parquet", seed=5)
+    rows = read_samples(frozen / "samples.parquet")[1]
+    theirs = {(s["problem_id"], s["index"]): s["candidates"] for s in samples if s["method"] == "selfref"}
+    ours = {(s["problem_id"], s["index"]): s["candidates"] for s in rows if s["method"] == "selfref_frozen"}
+    live = {(s["problem_id"], s["index"]): s["candidates"] for s in rows if s["method"] == "selfref"}
+    assert ours == theirs != live
+    value = json.loads((frozen / "eval.json").read_text())["benchmarks"]["tiny/mix"]["selfref_frozen"]["value"]
+    theirs = json.loads((first / "eval.json").read_text())["benchmarks"]["tiny/mix"]["selfref@3"]["value"]
+    assert value == theirs, "an engine with fixed outputs refines the same sets to the same texts"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_candidates": 4}, "sets of 3 candidates, num_candidates is 4: set it to 3"),
+        ({"dataset_split": "validation"}, "has no problem .* evaluate the same problems"),
+    ],
+)
+def test_frozen_candidates_that_do_not_fit_are_refused(run, first, more, message):
+    with pytest.raises(ValueError, match=message):
+        run("refused", candidates_from=first / "samples.parquet", **more)
+
+
+def test_unscored_samples_and_skipped_refinements(first, samples, tmp_path):
+    header, _ = read_samples(first / "samples.parquet")
+    changed = copy.deepcopy(samples)
+    lost = changed[0]["problem_id"]
+    for sample in changed:
+        if sample["problem_id"] == lost:
+            for key in ("correct_lenient", "correct_strict"):
+                sample[key] = None
+    skipped = next(s for s in changed if s["method"] == "selfref" and s["correct_lenient"] == 1.0)
+    skipped |= {"skipped": True, "correct_lenient": 0.0, "text": ""}
+    write_samples(tmp_path / "samples.parquet", changed, header)
+    results = metrics_from_samples(tmp_path)
+    values = results.problems["lenient"]["tiny/mix"]
+    summary = summarise(results)["benchmarks"]["tiny/mix"]
+    assert all(math.isnan(values.values[name][0]) for name in ("pass@1", "maj@3", "selfref@3", "refinement_gap"))
+    assert summary["pass@1"]["n"] == summary["selfref@3"]["n"] == 59
+    assert summary["fix_rate"]["n"] + summary["break_rate"]["n"] == pytest.approx(59)
+    assert results.counts["skipped_refinements"] == 1 and results.counts["unscored_samples"] == 11
+
+
+def test_refinements_that_cannot_be_prompted_are_wrong_and_counted(run):
+    folder = run("narrow", max_refinement_prompt_length=20, max_problems=20)
+    summary = json.loads((folder / "eval.json").read_text())
+    assert summary["counts"]["skipped_refinements"] > 0
+    assert summary["benchmarks"]["tiny/mix"]["selfref@3"]["n"] == 20
+
+
+def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
+    before = FixedEngine.opened
+    folder = run("dry", dry_run="true")
+    text = capsys.readouterr().out
+    assert FixedEngine.opened == before and not folder.exists()
+    assert "refinements, controls included  360" in text and "num_candidates: 3" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_generations": 3}, "maj@4, the compute-matched vote: set num_generations to at least 4"),
+        ({"top_p": 0}, "top_p=0"),
+        ({"candidates_from": "nowhere.parquet"}, "candidates_from=nowhere.parquet: there is no such file"),
+        ({"controls": "self"}, "use none, foreign"),
+        ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),
+        (
+            {"max_model_length": 64, "max_refinement_prompt_length": 60},
+            "set max_refinement_prompt_length to at most 24",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_its_mend(run, capsys, more, message):
+    with pytest.raises(SystemExit) as end:
+        run("bad", **more)
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_key_to_split_by_has_to_be_there(run):
+    with pytest.raises(ValueError, match=r"split_by=colour: problem .* has no such key"):
+        run("split", split_by="colour")
+
+
+def test_figures_read_as_percent_with_their_interval():
+    assert figure({"value": 0.63, "low": 0.612, "high": 0.6494}) == "63.0 [61.2, 64.9]"
+    assert figure({"value": None, "low": None, "high": None}) == figure(None) == "-"
+
+
+@pytest.mark.vllm
+def test_the_program_with_a_real_engine(tiny_model, tmp_path, monkeypatch):
+    keys = KEYS | {"max_problems": 12, "model": tiny_model, "output_dir": tmp_path}
+    run_recipe(monkeypatch, "eval", max_model_length=256, max_refinement_prompt_length=200, **keys)
+    header, rows = read_samples(tmp_path / "samples.parquet")
+    assert header["versions"]["vllm"] and len(rows) == 12 * 11
+    assert {row["tokens"] > 0 for row in rows if not row["skipped"]} == {True}

@@ -1,0 +1,172 @@
+"""Metrics against examples worked by hand, against brute force, and intervals that cover as they say."""
+
+import math
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from gsr_rl import metrics
+from gsr_rl.metrics import Ratio, share
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(("n", "c", "k", "value"), [(4, 2, 1, 0.5), (4, 2, 2, 5 / 6), (4, 2, 3, 1.0), (5, 0, 4, 0.0)])
+def test_pass_at_k_by_hand(n, c, k, value):
+    assert metrics.pass_at_k(n, c, k) == pytest.approx(value)
+
+
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_one():
+    for n in range(1, 7):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([1] * c + [0] * (n - c), k))
+                assert metrics.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(3, 1, 4), (3, 4, 1), (3, 1, 0), (3, -1, 1)])
+def test_pass_at_k_refuses_what_it_cannot_mean(n, c, k):
+    with pytest.raises(ValueError, match=f"n={n}, c={c}, k={k}"):
+        metrics.pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize(
+    ("classes", "correct", "value"),
+    [
+        ([0, 0, 1, 2], [1, 1, 0, 0], 1.0),
+        ([0, 0, 1, 2], [0, 0, 1, 0], 0.0),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 0.5),
+        ([0, 1, 2, 3], [1, 0, 0, 0], 0.25),
+        ([None, None, 0, None], [0, 0, 1, 0], 1.0),
+        ([None] * 4, [0] * 4, 0.0),
+        ([0, 0, 1], [1, 0, 0], 0.5),  # one class, graded unevenly: the share of its members
+        ([0, 0, 1], [None, None, 1], 1.0),
+        ([0, 1], [NAN, 0], 0.0),
+    ],
+)
+def test_ties_count_by_their_expected_correctness(classes, correct, value):
+    assert metrics.maj_correct(classes, correct) == pytest.approx(value)
+
+
+def test_a_vote_without_scored_candidates_is_unscored():
+    assert math.isnan(metrics.maj_correct([0, 1], [None, None]))
+    assert math.isnan(metrics.maj_correct([], []))
+
+
+def test_a_vote_is_the_mean_of_a_random_choice_among_the_largest_classes():
+    rng = random.Random(0)
+    for _ in range(50):
+        classes = [rng.choice([None, 0, 1, 2]) for _ in range(5)]
+        truth = {group: float(group == 0) for group in (0, 1, 2)}
+        correct = [truth.get(group, 0.0) for group in classes]
+        counts = {group: classes.count(group) for group in set(classes) - {None}}
+        winners = [group for group, count in counts.items() if count == max(counts.values())]
+        expected = sum(truth[group] for group in winners) / len(winners) if winners else 0.0
+        assert metrics.maj_correct(classes, correct) == pytest.approx(expected)
+
+
+def test_maj_at_k_is_the_mean_over_all_groups_and_random_groups_come_close():
+    rng = random.Random(1)
+    classes = [rng.randrange(3) for _ in range(10)]
+    correct = [float(group == 0) for group in classes]
+    groups = list(combinations(range(10), 5))
+    exact = sum(metrics.maj_correct([classes[i] for i in g], [correct[i] for i in g]) for g in groups) / len(groups)
+    assert metrics.maj_at_k(classes, correct, 5, max_groups=252) == pytest.approx(exact)
+    assert metrics.maj_at_k(classes, correct, 5, max_groups=200, seed=3) == pytest.approx(exact, abs=0.12)
+    assert metrics.maj_at_k(classes, correct, 5, 64, seed=3) == metrics.maj_at_k(classes, correct, 5, 64, seed=3)
+    assert math.isnan(metrics.maj_at_k([0, 0, 1], [1, None, 0], 3))
+
+
+def test_fix_and_break_rates_weigh_ties_by_probability():
+    maj, selfref = [0.0, 1.0, 0.5, 0.25, None], [1.0, 0.0, 1.0, 0.0, 1.0]
+    fixed, broken = metrics.fix_rate(maj, selfref), metrics.break_rate(maj, selfref)
+    assert fixed.count == pytest.approx(1 + 0.5 + 0.75) and fixed.value == pytest.approx((1 + 0.5) / 2.25)
+    assert broken.count == pytest.approx(1 + 0.5 + 0.25) and broken.value == pytest.approx((1 + 0.25) / 1.75)
+    gap = metrics.gap(maj[:4], selfref[:4])
+    assert gap.value == pytest.approx((fixed.numerator - broken.numerator).sum() / 4), (
+        "the gap is what is fixed less what is broken"
+    )
+
+
+def test_unscored_problems_are_in_no_mean_and_no_count():
+    ratio = share([1.0, None, NAN, 0.0])
+    assert (ratio.value, ratio.count) == (0.5, 2)
+    assert metrics.gap([1.0, None, 0.0], [None, 1.0, 1.0]).count == 1
+    assert math.isnan(share([None]).value)
+
+
+def test_by_num_correct_counts_sets_and_skips_unscored_ones():
+    table = metrics.by_num_correct([0, 1, 1, 2, 2], [1, 0, 1, None, 1], [0, 0.5, 0.25, 1, 1], 2)
+    assert table == {
+        "0": {"n": 1, "selfref": 1.0, "maj": 0.0},
+        "1": {"n": 2, "selfref": 0.5, "maj": 0.375},
+        "2": {"n": 1, "selfref": 1.0, "maj": 1.0},
+    }
+    assert metrics.by_num_correct([], [], [], 1)["0"] == {"n": 0, "selfref": None, "maj": None}
+
+
+# Intervals --------------------------------------------------------------------------------------------------
+
+
+def test_resamples_hold_as_many_problems_as_there_are():
+    weights = metrics.bootstrap_weights(30, resamples=50, seed=1)
+    assert weights.shape == (50, 30) and (weights.sum(axis=1) == 30).all()
+    assert (weights == metrics.bootstrap_weights(30, resamples=50, seed=1)).all()
+    assert (weights != metrics.bootstrap_weights(30, resamples=50, seed=2)).any()
+
+
+def test_intervals_cover_the_truth_19_times_in_20():
+    rng = np.random.default_rng(0)
+    weights = metrics.bootstrap_weights(150, resamples=400, seed=0)
+    accuracy = difference = 0
+    for _ in range(400):
+        hard = rng.random(150)
+        first, second = (rng.random(150) < hard).astype(float), (rng.random(150) < hard * 0.8).astype(float)
+        one = metrics.estimate(share(first), weights)
+        two = metrics.estimate_difference(share(first), share(second), weights)
+        accuracy += one["low"] <= 0.5 <= one["high"]
+        difference += two["low"] <= 0.1 <= two["high"]
+    assert 0.91 < accuracy / 400 < 0.985
+    assert 0.91 < difference / 400 < 0.985
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(1)
+    base = (rng.random(400) < 0.5).astype(float)
+    better = np.where(rng.random(400) < 0.05, 1.0, base)
+    weights = metrics.bootstrap_weights(400)
+    paired = metrics.estimate_difference(share(better), share(base), weights)
+    alone = metrics.estimate(share(base), weights)
+    assert paired["low"] > 0
+    assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
+    assert metrics.estimate_difference(share(base), share(base), weights) == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.277533), (1.0, 0.722467, 1.0)])
+def test_a_share_of_nothing_or_all_has_wilsons_interval(value, low, high):
+    one = metrics.estimate(share([value] * 10), metrics.bootstrap_weights(10))
+    assert (one["value"], one["low"], one["high"], one["n"]) == (value, low, high, 10)
+
+
+def test_a_difference_of_two_certain_shares_still_has_a_width():
+    weights = metrics.bootstrap_weights(10)
+    one = metrics.estimate_difference(share([1.0] * 10), share([0.0] * 10), weights)
+    assert one["value"] == one["high"] == 1.0 and 0.5 < one["low"] < 0.7
+
+
+def test_without_scored_problems_there_is_no_figure():
+    weights = metrics.bootstrap_weights(2)
+    assert metrics.estimate(share([None, None]), weights) == {"value": None, "low": None, "high": None, "n": 0}
+    assert metrics.estimate_difference(share([None, None]), share([1, 0]), weights)["value"] is None
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(2)
+    same = [share((rng.random(500) < 0.5).astype(float)) for _ in range(3)]
+    apart = [share((rng.random(500) < p).astype(float)) for p in (0.3, 0.5, 0.7)]
+    narrow, wide = metrics.estimate_over_seeds(same), metrics.estimate_over_seeds(apart)
+    assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
+    assert wide["seeds"] == [round(ratio.value, 6) for ratio in apart]
+    assert isinstance(same[0], Ratio)

@@ -1,0 +1,145 @@
+"""Problem sources: what comes out, what is refused, and that generated splits share nothing."""
+
+import csv
+import json
+from itertools import combinations
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gsr_rl.problems import final_answer, load_problems, normalise_text
+
+
+def config(name, **more):
+    values = {
+        "dataset_config": None,
+        "dataset_split": "train",
+        "problem_column": None,
+        "answer_column": None,
+        "max_problems": None,
+        "problem_seed": 0,
+        "dataset_kwargs": None,
+    }
+    return SimpleNamespace(dataset_name=str(name), **(values | more))
+
+
+ROWS = [{"problem": "What is 1+1?", "answer": 2, "level": "easy"}, {"problem": "What is 2+2?", "answer": "4"}]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([{k: str(v) for k, v in row.items()} for row in rows]), path)
+    else:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, suffix):
+    rows = load_problems(config(write(tmp_path / f"rows{suffix}", ROWS)))
+    reference = load_problems(config(write(tmp_path / "reference.jsonl", ROWS)))
+    assert [(r["id"], r["problem"], r["answer"]) for r in rows] == [
+        (r["id"], r["problem"], r["answer"]) for r in reference
+    ]
+    assert [row["answer"] for row in rows] == ["2", "4"] and rows[0]["level"] == "easy"
+
+
+def test_ids_depend_on_the_text_and_not_on_its_spacing_or_place(tmp_path):
+    one = load_problems(config(write(tmp_path / "a.jsonl", ROWS)))
+    spaced = [{"problem": " What  is\n2+2? ", "answer": "4"}, ROWS[0]]
+    two = load_problems(config(write(tmp_path / "b.jsonl", spaced)))
+    assert {row["id"] for row in one} == {row["id"] for row in two} and len({row["id"] for row in one}) == 2
+    assert normalise_text("Ａ  b\tC") == "a b c"
+
+
+def test_given_ids_are_kept_and_repeated_texts_dropped(tmp_path, capsys):
+    rows = [{"id": 7, **ROWS[0]}, {"id": 8, "problem": "what is 1+1?", "answer": "2"}, {"id": 9, **ROWS[1]}]
+    assert [row["id"] for row in load_problems(config(write(tmp_path / "a.jsonl", rows)))] == ["7", "9"]
+    assert "left out 1 rows with a text seen before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROWS[0], {"problem": "x", "answer": " "}], r"row 2: no usable answer .*--answer_column"),
+        ([ROWS[0], {"answer": "3"}], r"row 2: no usable problem .*--problem_column"),
+        ([{"problem": "x", "solution": "It is clear."}], "row 1: no usable answer"),
+        ([{"id": "a", **ROWS[0]}, {"id": "a", **ROWS[1]}], "row 2: the id 'a' is used twice"),
+        ([[1, 2]], "row 1: an object is expected, got list"),
+        ([], "no usable problems"),
+    ],
+)
+def test_a_bad_local_row_is_named(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        load_problems(config(write(tmp_path / "rows.json", rows)))
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        ("She has 6*7=<<6*7=42>>42 eggs.\n#### 1,042", "1042"),
+        (r"So $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (204, "204"),
+        (["$5$"], "$5$"),
+        (["a", "b"], ""),
+        (None, ""),
+    ],
+)
+def test_answers_are_found_in_solutions(value, answer):
+    assert final_answer(value) == answer
+
+
+def test_columns_can_be_named_and_the_number_limited(tmp_path):
+    rows = [{"frage": f"{i}+1?", "antwort": str(i + 1)} for i in range(5)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    found = load_problems(config(path, problem_column="frage", answer_column="antwort", max_problems=3))
+    assert [row["answer"] for row in found] == ["1", "2", "3"]
+
+
+def test_reasoning_gym_splits_and_seeds_share_no_text():
+    pytest.importorskip("reasoning_gym")
+    kwargs = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}  # small enough to collide
+    seen = {}
+    for split in ("train", "validation", "test"):
+        rows = load_problems(
+            config("reasoning_gym/chain_sum", dataset_split=split, max_problems=400, dataset_kwargs=kwargs)
+        )
+        seen[split] = {normalise_text(row["problem"]) for row in rows}
+        assert len(seen[split]) == len({row["id"] for row in rows}) == 400
+    for one, other in combinations(seen, 2):
+        assert not seen[one] & seen[other]
+    again = load_problems(config("reasoning_gym/chain_sum", max_problems=400, problem_seed=1, dataset_kwargs=kwargs))
+    texts = {normalise_text(row["problem"]) for row in again}
+    assert texts != seen["train"] and not texts & seen["test"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"dataset_split": "dev"}, "dataset_split='dev'"),
+        ({"problem_seed": 5000}, "problem_seed=5000"),
+        ({"max_problems": 500, "dataset_kwargs": {"max_terms": 2, "max_digits": 1}}, "has only .* lower max_problems"),
+        ({"dataset_kwargs": "[1]"}, "dataset_kwargs=.*mapping"),
+    ],
+)
+def test_what_reasoning_gym_cannot_give_is_said(more, message):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(ValueError, match=message):
+        load_problems(config("reasoning_gym/chain_sum", **more))
+
+
+def test_the_tiny_world_is_a_source():
+    rows = load_problems(config("tiny/mix", dataset_split="test", max_problems=10, dataset_kwargs='{"steps": 5}'))
+    assert len(rows) == 10 and {row["family"] for row in rows} == {"chain", "guess"}
+    assert rows == load_problems(
+        config("tiny/mix", dataset_split="test", max_problems=10, dataset_kwargs={"steps": 5})
+    )
