@@ -245,6 +245,20 @@ def corpus_solution(row: dict, rng: random.Random) -> str:
     return write_guess(problem, rng.choice(_block(problem)))
 
 
+def reading_drill(rows: list[dict], rng: random.Random) -> tuple[str, str]:
+    """A prompt of solutions to several problems of one family and the start of one of them; and the rest of that one.
+
+    An exercise in reading, so that the base model, as a real one does, finds its way in a text: it says nothing about
+    which solution is right, and the lines are about different problems.
+    """
+    lines: dict[str, str] = {}
+    for row in rows:
+        text = corpus_solution(row, rng)
+        lines.setdefault(text[:2] if row["family"] == "chain" else text[0], text)
+    start = rng.choice(list(lines))
+    return "".join(f"\n#{text}" for text in lines.values()) + f"\n>{start}", lines[start][len(start) :]
+
+
 # Refinements ------------------------------------------------------------------------------------------------
 
 
@@ -287,7 +301,21 @@ def _refine_chain(problem: str, candidates: list[str]) -> str:
 
 def vocabulary() -> list[str]:
     """Every token, in the order of its id: about two tokens a step of a chain, one a value of a guess."""
-    words = ["refine ", "\n#", "\n>", "\\boxed{", "}", "=", "ok", "no", *STATES, *MAPS, IDENTITY]
+    words = [
+        "refine ",
+        "\n#",
+        "\n>",
+        "ok\\boxed{",
+        "no\\boxed{",
+        "\\boxed{",
+        "}",
+        "=",
+        "ok",
+        "no",
+        *STATES,
+        *MAPS,
+        IDENTITY,
+    ]
     words += [*STEPS, *(f"{step}=" for step in STEPS), *(f"{number:02d}" for number in range(100))]
     return [PAD, EOS, USER, ASSISTANT, UNKNOWN, *words]
 
