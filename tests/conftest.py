@@ -13,14 +13,15 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A small random Qwen2 model with the tiny world's tokenizer: its path."""
+    """A small random model with the tiny world's tokenizer: its path. AutoTokenizer gives a Qwen2 folder Qwen's own."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from gsr_rl import tiny_world
 
     tokenizer = tiny_world.build_tokenizer()
-    config = Qwen2Config(
+    config = LlamaConfig(
+        attention_bias=True,
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -35,7 +36,7 @@ def tiny_model(tmp_path_factory):
         bos_token_id=None,
     )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config)
+    model = LlamaForCausalLM(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     path = tmp_path_factory.mktemp("tiny_model")
