@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A small random model with the tiny world's tokenizer: its path. AutoTokenizer gives a Qwen2 folder Qwen's own."""
+    """A small random model with the tiny world's tokenizer: its path. Not Qwen2: AutoTokenizer swaps those."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
