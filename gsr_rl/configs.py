@@ -1,5 +1,6 @@
 """Configuration dataclasses: our own keys on top of TRL's. The YAML files in `recipes/` hold these keys."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -250,4 +251,6 @@ class GSRSFTConfig(RefinementConfig, SFTConfig):
 
     def __post_init__(self):
         raise_if_any(check_sft(self))
+        if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # `use_cpu` of the accelerate config
+            self.use_cpu = True
         SFTConfig.__post_init__(self)
