@@ -1,14 +1,18 @@
 """The tiny world: its rules, its splits, its tokenizer and its shipped models."""
 
+import importlib.util
+import json
 import random
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from gsr_rl import tiny_world as tw
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
 DISJOINT = ("base", "teacher", "sft", "grpo", "validation", "test")
 
 
@@ -123,6 +127,17 @@ def test_the_corpus_is_honest_and_limited():
     assert tw.corpus_solution(chain, rng) == tw.solve(chain)
 
 
+def test_a_reading_drill_asks_for_the_rest_of_one_of_its_lines():
+    rng = random.Random(0)
+    for family in tw.FAMILIES:
+        rows = tw.generate(family, "base", 4, seed=0)
+        for _ in range(20):
+            prompt, rest = tw.reading_drill(rows, rng)
+            lines, start = prompt.split("\n>")
+            lines = lines.split("\n#")[1:]
+            assert [line for line in lines if line.startswith(start)] == [start + rest]
+
+
 def test_refinement_of_guesses_takes_the_one_that_checks_whatever_its_verdict():
     row = tw.generate("guess", "test", 1, seed=0, identity=0.0)[0]
     block = tw.BLOCKS[row["answer"] in tw.BLOCKS[1]]
@@ -198,3 +213,43 @@ def test_the_tokenizer_survives_saving(tokenizer, tmp_path):
     assert loaded.encode(text) == tokenizer.encode(text) and loaded.decode(loaded.encode(text)) == text
     assert loaded.chat_template == tokenizer.chat_template
     assert (loaded.pad_token, loaded.eos_token, loaded.padding_side) == ("<pad>", "<eos>", "left")
+
+
+@pytest.mark.parametrize("name", ["base", "teacher"])
+def test_the_shipped_models_fit_the_tokenizer_and_the_engine(name, tokenizer):
+    from transformers import AutoConfig, AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(RECIPE / "models" / name)
+    assert loaded.get_vocab() == tokenizer.get_vocab() and loaded.chat_template == tokenizer.chat_template
+    text = refine_prompt("47+5*3", [r"47+5=52*3=56\boxed{56}", r"GABBDok\boxed{G}"])
+    assert loaded.encode(text) == tokenizer.encode(text), "AutoTokenizer swaps the tokenizer of a Qwen2 folder"
+    assert loaded.decode(loaded.encode(text)) == text
+    config = AutoConfig.from_pretrained(RECIPE / "models" / name)
+    assert config.vocab_size == len(tokenizer) and config.eos_token_id == tokenizer.eos_token_id
+    assert config.hidden_size // config.num_attention_heads >= 32, "vLLM's smallest head on a CPU"
+    assert config.max_position_embeddings >= 512
+
+
+def test_the_shipped_models_are_small_and_their_figures_belong_to_this_difficulty():
+    assert sum(path.stat().st_size for path in (RECIPE / "models").rglob("*.*")) < 6e6
+    report = json.loads((RECIPE / "models" / "metrics.json").read_text())
+    assert report["difficulty"] == tw.DIFFICULTY
+    figures = report["accuracy"]["mix"]
+    assert 0.2 < figures["base_pass@1"] < figures["base_maj@4"] < 0.6 < figures["teacher_refines"]
+    assert report["accuracy"]["chain"]["base_refines"] < 0.1, "the base knows no refinement"
+
+
+@pytest.mark.slow
+def test_the_shipped_models_reproduce_their_figures_within_noise():
+    from transformers import AutoModelForCausalLM
+
+    spec = importlib.util.spec_from_file_location("make_models", RECIPE / "make_models.py")
+    make_models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_models)
+    base, teacher = (AutoModelForCausalLM.from_pretrained(RECIPE / "models" / name) for name in ("base", "teacher"))
+    measured = make_models.measure(base, teacher, num_problems=1000, seed=12345)
+    written = json.loads((RECIPE / "models" / "metrics.json").read_text())["accuracy"]
+    for family, figures in written.items():
+        for name, value in figures.items():
+            noise = (value * (1 - value) * (1 / 1000 + 1 / 1000) * (1 if family == "mix" else 2)) ** 0.5
+            assert abs(measured[family][name] - value) < 4 * noise + 0.01, (family, name)
