@@ -18,7 +18,7 @@ from statistics import mean
 
 import torch
 from tqdm import tqdm
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -49,6 +49,23 @@ def build_model(seed: int) -> Qwen2ForCausalLM:
     ids = {"bos_token_id": None, "eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id}
     table = {"vocab_size": len(TOKENIZER), "tie_word_embeddings": True, "initializer_range": 0.05}
     return Qwen2ForCausalLM(Qwen2Config(**shape, **heads, **ids, **table))
+
+
+def in_llama_layout(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
+    """The same function of the same weights, as a Llama with attention biases (the output projection's is zero).
+
+    AutoTokenizer gives every folder of model type qwen2 Qwen's own tokenizer, whatever tokenizer stands in it.
+    """
+    shared = set(LlamaConfig().to_dict()) - {"model_type", "architectures", "attention_bias", "transformers_version"}
+    values = {name: value for name, value in model.config.to_dict().items() if name in shared}
+    llama = LlamaForCausalLM(LlamaConfig(**values, attention_bias=True))
+    weights = model.state_dict()
+    for name, parameter in llama.state_dict().items():
+        if name.endswith("o_proj.bias"):
+            weights[name] = torch.zeros_like(parameter)
+    llama.load_state_dict(weights)
+    llama.generation_config = model.generation_config
+    return llama
 
 
 def solve_ids(rows: list[dict]) -> list[list[int]]:
@@ -187,9 +204,9 @@ def main() -> None:
         train_model(model, args)
         seconds[name] = round(time.time() - started)
         model.generation_config.update(do_sample=True, temperature=1.0)
-        model.save_pretrained(args.output_dir / name)
+        in_llama_layout(model).save_pretrained(args.output_dir / name)
         TOKENIZER.save_pretrained(args.output_dir / name)
-    base, teacher = (Qwen2ForCausalLM.from_pretrained(args.output_dir / name) for name in seconds)
+    base, teacher = (LlamaForCausalLM.from_pretrained(args.output_dir / name) for name in seconds)
     setting = {"split": "validation", "num_problems": args.num_eval, "temperature": 1.0, "seed": args.seed}
     report = {"setting": setting, "difficulty": tiny_world.DIFFICULTY, "parameters": model.num_parameters()}
     report |= {"seconds": seconds, "accuracy": measure(base, teacher, args.num_eval, args.seed)}
