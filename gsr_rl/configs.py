@@ -1,9 +1,9 @@
 """Configuration dataclasses: our own keys on top of TRL's. The YAML files in `recipes/` hold these keys."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.checks import (
@@ -251,6 +251,6 @@ class GSRSFTConfig(RefinementConfig, SFTConfig):
 
     def __post_init__(self):
         raise_if_any(check_sft(self))
-        if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # `use_cpu` of the accelerate config
+        if not torch.accelerator.is_available():  # DeepSpeed on a CPU needs it said
             self.use_cpu = True
         SFTConfig.__post_init__(self)

@@ -92,7 +92,7 @@ def test_every_optimizer_step_holds_both_stages_in_batches_of_one_length(trained
 
     for first, second in zip(trained[1][::2], trained[1][1::2], strict=True):
         widths = sorted([len(first["input_ids"][0]), len(second["input_ids"][0])])
-        assert widths[1] > 2 * widths[0], "a batch of direct solutions and one of refinements"
+        assert widths[1] > 1.4 * widths[0], "a batch of direct solutions and one of refinements"
     assert JITTER < 0.5
 
 
