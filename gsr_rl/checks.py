@@ -82,7 +82,7 @@ def _check_window(c) -> list[str]:
     if c.max_refinement_prompt_length < 1 or length < 1:
         return [f"max_refinement_prompt_length={c.max_refinement_prompt_length} and the completion limit {length} "
                 "must be positive"]  # fmt: skip
-    window = c.vllm_max_model_length
+    window = c.vllm_max_model_length or _model_window(getattr(c, "model_name_or_path", None))
     if c.use_vllm and c.refinement_weight > 0 and window and c.max_refinement_prompt_length + length > window:
         return [
             f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
@@ -91,6 +91,12 @@ def _check_window(c) -> list[str]:
             f"vllm_max_model_length"
         ]
     return []
+
+
+def _model_window(model: str | None) -> int | None:
+    """The context length that a local model folder states; None for a Hub name."""
+    config = Path(str(model)) / "config.json"
+    return json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
 
 
 def _check_batch(c) -> list[str]:

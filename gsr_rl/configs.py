@@ -110,6 +110,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         raise_if_any(check_grpo(self))
         if self.max_refinement_length is None:
             self.max_refinement_length = self.max_completion_length
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # DeepSpeed on a CPU needs it said
         GRPOConfig.__post_init__(self)
 
     @property
@@ -251,6 +252,5 @@ class GSRSFTConfig(RefinementConfig, SFTConfig):
 
     def __post_init__(self):
         raise_if_any(check_sft(self))
-        if not torch.accelerator.is_available():  # DeepSpeed on a CPU needs it said
-            self.use_cpu = True
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         SFTConfig.__post_init__(self)

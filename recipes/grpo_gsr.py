@@ -49,7 +49,7 @@ def main() -> None:
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
 
-    from gsr_rl.run_folder import write_run_info
+    from gsr_rl.run_folder import write_refinement_settings, write_run_info
     from rewards import load_reward_funcs
 
     set_seed(args.seed)
@@ -81,6 +81,8 @@ def main() -> None:
 
     # The model as one would load it: weights gathered, tokenizer, chat template, refinement settings.
     trainer.save_model(args.output_dir)
+    if trainer.accelerator.is_main_process:
+        write_refinement_settings(args.output_dir, args)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=problem_args.dataset_name)
 
