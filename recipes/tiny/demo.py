@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +29,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling, of SFT and of GRPO.")
     parser.add_argument("--split", default="test", help="Problems of the evaluation: test, or validation for tuning.")
-    parser.add_argument("--num_problems", type=int, default=2000, help="Problems of the evaluation.")
+    parser.add_argument("--num_problems", type=int, default=1500, help="Problems of the evaluation.")
     parser.add_argument("--install_seconds", type=float, default=0.0, help="Put into summary.json by `make demo`.")
     return parser.parse_args()
 
 
-def steps(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
-    """(name, phase, command) of every step, in order."""
+def steps(args: argparse.Namespace) -> list[list[tuple[str, str, list[str]]]]:
+    """(name, phase, command) of every step, in order. The steps of one list run side by side, a core each."""
     out, seed = args.output_dir, ["--seed", str(args.seed)]
     config = "recipes/tiny/{}.yaml".format
     accelerate = ["accelerate", "launch", "--config_file", "accelerate_configs/zero2_cpu.yaml"]
@@ -51,17 +52,21 @@ def steps(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
     grpo = [*accelerate, "recipes/grpo_gsr.py", "--config", config("grpo"), "--output_dir", f"{out}/grpo"]
     grpo += ["--model_name_or_path", f"{out}/sft", "--problem_seed", str(args.seed)]
     return [
-        ("eval_base", "eval", evaluate("base", MODELS["base"])),
-        ("distill", "distill", [*distill, *seed, "--problem_seed", str(args.seed)]),
-        ("sft", "sft", [*sft, *seed]),
-        ("eval_sft", "eval", evaluate("sft", f"{out}/sft")),
-        ("grpo", "grpo", [*grpo, *seed]),
-        ("eval_grpo", "eval", evaluate("grpo", f"{out}/grpo")),
+        [
+            ("eval_base", "eval", evaluate("base", MODELS["base"])),
+            ("distill", "distill", [*distill, *seed, "--problem_seed", str(args.seed)]),
+        ],
+        [("sft", "sft", [*sft, *seed])],
+        [("grpo", "grpo", [*grpo, *seed])],
+        [
+            ("eval_sft", "eval", evaluate("sft", f"{out}/sft")),
+            ("eval_grpo", "eval", evaluate("grpo", f"{out}/grpo")),
+        ],
     ]
 
 
-def run(name: str, command: list[str], folder: Path) -> float:
-    """Run one step, its output into a log file with the last line shown. Returns its seconds, kept for a resume."""
+def run(name: str, command: list[str], folder: Path, threads: int) -> float:
+    """Run one step, its output into a log file. Returns its seconds, which are kept for a resume."""
     done = folder / "done" / f"{name}.json"
     if done.is_file():
         return json.loads(done.read_text())["seconds"]
@@ -72,6 +77,7 @@ def run(name: str, command: list[str], folder: Path) -> float:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",  # nothing here is on the Hub
         "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
     }
     start = time.monotonic()
     with open(log, "w") as file:
@@ -80,7 +86,7 @@ def run(name: str, command: list[str], folder: Path) -> float:
     if code:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\n[{name}] failed with exit code {code}; the whole log is {log}")
-    print(f"    {seconds:.0f} s", flush=True)
+    print(f"[{name}] {seconds:.0f} s", flush=True)
     done.parent.mkdir(exist_ok=True)
     done.write_text(json.dumps({"seconds": round(seconds, 1)}))
     return seconds
@@ -149,13 +155,21 @@ def main() -> None:
     args = parse_args()
     begin = time.monotonic()
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
-    for name, phase, command in steps(args):
-        seconds[phase] += run(name, command, args.output_dir)
+    total = args.install_seconds
+    for group in steps(args):
+        processes = 2 if group[0][0] == "grpo" else len(group)
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        names, _, commands = zip(*group, strict=True)
+        with ThreadPoolExecutor(len(group)) as pool:
+            walls = list(pool.map(run, names, commands, [args.output_dir] * len(group), [threads] * len(group)))
+        for (_, phase, _), wall in zip(group, walls, strict=True):
+            seconds[phase] += wall
+        total += max(walls)
 
     from gsr_rl.report import figure, markdown_table
     from gsr_rl.run_folder import atomic_write
 
-    seconds["total"] = sum(seconds.values())
+    seconds["total"] = total
     summary = summarise(args.output_dir, {name: round(value, 1) for name, value in seconds.items()})
     summary["claims"] = claims(summary)
     atomic_write(args.output_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
