@@ -39,6 +39,7 @@ def steps(args: argparse.Namespace) -> list[list[tuple[str, str, list[str]]]]:
     out, seed = args.output_dir, ["--seed", str(args.seed)]
     config = "recipes/tiny/{}.yaml".format
     accelerate = ["accelerate", "launch", "--config_file", "accelerate_configs/zero2_cpu.yaml"]
+    accelerate += ["--main_process_port", "0"]  # any free port
 
     def evaluate(name: str, model: str) -> list[str]:
         frozen = [] if name == "base" else ["--candidates_from", f"{out}/eval_base/samples.parquet"]
