@@ -104,9 +104,10 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
                 found.append((match.start(), ends[opened] + 1, text[opened + 1 : ends[opened]].strip()))
             elif match is commands[-1]:
                 return []
-        elif bare := _BARE.match(text, match.end()):
+        elif (bare := _BARE.match(text, match.end())) and not _BOX.match(bare[0]):
             found.append((match.start(), bare.end(), bare[0].rstrip(".,;:!")))
-    inner = [box for box, after in zip(found, [*found[1:], None], strict=True) if after is None or after[0] >= box[1]]
+    starts = [box[0] for box in found[1:]] + [len(text)]
+    inner = [box for box, following in zip(found, starts, strict=False) if following >= box[1]]
     return [box for box in inner if box[2]]
 
 

@@ -89,6 +89,11 @@ def test_integers_are_equal_when_they_are(one, other):
     assert rewards.grade([f"\\boxed{{{one:,}}}"], [str(other)]) == [float(one == other)]
 
 
+@pytest.mark.parametrize("text", ["\\boxed", "so \\boxed", "\\fbox \\boxed", "\\boxed{", "\\boxed{}"])
+def test_a_box_without_content_is_no_answer(text):
+    assert rewards.extract_answer(text, require_box=True) is None
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_without_an_error(text):
