@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -210,6 +211,16 @@ def check_values(program: str, values: dict[str, object]) -> None:
     checks.raise_if_any([message for check in PROGRAMS[program][1] for message in check(merged)])
 
 
+@contextmanager
+def clear_errors(program: str):
+    """End the program with exit code 2 and one message, without a traceback, on what the user can mend."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"{program}_gsr.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def parse(program: str, argv: list[str] | None = None) -> tuple:
     """Parse the command line of a recipe into its config dataclasses (see `PROGRAMS`).
 
@@ -219,7 +230,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
     if any(word in ("--help", "-h") for word in argv):
         print_help(program, everything="all" in argv)
         raise SystemExit(0)
-    try:
+    with clear_errors(program):
         check_values(program, read_values(program, argv))
         from trl import TrlParser
 
@@ -231,6 +242,3 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
             next(getattr(module, name) for module in modules if hasattr(module, name)) for name in PROGRAMS[program][0]
         ]
         return TrlParser(classes).parse_args_and_config(argv)
-    except ValueError as error:
-        print(f"{program}_gsr.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

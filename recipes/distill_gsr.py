@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gsr_rl.cli import parse
+from gsr_rl.cli import clear_errors, parse
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:
@@ -44,7 +44,8 @@ def main() -> None:
     from gsr_rl.problems import load_problems
     from gsr_rl.run_folder import append_json_line, atomic_write, print_dry_run, write_run_info
 
-    rows = load_problems(problem_args)
+    with clear_errors("distill"):
+        rows = load_problems(problem_args)
     if args.dry_run:
         return print_dry_run(configs, arithmetic(rows, args))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gsr_rl.cli import parse
+from gsr_rl.cli import clear_errors, parse
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:
@@ -39,7 +39,8 @@ def main() -> None:
 
     from gsr_rl.evaluation import load_benchmark
 
-    rows = load_benchmark(problem_args, args)
+    with clear_errors("eval"):
+        rows = load_benchmark(problem_args, args)
     if args.dry_run:
         from gsr_rl.run_folder import print_dry_run
 

@@ -10,7 +10,7 @@ How it differs from textbook GRPO:
 4. Each optimizer step sees whole blocks of both stages, each stage's loss with its own counts.
 """
 
-from gsr_rl.cli import parse
+from gsr_rl.cli import clear_errors, parse
 
 
 def load_train_dataset(problem_args, args):
@@ -44,7 +44,8 @@ def main() -> None:
         return print_dry_run(configs, batch_arithmetic(args))
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
-    dataset = load_train_dataset(problem_args, args)
+    with clear_errors("grpo"):
+        dataset = load_train_dataset(problem_args, args)
 
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config

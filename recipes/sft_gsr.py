@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gsr_rl.cli import parse
+from gsr_rl.cli import clear_errors, parse
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:
@@ -56,7 +56,8 @@ def main() -> None:
     # Rows first: they are cheap, and what is wrong with them should show before any weight is loaded.
     from gsr_rl.sft_rows import load_sft_rows
 
-    rows = load_sft_rows(args)
+    with clear_errors("sft"):
+        rows = load_sft_rows(args)
     if args.dry_run:
         from gsr_rl.run_folder import print_dry_run
 

@@ -108,3 +108,19 @@ def test_bad_input_exits_with_2_and_one_message():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "num_candidates=9 is more than num_generations=8" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_row_that_only_the_loader_sees_ends_with_one_message_too(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("problem,answer\n1+1,2\n1+2,\n")
+    command = [
+        sys.executable,
+        "recipes/grpo_gsr.py",
+        "--config",
+        "recipes/tiny/grpo.yaml",
+        "--dataset_name",
+        str(path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "answer" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
