@@ -229,9 +229,12 @@ def test_a_bad_value_is_named_with_its_mend(run, capsys, more, message):
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_key_to_split_by_has_to_be_there(run):
-    with pytest.raises(ValueError, match=r"split_by=colour: problem .* has no such key"):
+def test_a_key_to_split_by_has_to_be_there(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
         run("split", split_by="colour")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("eval_gsr.py: error: split_by=colour: problem ") and "has no such key" in message
 
 
 def test_figures_read_as_percent_with_their_interval():
