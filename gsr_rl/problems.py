@@ -11,6 +11,8 @@ import sys
 import unicodedata
 from pathlib import Path
 
+from gsr_rl.prompts import get_template, solve_prompt
+
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
@@ -53,6 +55,20 @@ def load_problems(config) -> list[dict]:
     if not rows:
         raise ValueError(f"dataset_name={name}, dataset_split={config.dataset_split}: there are no usable problems")
     return rows
+
+
+def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
+    """Problem rows as `GSRTrainer` takes them: `prompt` (the solve chat), `problem`, `problem_id`, `answer`."""
+    template = get_template(prompt_template)
+    return [
+        {
+            "prompt": solve_prompt(row["problem"], template),
+            "problem": row["problem"],
+            "problem_id": row["id"],
+            "answer": str(row["answer"]),
+        }
+        for row in rows
+    ]
 
 
 def _options(config) -> dict:

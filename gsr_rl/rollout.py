@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import rewards
 from gsr_rl.candidates import choice_seed, choose_candidate_sets
-from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids
+from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
 
 REFUSED = "[prompt over budget]"
 
@@ -111,7 +111,7 @@ class TwoStageRollout:
         limit, window = trainer.args.max_completion_length, trainer.context_length
         prompts = []
         for block in self.blocks:
-            messages = [{"role": "user", "content": template.solve.format(problem=block.problem)}]
+            messages = solve_prompt(block.problem, template)
             ids = prompt_token_ids(trainer.processing_class, messages, trainer.chat_template_kwargs)
             prompts.append(ids if len(ids) + limit <= window else None)
         for block, group in zip(self.blocks, self._sample(trainer, prompts, generations, limit), strict=True):

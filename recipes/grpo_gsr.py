@@ -17,21 +17,9 @@ def load_train_dataset(problem_args, args):
     """The problems as rows with the solve prompt: columns prompt, problem, problem_id, answer."""
     from datasets import Dataset
 
-    from gsr_rl.problems import load_problems
-    from gsr_rl.prompts import get_template, solve_prompt
+    from gsr_rl.problems import load_problems, training_rows
 
-    template = get_template(args.prompt_template)
-    return Dataset.from_list(
-        [
-            {
-                "prompt": solve_prompt(row["problem"], template),
-                "problem": row["problem"],
-                "problem_id": row["id"],
-                "answer": str(row["answer"]),
-            }
-            for row in load_problems(problem_args)
-        ]
-    )
+    return Dataset.from_list(training_rows(load_problems(problem_args), args.prompt_template))
 
 
 def main() -> None:

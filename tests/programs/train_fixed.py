@@ -18,6 +18,7 @@ from gsr_rl import tiny_world
 from gsr_rl.candidates import choice_seed
 from gsr_rl.configs import GSRConfig
 from gsr_rl.deepspeed_cpu import skip_unused_extension
+from gsr_rl.problems import training_rows
 from gsr_rl.trainer import GSRTrainer
 
 
@@ -51,17 +52,7 @@ class KeepGradient(TrainerCallback):
 def main(out: str, model: str, overrides: str = "{}") -> None:
     skip_unused_extension()
     rows = tiny_world.generate("mix", "train", 32, 0)
-    dataset = Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": row["problem"]}],
-                "problem": row["problem"],
-                "problem_id": row["id"],
-                "answer": row["answer"],
-            }
-            for row in rows
-        ]
-    )
+    dataset = Dataset.from_list(training_rows(rows, "tiny"))
     values = dict(
         output_dir=out + "_run",
         per_device_train_batch_size=16,
