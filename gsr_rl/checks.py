@@ -71,6 +71,12 @@ def check_grpo(c) -> list[str]:
             f"multi_objective_aggregation={c.multi_objective_aggregation} would mix the statistics of both stages: "
             "use sum_then_normalize"
         )
+    rewards = [c.reward_funcs] if isinstance(c.reward_funcs, str) else c.reward_funcs
+    if c.reward_weights is not None and len(c.reward_weights) != len(rewards):
+        found.append(
+            f"reward_weights={c.reward_weights} has {len(c.reward_weights)} numbers for {len(rewards)} reward_funcs "
+            f"({', '.join(rewards)}): give one a reward"
+        )
     found += _check_window(c)
     found += _check_batch(c)
     return found

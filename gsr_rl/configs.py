@@ -93,7 +93,14 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy"],
-        metadata={"help": "Rewards of both stages by name (accuracy, format, length) or as module:function."},
+        metadata={
+            "help": "Rewards by name (accuracy, format, length) or as module:function; with candidate/ or refinement/ "
+            "before it a reward has a say in that stage only."
+        },
+    )
+    reward_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of rewards by name, such as {length: {max_length: 4096, buffer: 1024}}."},
     )
     vllm_dtype: str = field(
         default="auto", metadata={"help": "Number format of the colocated engine: auto, float32, bfloat16."}

@@ -43,15 +43,6 @@ SPLITS = {  # shares of 100 hash buckets: [low, high)
 FAMILIES = ("chain", "guess")
 DIFFICULTY = {"steps": 8, "slots": 4, "identity": 0.25, "chain_share": 0.5}
 
-PAD, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<eos>", "<user>", "<assistant>", "<unk>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}" + USER + "{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}" + EOS + "{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
-)
-
 
 def _hash(text: str) -> int:
     """A number that is the same in every process and on every machine."""
@@ -294,54 +285,3 @@ def _refine_chain(problem: str, candidates: list[str]) -> str:
         agreed = len(claims) >= 2 and len(set(claims)) == 1
         values.append(claims[0] if agreed else apply_step(values[-1], step))
     return write_chain(problem, values)
-
-
-# Tokenizer --------------------------------------------------------------------------------------------------
-
-
-def vocabulary() -> list[str]:
-    """Every token, in the order of its id: about two tokens a step of a chain, one a value of a guess."""
-    words = [
-        "refine ",
-        "\n#",
-        "\n>",
-        "ok\\boxed{",
-        "no\\boxed{",
-        "\\boxed{",
-        "}",
-        "=",
-        "ok",
-        "no",
-        *STATES,
-        *MAPS,
-        IDENTITY,
-    ]
-    words += [*STEPS, *(f"{step}=" for step in STEPS), *(f"{number:02d}" for number in range(100))]
-    return [PAD, EOS, USER, ASSISTANT, UNKNOWN, *words]
-
-
-def build_tokenizer():
-    """The tokenizer of every tiny model, with its chat template: a `PreTrainedTokenizerFast`.
-
-    Whole words by regular expression, no merges: decoding gives back every text of the tiny world exactly.
-    It pads on the left.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = vocabulary()
-    longest_first = sorted(words[5:], key=len, reverse=True)
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=512,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )

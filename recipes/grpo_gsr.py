@@ -25,6 +25,11 @@ def load_train_dataset(problem_args, args):
 def main() -> None:
     problem_args, args, model_args = parse("grpo")
     configs = {"problems": problem_args, "training": args, "model": model_args}
+
+    from rewards import load_reward_funcs
+
+    with clear_errors("grpo"):
+        reward_funcs = load_reward_funcs(args.reward_funcs, args.reward_options)
     if args.dry_run:
         from gsr_rl.batch_arithmetic import batch_arithmetic
         from gsr_rl.run_folder import print_dry_run
@@ -39,7 +44,6 @@ def main() -> None:
     from trl import get_peft_config
 
     from gsr_rl.run_folder import write_refinement_settings, write_run_info
-    from rewards import load_reward_funcs
 
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(
@@ -56,7 +60,7 @@ def main() -> None:
 
     trainer = GSRTrainer(
         model_args.model_name_or_path,
-        reward_funcs=load_reward_funcs(args.reward_funcs),
+        reward_funcs=reward_funcs,
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import threading
+import time
 
 from rewards import golds, normalisation
 from rewards.extraction import MAX_ANSWER, answer_of_kind
@@ -13,9 +14,11 @@ from rewards.numeric import read_number, same_number
 from rewards.verifier import Verifier, default_timeout
 
 CACHE_SIZE = 65536  # pairs of (gold, answer)
+HUNG_SECONDS = 600.0  # how long a pair that hung is not tried again: no longer, it may have been the machine's fault
 
 _verifier = Verifier()
 _cache: collections.OrderedDict[tuple[str, str], dict] = collections.OrderedDict()
+_hung: collections.OrderedDict[object, float] = collections.OrderedDict()  # pair, or its answer -> when it hung
 _cache_lock = threading.Lock()
 _counts: collections.Counter = collections.Counter()
 
@@ -68,8 +71,14 @@ def _hashable(answer):
     return answer if isinstance(answer, str | int | float) else None
 
 
-def judge(pairs: list[tuple[str, str | None]], *, timeout: float | None = None) -> list[dict]:
-    """{"score": float | None, "why": str, "status": str} for each pair (gold answer, extracted answer or None)."""
+def judge(
+    pairs: list[tuple[str, str | None]], *, timeout: float | None = None, blame_answer: bool = True
+) -> list[dict]:
+    """{"score": float | None, "why": str, "status": str} for each pair (gold answer, extracted answer or None).
+
+    A pair past the deadline is not tried again for `HUNG_SECONDS`; with `blame_answer` its answer votes for itself
+    alone as long (see `vote`).
+    """
     timeout = default_timeout() if timeout is None else timeout
     settled: dict[tuple, dict] = {}
     todo = []
@@ -78,6 +87,8 @@ def judge(pairs: list[tuple[str, str | None]], *, timeout: float | None = None) 
         if judgement is None:
             with _cache_lock:
                 judgement = _cache.get(pair)
+            if judgement is None and _has_hung(pair):
+                judgement = _judgement({"timeout": True})
             if judgement is None:
                 todo.append(pair)
                 continue
@@ -87,7 +98,9 @@ def judge(pairs: list[tuple[str, str | None]], *, timeout: float | None = None) 
         requests = [{"gold": gold, "answer": answer} for gold, answer in todo]
         for pair, reply in zip(todo, _verifier.run(requests, timeout), strict=True):
             settled[pair] = judgement = _judgement(reply)
-            if judgement["status"] == "compared":  # a timeout may have been the machine's fault
+            if judgement["status"] == "timeout":
+                _remember_hung(pair, *([pair[1]] if blame_answer else []))
+            if judgement["status"] == "compared":
                 with _cache_lock:
                     _cache[pair] = judgement
                     while len(_cache) > CACHE_SIZE:
@@ -95,6 +108,20 @@ def judge(pairs: list[tuple[str, str | None]], *, timeout: float | None = None) 
     _counts["rows"] += len(pairs)
     _counts["verified"] += len(todo)
     return [settled[pair] for pair in pairs]
+
+
+def _has_hung(what: object) -> bool:
+    """Whether a pair, or an answer, went past its deadline within the last `HUNG_SECONDS`."""
+    return time.monotonic() - _hung.get(what, -HUNG_SECONDS) < HUNG_SECONDS
+
+
+def _remember_hung(*what: object) -> None:
+    with _cache_lock:
+        for one in what:
+            _hung[one] = time.monotonic()
+            _hung.move_to_end(one)
+        while len(_hung) > CACHE_SIZE:
+            _hung.popitem(last=False)
 
 
 def _judgement(reply: dict) -> dict:
@@ -149,7 +176,9 @@ def vote(answers: list[str | None], *, timeout: float | None = None) -> list[int
 
     Ids count up from 0 in order of first appearance. Answers spelled alike, and equal numbers, are one class without
     asking a worker. Any other answer joins the first class whose first member it equals, read either way round; so
-    classes never overlap and the same list always gives the same classes.
+    classes never overlap and the same list always gives the same classes. An answer that made a comparison go past
+    its deadline is a class of its own, so a hostile one costs a vote two deadlines at most, and none after `grade`
+    has met it.
     """
     keys = [_vote_key(answer) for answer in answers]
     members: dict = {}  # key -> the first answer spelled so
@@ -159,14 +188,30 @@ def vote(answers: list[str | None], *, timeout: float | None = None) -> list[int
     representatives: list[str] = []
     classes: dict = {}
     for key, answer in members.items():
-        both_ways = [pair for other in representatives for pair in ((other, answer), (answer, other))]
-        judgements = judge(both_ways, timeout=timeout) if both_ways else []
-        same = next((place // 2 for place, judgement in enumerate(judgements) if judgement["score"] == 1.0), None)
+        same = None if _has_hung(answer) else _same_as(answer, representatives, timeout)
         if same is None:
             same = len(representatives)
             representatives.append(answer)
         classes[key] = same
     return [None if key is None else classes[key] for key in keys]
+
+
+def _same_as(answer: str, representatives: list[str], timeout: float | None) -> int | None:
+    """The first representative that the answer equals, read either way round; hung ones are passed over."""
+    for place, other in enumerate(representatives):
+        for pair in ((other, answer), (answer, other)):
+            if _has_hung(other):
+                break
+            (judgement,) = judge([pair], timeout=timeout, blame_answer=False)
+            if judgement["score"] == 1.0:
+                return place
+            if judgement["status"] == "timeout":  # whose fault is it? The one that hangs beside something harmless
+                judge([("0", text) for text in pair], timeout=timeout)
+                if not _has_hung(other):
+                    _remember_hung(answer)
+                if _has_hung(answer):
+                    return None
+    return None
 
 
 def _vote_key(answer: str | None):

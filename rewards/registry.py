@@ -1,7 +1,8 @@
-"""Reward functions by name, for YAML: `reward_funcs: [accuracy, format]`."""
+"""Reward functions by name, for YAML: `reward_funcs: [accuracy, refinement/format]`."""
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 
 from rewards.accuracy import AccuracyReward
@@ -9,27 +10,83 @@ from rewards.format import FormatReward
 from rewards.length import LengthReward
 
 REWARDS = {"accuracy": AccuracyReward, "format": FormatReward, "length": LengthReward}
+STAGES = ("candidate", "refinement")
 
 
-def load_reward_funcs(names: list[str], **options) -> list[Callable]:
+class StageReward:
+    """A reward for the rows of one stage (column `stage`); None, no say, for the others."""
+
+    def __init__(self, stage: str, function: Callable, name: str):
+        self.stage, self.function, self.__name__ = stage, function, name
+
+    def __call__(self, prompts=None, completions=None, completion_ids=None, *, stage=None, **columns):
+        if stage is None:
+            raise ValueError(f"the reward {self.__name__} needs a column `stage` with candidate or refinement")
+        places = [place for place, one in enumerate(stage) if one == self.stage]
+        if not places:
+            return [None] * len(stage)
+
+        def own(column):
+            whole = isinstance(column, list | tuple) and len(column) == len(stage)
+            return [column[place] for place in places] if whole else column
+
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, "stage": stage}
+        values = self.function(**{key: own(column) for key, column in columns.items()})
+        found = dict(zip(places, values, strict=True))
+        return [found.get(place) for place in range(len(stage))]
+
+
+def load_reward_funcs(names: list[str] | str, options: dict[str, dict] | str | None = None) -> list[Callable]:
     """Reward functions with TRL's signature, one a name, in order.
 
     Args:
-        names: "accuracy", "format", "length", or "module:function" for a function or a class of one's own.
-        options: arguments of the rewards that take them: `require_box`, `timeout` (accuracy), `max_length`, `buffer`
-            (length). A class of one's own gets those that its `__init__` names.
+        names: "accuracy", "format", "length", or "module:function" for a function or a class of one's own. With
+            "candidate/" or "refinement/" before it a reward has a say in that stage only.
+        options: {name as listed: its arguments}, or the same as JSON: `require_box`, `timeout` (accuracy),
+            `max_length`, `buffer` (length), or what a class of one's own takes.
+
+    Raises:
+        ValueError: A name, an option or an argument that does not exist, or one that is missing.
     """
-    if isinstance(names, str):
-        names = [names]
-    known = {"require_box", "timeout", "max_length", "buffer"}
-    targets = [_target(name) for name in names]
-    for target in targets:
-        if inspect.isclass(target):
-            known |= set(inspect.signature(target).parameters)
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(f"no reward takes the option {unknown[0]!r}: use one of {', '.join(sorted(known))}")
-    return [_build(target, options) for target in targets]
+    names = [names] if isinstance(names, str) else list(names)
+    options = json.loads(options) if isinstance(options, str) else dict(options or {})
+    if not names:
+        raise ValueError("reward_funcs is empty: name at least one reward, such as accuracy")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"reward_funcs names {doubled[0]!r} twice: give it a weight instead (reward_weights)")
+    for name, values in options.items():
+        if name not in names:
+            raise ValueError(f"reward_options has {name!r}, which is not in reward_funcs: use one of {names}")
+        if not isinstance(values, dict):
+            raise ValueError(f"reward_options[{name!r}]={values!r}: a mapping of arguments is expected")
+    return [_build(name, options.get(name, {})) for name in names]
+
+
+def _build(name: str, options: dict) -> Callable:
+    stage, slash, rest = name.partition("/")
+    if slash and stage in STAGES:
+        function = _load(rest, options, name)
+        if inspect.iscoroutinefunction(function):
+            raise ValueError(f"reward {name!r} is asynchronous: only plain functions can be for one stage")
+        return StageReward(stage, function, name)
+    return _load(name, options, name)
+
+
+def _load(target_name: str, options: dict, name: str) -> Callable:
+    """The function; an instance with these options if it is a class. `name` is what the user wrote."""
+    target = _target(target_name)
+    if not inspect.isclass(target):
+        if options:
+            raise ValueError(f"reward {name!r} is a function and takes no options, got {sorted(options)}")
+        return target
+    parameters = inspect.signature(target).parameters
+    if unknown := sorted(set(options) - set(parameters)):
+        raise ValueError(f"reward {name!r} takes no option {unknown[0]!r}: use one of {', '.join(parameters) or '-'}")
+    missing = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
+    if missing:
+        example = ", ".join(f"{key}: ..." for key in missing)
+        raise ValueError(f"reward {name!r} needs {', '.join(missing)}: set reward_options: {{{name}: {{{example}}}}}")
+    return target(**options)
 
 
 def _target(name: str):
@@ -37,18 +94,11 @@ def _target(name: str):
         return REWARDS[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ValueError(f"reward {name!r} is not known: use one of {', '.join(REWARDS)}, or 'module:function'")
+        raise ValueError(
+            f"reward {name!r} is not known: use one of {', '.join(REWARDS)}, or 'module:function', "
+            "with candidate/ or refinement/ before it for one stage"
+        )
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward {name!r} cannot be loaded: {error}") from error
-
-
-def _build(target, options: dict) -> Callable:
-    if not inspect.isclass(target):
-        return target
-    taken = {name: options[name] for name in inspect.signature(target).parameters if name in options}
-    try:
-        return target(**taken)
-    except TypeError as error:
-        raise ValueError(f"reward {target.__name__} needs more options: {error}") from error

@@ -17,9 +17,9 @@ def tiny_model(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from gsr_rl import tiny_world
+    from gsr_rl.tiny_model import build_tokenizer
 
-    tokenizer = tiny_world.build_tokenizer()
+    tokenizer = build_tokenizer()
     config = LlamaConfig(
         attention_bias=True,
         vocab_size=len(tokenizer),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gsr_rl import tiny_world
 from gsr_rl.generation import Completion
+from gsr_rl.tiny_model import build_tokenizer
 
 
 class FixedEngine:
@@ -17,7 +18,7 @@ class FixedEngine:
     opened = 0
 
     def __init__(self, *_, **__):
-        self.tokenizer = tiny_world.build_tokenizer()
+        self.tokenizer = build_tokenizer()
         self.prompts = 0
         type(self).opened += 1
 

@@ -2,7 +2,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsr_rl import tiny_world
 from gsr_rl.prompts import (
     MIN_CANDIDATE_TOKENS,
     TEMPLATES,
@@ -13,9 +12,10 @@ from gsr_rl.prompts import (
     refinement_prompt,
     solve_prompt,
 )
+from gsr_rl.tiny_model import build_tokenizer
 
 TINY = get_template("tiny")
-TOKENIZER = tiny_world.build_tokenizer()
+TOKENIZER = build_tokenizer()
 
 
 def test_thinking_is_stripped_from_a_candidate():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gsr_rl import tiny_world as tw
+from gsr_rl.tiny_model import build_tokenizer, vocabulary
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
 DISJOINT = ("base", "teacher", "sft", "grpo", "validation", "test")
@@ -18,7 +19,7 @@ DISJOINT = ("base", "teacher", "sft", "grpo", "validation", "test")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tw.build_tokenizer()
+    return build_tokenizer()
 
 
 def refine_prompt(problem, candidates):
@@ -183,7 +184,7 @@ def test_every_text_comes_back_exactly_from_its_tokens(tokenizer):
 
 
 def test_tokens_are_few(tokenizer):
-    assert len(tokenizer) == len(tw.vocabulary()) < 200
+    assert len(tokenizer) == len(vocabulary()) < 200
     assert len(tokenizer.encode("47+5*3-8*7")) == 5
     assert len(tokenizer.encode(r"47+5=52*3=56-8=48*7=36\boxed{36}")) == 1 + 2 * 4 + 3
     assert len(tokenizer.encode(r"GABBDok\boxed{G}")) == 5 + 1 + 2

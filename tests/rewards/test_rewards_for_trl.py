@@ -1,6 +1,8 @@
 """The reward functions, by name and with TRL's signature."""
 
 import inspect
+import json
+import re
 import subprocess
 import sys
 
@@ -32,7 +34,7 @@ def test_accuracy_grades_the_answer_column_and_logs_shares():
 
 
 def test_a_timeout_is_wrong_and_logged():
-    (accuracy,) = load_reward_funcs(["accuracy"], timeout=1.0)
+    (accuracy,) = load_reward_funcs(["accuracy"], {"accuracy": {"timeout": 1.0}})
     logged = {}
     assert accuracy(
         prompts=None, completions=[r"\boxed{\prod_{k=1}^{10^9} (k+y)}"], answer=["1+y"], log_metric=logged.__setitem__
@@ -46,7 +48,7 @@ def test_conversations_are_read_from_their_last_message():
     assert accuracy(
         prompts=None, completions=[chat, [], [{"role": "assistant", "content": None}]], answer=["4"] * 3
     ) == [1.0, 0.0, 0.0]
-    (lenient,) = load_reward_funcs(["accuracy"], require_box=False)
+    (lenient,) = load_reward_funcs(["accuracy"], {"accuracy": {"require_box": False}})
     assert lenient(prompts=None, completions=["The answer is 4."], answer=["4"]) == [1.0]
 
 
@@ -69,11 +71,11 @@ def test_format_wants_one_box_at_the_end(text, score):
 
 
 def test_length_falls_linearly_to_minus_one():
-    (length,) = load_reward_funcs(["length"], max_length=100, buffer=20)
+    (length,) = load_reward_funcs(["length"], {"length": {"max_length": 100, "buffer": 20}})
     ids = [[0] * n for n in (1, 80, 90, 100, 150)]
     assert length(prompts=None, completions=[""] * 5, completion_ids=ids) == [0.0, 0.0, -0.5, -1.0, -1.0]
     with pytest.raises(ValueError, match="buffer=200"):
-        load_reward_funcs(["length"], max_length=100, buffer=200)
+        load_reward_funcs(["length"], {"length": {"max_length": 100, "buffer": 200}})
     with pytest.raises(ValueError, match="max_length"):
         load_reward_funcs(["length"])
 
@@ -89,12 +91,48 @@ def test_own_functions_load_by_module_and_name():
     ):
         with pytest.raises(ValueError, match=message):
             load_reward_funcs([name])
-    with pytest.raises(ValueError, match="no reward takes the option 'colour'"):
-        load_reward_funcs(["accuracy"], colour="red")
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["accuracy"], {"accuracy": {"colour": "red"}}, "takes no option 'colour': use one of require_box, timeout"),
+        (["accuracy"], {"format": {}}, "'format', which is not in reward_funcs"),
+        (["accuracy"], {"accuracy": 3}, "a mapping of arguments is expected"),
+        (["accuracy", "accuracy"], None, "'accuracy' twice"),
+        ([], None, "reward_funcs is empty"),
+        (["refinement/length"], None, "reward_options: {refinement/length: {max_length: ..., buffer: ...}}"),
+        (["test_rewards_for_trl:shout"], {"test_rewards_for_trl:shout": {"a": 1}}, "takes no options"),
+    ],
+)
+def test_wrong_options_say_what_to_write(names, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_reward_funcs(names, options)
+
+
+def test_a_reward_of_one_stage_has_no_say_in_the_other():
+    names = ["accuracy", "candidate/format", "refinement/length"]
+    functions = load_reward_funcs(names, json.dumps({"refinement/length": {"max_length": 4, "buffer": 2}}))
+    assert [function.__name__ for function in functions] == names
+    columns = {
+        "prompts": ["p"] * 4,
+        "completions": [r"\boxed{1}", "1", r"\boxed{1}", r"\boxed{2}"],
+        "completion_ids": [[0] * 4, [0], [0] * 3, [0] * 9],
+        "answer": ["1"] * 4,
+        "stage": ["candidate", "candidate", "refinement", "refinement"],
+        "trainer_state": object(),
+    }
+    assert [function(**columns) for function in functions] == [
+        [1.0, 0.0, 1.0, 0.0],
+        [1.0, 0.0, None, None],
+        [None, None, -0.5, -1.0],
+    ]
+    with pytest.raises(ValueError, match="candidate/format needs a column `stage`"):
+        functions[1](prompts=["p"], completions=["1"])
 
 
 def test_each_reward_takes_what_trl_passes():
-    for function in load_reward_funcs(["accuracy", "format", "length"], max_length=10, buffer=5):
+    for function in load_reward_funcs(["accuracy", "format", "length"], {"length": {"max_length": 10, "buffer": 5}}):
         parameters = inspect.signature(function).parameters
         assert {"prompts", "completions", "completion_ids"} <= set(parameters)
         assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -213,3 +213,32 @@ def test_idle_workers_cost_no_processor_time():
     before = ticks()
     time.sleep(0.5)
     assert ticks() == before
+
+
+def test_a_hostile_answer_costs_a_vote_two_deadlines_and_is_not_met_twice():
+    hostile = HANGS[len(r"\boxed{") : -1] % "v"
+    others = ["v+1", "v+2", "v+3", "1+v"]
+    for answers, expected in (
+        ([*others, hostile], [0, 1, 2, 0, 3]),
+        ([hostile, *others], [0, 1, 2, 3, 1]),
+    ):
+        grading._hung.clear()
+        began = time.monotonic()
+        assert rewards.vote(answers, timeout=2.0) == expected
+        assert 1.5 < time.monotonic() - began < 2 * 2.0 + 1.0
+        began = time.monotonic()
+        assert rewards.vote(answers, timeout=2.0) == expected
+        assert rewards.grade([f"\\boxed{{{hostile}}}"], ["0"], timeout=2.0) == [0.0]
+        assert time.monotonic() - began < 1.0
+
+
+def test_a_pair_that_hung_is_tried_again_after_a_while(monkeypatch):
+    grading._hung.clear()
+    completion = HANGS % "w"
+    assert rewards.grade([completion], ["1+w"], timeout=0.5) == [0.0]
+    verified = rewards.stats()["verified"]
+    assert rewards.grade([completion], ["1+w"], timeout=0.5) == [0.0]
+    assert rewards.stats()["verified"] == verified
+    monkeypatch.setattr(grading, "HUNG_SECONDS", 0.0)
+    assert rewards.grade([completion], ["1+w"], timeout=0.5) == [0.0]
+    assert rewards.stats()["verified"] == verified + 1
