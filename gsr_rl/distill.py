@@ -29,6 +29,11 @@ def unit_settings(rows: list[dict], problem_config, config) -> dict:
     return {key: value for key, value in values.items() if key not in FREE_KEYS} | fingerprint
 
 
+def open_store(rows: list[dict], problem_config, config) -> ShardStore:
+    """The job's folder of units. Raises `ValueError` if it holds the units of another configuration."""
+    return ShardStore(Path(config.output_dir) / "shards", unit_settings(rows, problem_config, config))
+
+
 def distill(rows: list[dict], problem_config, config, open_engine=open_engine) -> tuple[list[dict], dict]:
     """Run what is left of the job and make the rows.
 
@@ -40,7 +45,7 @@ def distill(rows: list[dict], problem_config, config, open_engine=open_engine) -
     Returns:
         The SFT rows, shuffled by the seed, and the funnel's counts.
     """
-    store = ShardStore(Path(config.output_dir) / "shards", unit_settings(rows, problem_config, config))
+    store = open_store(rows, problem_config, config)
     same = config.student_model == config.teacher_model
     engine = None
 

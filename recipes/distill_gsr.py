@@ -50,11 +50,13 @@ def main() -> None:
         return print_dry_run(configs, arithmetic(rows, args))
 
     # Candidates, refinements and their verification, in units that survive an interruption.
-    from gsr_rl.distill import distill
+    from gsr_rl.distill import distill, open_store
     from gsr_rl.sft_rows import report_markdown
 
     started = time.time()
     folder = Path(args.output_dir)
+    with clear_errors("distill"):
+        open_store(rows, problem_args, args)
     sft_rows, counts = distill(rows, problem_args, args)
 
     # The rows, what became of everything that was sampled, and how it was made.

@@ -13,7 +13,7 @@ import pytest
 from fixed_engine import FixedEngine, run_recipe
 
 from gsr_rl import tiny_world
-from gsr_rl.distill import distill
+from gsr_rl.distill import distill, open_store
 from gsr_rl.sft_rows import balanced, load_sft_rows, make_rows, training_text
 from gsr_rl.shards import ShardStore
 
@@ -272,3 +272,16 @@ def test_a_bad_sft_row_is_named(tmp_path, row, message):
     values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
     with pytest.raises(ValueError, match=message):
         load_sft_rows(SimpleNamespace(**values))
+
+
+def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, tmp_path, monkeypatch, capsys):
+    before = config(tmp_path, num_candidate_sets=1)
+    open_store(rows, problem_config(), before)
+    keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 30, "num_candidate_sets": 2}
+    shared = ("student_model", "teacher_model", "output_dir", "prompt_template", "num_candidates", "num_generations")
+    keys |= {name: getattr(before, name) for name in (*shared, "refinements_per_set", "max_completion_length")}
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(monkeypatch, "distill", **keys)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "num_candidate_sets was 1, is 2" in said and "new output_dir" in said
