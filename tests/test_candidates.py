@@ -58,7 +58,8 @@ def test_every_policy_fills_its_sets_with_different_usable_candidates(right, k, 
         ("balanced", 3, {2}),
         ("balanced", 1, {1}),
         ("balanced", 7, {3}),  # one wrong candidate of eight: the right ones fill the set
-        ("hard", 5, {0, 1}),
+        ("hard", 4, {0, 1}),
+        ("hard", 5, {1}),  # three wrong ones: one right one must fill the set
         ("hard", 7, {3}),
     ],
 )
