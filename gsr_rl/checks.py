@@ -8,8 +8,17 @@ import json
 import os
 from pathlib import Path
 
-LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-GENERATED = ("tiny/", "reasoning_gym/")
+from gsr_rl.data_checks import LOCAL_SUFFIXES, check_distillation, check_model, check_problems, check_sampling
+
+__all__ = [
+    "check_distill",
+    "check_eval",
+    "check_grpo",
+    "check_problems",
+    "check_refinement",
+    "check_sft",
+    "raise_if_any",
+]
 
 
 def raise_if_any(messages: list[str]) -> None:
@@ -133,107 +142,9 @@ def _check_batch(c) -> list[str]:
     return found
 
 
-def check_problems(c) -> list[str]:
-    """The keys of `ProblemConfig`; a local file is looked at, a Hub data set is not asked for."""
-    name = c.dataset_name
-    if not name:
-        return ["dataset_name is not set: give a Hub data set, a local file, tiny/mix or reasoning_gym/TASK"]
-    if str(name).startswith(GENERATED):
-        return []
-    if Path(name).suffix in LOCAL_SUFFIXES or os.path.isabs(name):
-        if not Path(name).is_file():
-            return [f"dataset_name={name}: there is no such file, give an existing {', '.join(LOCAL_SUFFIXES)} file"]
-        if Path(name).suffix == ".jsonl":
-            return _check_jsonl(c)
-    return []
-
-
-def _check_jsonl(c) -> list[str]:
-    """Every row of a local JSON-lines file has a problem; at least the first thousand are read in full."""
-    problem_keys = [c.problem_column] if c.problem_column else ["problem", "question"]
-    answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution"]
-    limit = c.max_problems or 1_000_000
-    with open(c.dataset_name, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if number > limit:
-                break
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                return [f"{c.dataset_name}, line {number}: not JSON ({error.msg}), one object a line is expected"]
-            if not isinstance(row, dict):
-                return [f"{c.dataset_name}, line {number}: an object is expected, got {type(row).__name__}"]
-            for field, keys, option in (
-                ("problem", problem_keys, "problem_column"),
-                ("answer", answer_keys, "answer_column"),
-            ):
-                if not any(str(row.get(key) if row.get(key) is not None else "").strip() for key in keys):
-                    return [
-                        f"{c.dataset_name}, line {number}: no {field} (looked for {' or '.join(keys)}, the row has "
-                        f"{sorted(row)}): fill it in, remove the row, or name another column with --{option}"
-                    ]
-    return []
-
-
-def _check_sampling(c) -> list[str]:
-    """The keys of `EngineConfig`."""
-    found = []
-    if c.engine not in ("vllm", "transformers"):
-        found.append(f"engine={c.engine!r} is not known: use vllm or transformers")
-    for name in ("num_generations", "num_candidate_sets", "max_completion_length"):
-        if getattr(c, name) < 1:
-            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
-    for name in ("temperature", "refinement_temperature"):
-        if getattr(c, name) < 0:
-            found.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
-    for name in ("top_p", "refinement_top_p"):
-        if not 0 < getattr(c, name) <= 1:
-            found.append(f"{name}={getattr(c, name)}: a share above 0 and at most 1 is expected")
-    if not c.output_dir:
-        found.append("output_dir is not set: give the folder that the results go to")
-    if c.num_candidates > c.num_generations:
-        found.append(
-            f"num_candidates={c.num_candidates} is more than num_generations={c.num_generations}: a refinement can "
-            f"only show candidates that were sampled, set num_generations to at least {c.num_candidates}"
-        )
-    length, window = c.max_refinement_length or c.max_completion_length, c.max_model_length
-    if window and c.max_refinement_prompt_length + length > window:
-        found.append(
-            f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
-            f"tokens is more than the engine's window max_model_length={window}: set max_refinement_prompt_length to "
-            f"at most {window - length} or raise max_model_length"
-        )
-    return found
-
-
-def _check_model(c, name: str) -> list[str]:
-    """A model is named; what looks like a path exists."""
-    value = getattr(c, name)
-    if not value:
-        return [f"{name} is not set: give a path or a Hub name"]
-    first = Path(value).parts[0]
-    looks_local = str(value).startswith((".", "/", "~")) or len(Path(value).parts) > 2 or Path(first).is_dir()
-    if looks_local and not Path(value).is_dir():
-        return [f"{name}={value}: there is no such folder, give a path that exists or a Hub name"]
-    return []
-
-
 def check_distill(c) -> list[str]:
     """The keys of `DistillConfig`."""
-    found = check_refinement(c) + _check_sampling(c) + _check_model(c, "student_model")
-    if c.teacher_model:
-        found += _check_model(c, "teacher_model")
-    sources = ("student", "student_right", "teacher", "gold", "none")
-    if c.direct_source not in sources:
-        found.append(f"direct_source={c.direct_source!r}: use one of {', '.join(sources)}")
-    if c.direct_ratio < 0:
-        found.append(f"direct_ratio={c.direct_ratio} is negative: set it to 0 or direct_source to none")
-    for name in ("refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk"):
-        if getattr(c, name) < 1:
-            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
-    return found
+    return check_refinement(c) + check_sampling(c) + check_distillation(c)
 
 
 def check_sft(c) -> list[str]:
@@ -254,7 +165,7 @@ def check_sft(c) -> list[str]:
 
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
-    found = check_refinement(c) + _check_sampling(c) + _check_model(c, "model")
+    found = check_refinement(c) + check_sampling(c) + check_model(c, "model")
     if c.num_generations < c.num_candidates + 1:
         found.append(
             f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "

@@ -23,6 +23,9 @@ from gsr_rl import checks
 # Where the classes are defined: package, file inside it.
 SOURCES = {
     "gsr_rl.configs": ("gsr_rl", "configs.py"),
+    "ProblemConfig": ("gsr_rl", "data_configs.py"),
+    "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
+    "EngineConfig": ("gsr_rl", "data_configs.py"),
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "SFTConfig": ("trl", "trainer/sft_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
@@ -31,7 +34,7 @@ SOURCES = {
 }
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
-    "distill": (("ProblemConfig", "DistillConfig"), (checks.check_problems, checks.check_distill)),
+    "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_problems, checks.check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
     "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems, checks.check_grpo)),
     "eval": (("ProblemConfig", "EvalConfig"), (checks.check_problems, checks.check_eval)),
@@ -123,7 +126,7 @@ def print_help(program: str, everything: bool) -> None:
     ]
     ours, inherited = {}, {}
     for key in keys_of(program).values():
-        side = inherited if key.owner in SOURCES else ours
+        side = ours if SOURCES.get(key.owner, SOURCES["gsr_rl.configs"])[0] == "gsr_rl" else inherited
         side.setdefault(key.owner, []).append(key)
     shown = ours | (inherited if everything else {})
     for owner, keys in shown.items():
@@ -212,11 +215,14 @@ def check_values(program: str, values: dict[str, object]) -> None:
 
 
 @contextmanager
-def clear_errors(program: str):
-    """End the program with exit code 2 and one message, without a traceback, on what the user can mend."""
+def clear_errors(program: str, *more: type[Exception]):
+    """End the program with exit code 2 and one message, without a traceback, on what the user can mend.
+
+    That is `ValueError`, and `more` kinds of errors where a step meets the world outside.
+    """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, *more) as error:
         print(f"{program}_gsr.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -14,32 +14,18 @@ from gsr_rl.checks import (
     check_sft,
     raise_if_any,
 )
+from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, mapping
 
-
-@dataclass
-class ProblemConfig:
-    """Where problems come from."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv), "
-            "`tiny/chain`, `tiny/guess` or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to read: train, validation or test."})
-    problem_column: str | None = field(
-        default=None, metadata={"help": "Column with the problem text. Default: `problem`, else `question`."}
-    )
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column with the reference answer. Default: `answer`, else `solution`."}
-    )
-    max_problems: int | None = field(default=None, metadata={"help": "Use the first N problems only."})
-    problem_seed: int = field(default=0, metadata={"help": "Seed of generated problems (tiny world, reasoning-gym)."})
-    dataset_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the problem generator, such as its difficulty."}
-    )
+__all__ = [
+    "DistillConfig",
+    "DistillProblemConfig",
+    "EngineConfig",
+    "EvalConfig",
+    "GSRConfig",
+    "GSRSFTConfig",
+    "ProblemConfig",
+    "RefinementConfig",
+]
 
 
 @dataclass
@@ -136,37 +122,6 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 
 
 @dataclass
-class EngineConfig:
-    """The engine that distillation and evaluation sample with, and how they sample."""
-
-    engine: str = field(default="vllm", metadata={"help": "vllm (in process), or transformers (slow, everywhere)."})
-    engine_dtype: str = field(default="auto", metadata={"help": "Number format: auto, float32, bfloat16, float16."})
-    max_model_length: int | None = field(
-        default=None, metadata={"help": "The engine's window in tokens, prompt and completion. Default: the model's."}
-    )
-    max_num_seqs: int | None = field(default=None, metadata={"help": "Sequences decoded at once. Default: engine's."})
-    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for the engine."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that one copy of a model is cut over."})
-    num_generations: int = field(default=8, metadata={"help": "Candidates sampled per problem."})
-    num_candidate_sets: int = field(
-        default=1, metadata={"help": "M: candidate sets per problem; they share no candidate while M*K <= candidates."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of candidates; 0 is greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of candidates."})
-    max_completion_length: int = field(default=4096, metadata={"help": "Limit of a candidate in tokens."})
-    refinement_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of refinements."})
-    refinement_top_p: float = field(default=1.0, metadata={"help": "Nucleus of refinements."})
-    max_refinement_length: int | None = field(
-        default=None, metadata={"help": "Limit of a refinement in tokens. Default: max_completion_length."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of sampling, of the choice of candidates and of intervals."})
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Check everything, print the resolved configuration and the amounts, load no weights."},
-    )
-
-
-@dataclass
 class EvalConfig(RefinementConfig, EngineConfig):
     """Evaluation: candidates, refinements over them, controls."""
 
@@ -188,6 +143,7 @@ class EvalConfig(RefinementConfig, EngineConfig):
     )
 
     def __post_init__(self):
+        self.endpoint_options = mapping("endpoint_options", self.endpoint_options)
         RefinementConfig.__post_init__(self)
         if self.max_refinement_length is None:
             self.max_refinement_length = self.max_completion_length
@@ -202,13 +158,59 @@ class DistillConfig(RefinementConfig, EngineConfig):
     teacher_model: str | None = field(
         default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}
     )
+    teacher_engine: str | None = field(default=None, metadata={"help": "As `engine`, for the teacher alone."})
+    teacher_tensor_parallel_size: int | None = field(
+        default=None, metadata={"help": "As `tensor_parallel_size`, for the teacher alone."}
+    )
+    teacher_endpoints: list[str] | None = field(
+        default=None, metadata={"help": "As `endpoints`, for the teacher alone."}
+    )
+    teacher_endpoint_api: str | None = field(
+        default=None, metadata={"help": "As `endpoint_api`, for the teacher alone."}
+    )
+    teacher_endpoint_tokenizer: str | None = field(
+        default=None, metadata={"help": "As `endpoint_tokenizer`, for the teacher alone."}
+    )
+    teacher_endpoint_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "As `endpoint_options`, for the teacher alone."}
+    )
+    teacher_api_key_env: str | None = field(
+        default=None, metadata={"help": "As `api_key_env`, for the teacher alone."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of sft_rows.jsonl, the report and the shards it resumes from."}
+    )
+    candidate_choice: str = field(
+        default="paper",
+        metadata={
+            "help": "Which K of a problem's candidates a set shows: paper (all right ones, filled with wrong ones), "
+            "uniform, balanced (as many right as wrong) or hard (right ones in the minority)."
+        },
+    )
+    uniform_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of sets chosen uniformly whatever candidate_choice: it keeps majorities as they are."
+        },
+    )
+    overlong_prompts: str = field(
+        default="cut",
+        metadata={
+            "help": "A refinement prompt over its budget: its candidates lose their front (`cut`), or the set is left "
+            "out (`drop`, as in the paper)."
+        },
     )
     refinements_per_set: int = field(default=10, metadata={"help": "Refinements sampled per candidate set."})
     max_if_all_right: int = field(
         default=4,
         metadata={"help": "Rows kept of a problem all of whose refinements are right; of other problems all right."},
+    )
+    num_correct_shares: dict[int, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Share of refinement rows by number of right candidates, adding up to 1: {0: 0.1, 1: 0.3, 2: 0.3, "
+            "3: 0.2, 4: 0.1}. Rows above a share are left out at random. Default: as they come."
+        },
     )
     direct_source: str = field(
         default="teacher",
@@ -226,10 +228,41 @@ class DistillConfig(RefinementConfig, EngineConfig):
         default=True, metadata={"help": "Train on a completion's thinking part too; otherwise on what follows it."}
     )
     problems_per_chunk: int = field(
-        default=1024, metadata={"help": "Problems of one engine call, and of one shard: what a kill can cost."}
+        default=1024, metadata={"help": "Problems of a shard at most; a shard is also written every minute."}
+    )
+    shard: str | None = field(
+        default=None,
+        metadata={"help": "i/n: do the i-th of n parts of the work, i from 1. Without it, the rest, and the rows."},
+    )
+    join: list[str] | None = field(
+        default=None, metadata={"help": "Folders (output_dir) of other machines' parts, whose units are taken over."}
+    )
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "Push the rows with a dataset card to the Hub under this name, USER/NAME."}
+    )
+    hub_private: bool = field(default=True, metadata={"help": "Push to a private data set."})
+    expected: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What the dry run reckons with: problems (a Hub set is then not read), fitting (share of problems "
+            "with a prompt in its budget), candidate_tokens, refinement_prompt_tokens, refinement_tokens (means), "
+            "refinement_rows (rows kept of a problem)."
+        },
+    )
+    student_price: list[float] | None = field(
+        default=None, metadata={"help": "Price of a million prompt tokens and of a million completion tokens."}
+    )
+    teacher_price: list[float] | None = field(default=None, metadata={"help": "As `student_price`, of the teacher."})
+    student_tokens_per_second: float | None = field(
+        default=None, metadata={"help": "Completion tokens a second that the student's engine makes, for the dry run."}
+    )
+    teacher_tokens_per_second: float | None = field(
+        default=None, metadata={"help": "As `student_tokens_per_second`, of the teacher's engine."}
     )
 
     def __post_init__(self):
+        for name in ("endpoint_options", "teacher_endpoint_options", "num_correct_shares", "expected"):
+            setattr(self, name, mapping(name, getattr(self, name)))
         RefinementConfig.__post_init__(self)
         if self.max_refinement_length is None:
             self.max_refinement_length = self.max_completion_length

@@ -1,24 +1,40 @@
 """Distillation: the student's candidates -> the teacher's refinements -> verified, balanced rows for SFT.
 
 The work is units of one problem: `candidates` (by the student), then `refinements` (by the teacher, with its direct
-solutions if wanted). Units are kept in shards; rows are made from all units at the end, so a job that was killed and
-started again ends with the same units as one that was not.
+solutions if wanted). The engine is kept full: units go in as there is room and are stored as they finish, in shards.
+Rows are made from all units at the end, so a job that was killed and started again ends with the same units as one
+that was not.
 """
 
 import dataclasses
 import hashlib
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from gsr_rl.candidates import choice_seed, choose_candidate_sets
-from gsr_rl.generation import Sampling, open_engine
-from gsr_rl.refining import fit_prompts, shown_texts, solve_prompt_ids
-from gsr_rl.sft_rows import make_rows
-from gsr_rl.shards import ShardStore
+from gsr_rl.candidates import choice_seed, choose_candidate_sets, set_policies
+from gsr_rl.generation import Request, Sampling, open_configured, progress_bar
+from gsr_rl.prompts import get_template, prompt_token_ids, solve_prompt
+from gsr_rl.refining import fit_prompts, shown_texts
+from gsr_rl.sft_rows import Rows, make_rows
+from gsr_rl.shards import ShardStore, Units
 
-# Keys that change how fast units are made or where they are, and not what is in them.
-FREE_KEYS = {"output_dir", "dry_run", "problems_per_chunk", "max_num_seqs", "gpu_memory_utilization"}
-FREE_KEYS |= {"tensor_parallel_size", "engine", "max_if_all_right", "direct_ratio", "keep_thinking"}
+SHARD_SECONDS = 60.0  # a shard is written at least so often, if there is anything to write
+
+# Keys that change how fast units are made, where they are, or what is made of them later, and not what is in them.
+FREE_KEYS = {"output_dir", "dry_run", "problems_per_chunk", "max_num_seqs", "gpu_memory_utilization", "shard", "join"}
+FREE_KEYS |= {"engine", "tensor_parallel_size", "data_parallel_size", "endpoints", "endpoint_api", "api_key_env"}
+FREE_KEYS |= {f"teacher_{key}" for key in ("engine", "tensor_parallel_size", "endpoints", "endpoint_api")}
+FREE_KEYS |= {"teacher_api_key_env", "max_requests_in_flight", "requests_per_minute", "request_timeout"}
+FREE_KEYS |= {"request_retries", "max_if_all_right", "direct_ratio", "keep_thinking", "num_correct_shares", "expected"}
+FREE_KEYS |= {f"{who}_{key}" for who in ("student", "teacher") for key in ("price", "tokens_per_second")}
+FREE_KEYS |= {"hub_dataset_id", "hub_private"}
+
+
+class Unfinished(RuntimeError):
+    """Some units could not be made. All others are stored; the same command tries these again."""
 
 
 def unit_settings(rows: list[dict], problem_config, config) -> dict:
@@ -31,137 +47,241 @@ def unit_settings(rows: list[dict], problem_config, config) -> dict:
 
 def open_store(rows: list[dict], problem_config, config) -> ShardStore:
     """The job's folder of units. Raises `ValueError` if it holds the units of another configuration."""
-    return ShardStore(Path(config.output_dir) / "shards", unit_settings(rows, problem_config, config))
+    settings = unit_settings(rows, problem_config, config)
+    return ShardStore(Path(config.output_dir) / "shards", settings, config.shard)
 
 
-def distill(rows: list[dict], problem_config, config, open_engine=open_engine) -> tuple[list[dict], dict]:
-    """Run what is left of the job and make the rows.
+def part_of(rows: list[dict], shard: str | None) -> list[dict]:
+    """The problems of part `i/n`, i from 1: every n-th one."""
+    if not shard:
+        return rows
+    number, of = map(int, shard.split("/"))
+    return rows[number - 1 :: of]
+
+
+def distill(rows: list[dict], problem_config, config, open_engine=None) -> tuple[Rows, dict] | None:
+    """Run what is left of the job, or of its part, and make the rows.
 
     Args:
-        rows: The problems.
+        rows: The problems, all of them.
         problem_config, config: `ProblemConfig` and `DistillConfig`.
-        open_engine: Opens the student's and the teacher's engine; tests put a fixed one in its place.
+        open_engine: Stands in for `generation.open_engine`.
 
     Returns:
-        The SFT rows, shuffled by the seed, and the funnel's counts.
+        The SFT rows, shuffled by the seed, and the funnel's counts. None if a part is done and others are not.
+
+    Raises:
+        ValueError: The folder holds another configuration's units, or another process works in it.
+        Unfinished: An endpoint gave no answer for some units.
     """
     store = open_store(rows, problem_config, config)
-    same = config.student_model == config.teacher_model
+    part = part_of(rows, config.shard)
+    with store.lock():
+        for folder in config.join or []:
+            store.take_over(Path(folder) / "shards")
+        _sample_all(part, store, config, open_engine)
+    candidates, refinements = store.load("candidates"), store.load("refinements")
+    if any(row["id"] not in candidates or row["id"] not in refinements for row in rows):
+        return None
+    return make_rows(rows, candidates, refinements, config)
+
+
+def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> None:
+    """Both stages, with one engine if the student is its own teacher."""
     engine = None
 
-    def engine_of(model: str):
-        return open_engine(
-            config.engine,
-            model,
-            seed=choice_seed(config.seed, model, len(store.load("candidates"))) % 2**31,
-            max_model_length=config.max_model_length,
-            dtype=config.engine_dtype,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            tensor_parallel_size=config.tensor_parallel_size,
-            max_num_seqs=config.max_num_seqs,
+    def opened(model: str, teacher: bool):
+        # Not the seed of a run that was killed: its samples would come again for other problems.
+        made = len(store.load("candidates")) + len(store.load("refinements"))
+        seed = choice_seed(config.seed, model, store.part, made) % 2**31
+        return open_configured(config, model, seed, teacher, open_engine)
+
+    try:
+        if left := _left(rows, store.load("candidates")):
+            engine = opened(config.student_model, teacher=False)
+            _run(engine, left, len(rows), _candidate_units(engine, left, config), store, "candidates", config)
+            if not one_engine(config):
+                engine.close()
+                engine = None
+        if left := _left(rows, store.load("refinements")):
+            engine = engine or opened(config.teacher_model, teacher=True)
+            units = _refinement_units(engine, left, store.load("candidates"), config)
+            _run(engine, left, len(rows), units, store, "refinements", config)
+    finally:
+        if engine:
+            engine.close()
+
+
+def _left(rows: list[dict], done: Units) -> list[dict]:
+    return [row for row in rows if row["id"] not in done]
+
+
+def one_engine(config) -> bool:
+    """Whether the teacher is the student in the same engine."""
+    own = ("engine", "tensor_parallel_size", "endpoints", "endpoint_api", "endpoint_tokenizer", "endpoint_options")
+    return config.teacher_model == config.student_model and all(
+        getattr(config, f"teacher_{key}") is None for key in own
+    )
+
+
+def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]], store, kind: str, config) -> None:
+    """Send the requests of all units, store the units as they finish. Grading is beside the sampling, in a thread."""
+    golds = {row["id"]: row["answer"] for row in left}
+    open_units: dict[str, tuple[dict, int]] = {}  # unit and the number of answers that it waits for
+    finished: list[dict] = []
+    failed: dict[str, str] = {}
+    empty: list[dict] = []
+
+    def requests() -> Iterable[Request]:
+        for unit, wanted in planned:
+            if wanted:
+                open_units[unit["unit"]] = (unit, len(wanted))
+                yield from wanted
+            else:
+                empty.append(unit)
+
+    with ThreadPoolExecutor(1) as background, progress_bar(total, f"problems, {kind}", total - len(left)) as bar:
+        pending, last, start, before = [], time.monotonic(), time.monotonic(), dict(engine.counts)
+
+        def store_finished():
+            nonlocal finished, last
+            last, batch, finished = time.monotonic(), finished, []
+            if batch:
+                pending.append(background.submit(_grade_and_store, batch, golds, store, kind))
+
+        try:
+            for result in engine.stream(requests()):
+                identity, place = result.key
+                unit, waiting = open_units[identity]
+                if result.error:
+                    failed[identity] = result.error
+                for sample in result.completions:
+                    unit["samples"].append(_sample(sample, place))
+                open_units[identity] = (unit, waiting - 1)
+                if waiting == 1:
+                    del open_units[identity]
+                    if identity not in failed:
+                        finished.append(unit)
+                    bar.update()
+                    bar.set_postfix_str(_speed(engine.counts, before, time.monotonic() - start), refresh=False)
+                finished += empty
+                bar.update(len(empty))
+                empty.clear()
+                if len(finished) >= config.problems_per_chunk or time.monotonic() - last > SHARD_SECONDS:
+                    store_finished()
+                    while len(pending) > 4 or (pending and pending[0].done()):  # do not run ahead of the disk
+                        pending.pop(0).result()
+        finally:
+            finished += empty
+            bar.update(len(empty))
+            store_finished()
+            with suppress(Exception):
+                print(f"{kind}: {_speed(engine.counts, before, time.monotonic() - start)}", flush=True)
+            for one in pending:
+                one.result()
+    if failed:
+        raise Unfinished(
+            f"{len(failed)} of {len(left)} problems got no {kind}, the first because of: "
+            f"{next(iter(failed.values()))}. The others are stored: the same command tries these again"
         )
 
-    done = store.load("candidates")
-    left = [row for row in rows if row["id"] not in done]
-    if left:
-        engine = engine_of(config.student_model)
-        _work_off(left, config, store, "candidates", lambda chunk: _sample_candidates(engine, chunk, config))
-        if not same:
-            engine.close()
-            engine = None
-    candidates = store.load("candidates")
-    done = store.load("refinements")
-    left = [row for row in rows if row["id"] not in done]
-    if left:
-        engine = engine or engine_of(config.teacher_model)
-        _work_off(left, config, store, "refinements", lambda chunk: _refine(engine, chunk, candidates, config))
-    if engine:
-        engine.close()
-    return make_rows(rows, candidates, store.load("refinements"), config)
+
+def _speed(counts: dict, before: dict, seconds: float) -> str:
+    """What the engine has done since `before`, for the progress bar."""
+    made = {key: counts[key] - before.get(key, 0) for key in ("requests", "prompt_tokens", "completion_tokens")}
+    retries = counts.get("retries", 0) - before.get("retries", 0)
+    text = f"{made['completion_tokens'] / max(seconds, 1e-9):,.0f} tokens/s, {made['completion_tokens']:,} tokens, "
+    text += f"{made['prompt_tokens']:,} of prompts, {made['requests']:,} requests"
+    return text + (f", {retries:,} retries" if retries else "")
 
 
-def _work_off(rows: list[dict], config, store: ShardStore, kind: str, sample) -> None:
-    """Chunk by chunk: sample, then grade and store while the next chunk is sampled."""
-    with ThreadPoolExecutor(1) as background:
-        pending = None
-        for start in range(0, len(rows), config.problems_per_chunk):
-            chunk = rows[start : start + config.problems_per_chunk]
-            units = sample(chunk)
-            if pending:
-                pending.result()
-            pending = background.submit(_grade_and_store, chunk, units, store, kind)
-        if pending:
-            pending.result()
+def _sample(completion, place) -> dict:
+    """A completion as it is stored; `place` is its set's number, `direct`, or None for a candidate."""
+    stage = (
+        {} if place is None else {"stage": "candidate"} if place == "direct" else {"stage": "refinement", "set": place}
+    )
+    return {"text": completion.text, "tokens": len(completion.token_ids), "finished": completion.finished} | stage
 
 
-def _grade_and_store(rows: list[dict], units: list[dict], store: ShardStore, kind: str) -> None:
-    """Grade every sample of a chunk in one call (boxed answers only) and write the shard."""
+def _grade_and_store(units: list[dict], golds: dict[str, str], store: ShardStore, kind: str) -> None:
+    """Grade every sample (boxed answers only), group the candidates' answers for the vote, and write the shard."""
     import rewards
 
-    golds = {row["id"]: row["answer"] for row in rows}
     samples = [(unit["unit"], sample) for unit in units for sample in unit["samples"]]
     graded = rewards.grade([s["text"] for _, s in samples], [golds[i] for i, _ in samples], require_box=True)
     for (_, sample), correct in zip(samples, graded, strict=True):
         sample["correct"] = correct
+    for unit in units:
+        if kind == "candidates":
+            answers = [rewards.extract_answer(sample["text"], require_box=True) for sample in unit["samples"]]
+            for sample, number in zip(unit["samples"], rewards.vote(answers), strict=True):
+                sample["class"] = number
+        else:  # in the order of the sets, whichever finished first
+            unit["samples"].sort(key=lambda sample: sample.get("set", len(unit["sets"])))
     store.append(kind, units)
 
 
-def _sample(completion, **more) -> dict:
-    return {"text": completion.text, "tokens": len(completion.token_ids), "finished": completion.finished} | more
+def _solve_request(engine, row: dict, place, sampling: Sampling, config) -> list[Request]:
+    """The request for direct solutions; none if the prompt and a completion do not fit the engine's window."""
+    messages = solve_prompt(row["problem"], get_template(config.prompt_template))
+    ids = prompt_token_ids(engine.tokenizer, messages)
+    if len(ids) + sampling.max_tokens > engine.max_model_length:
+        return []
+    return [Request((row["id"], place), ids, sampling, messages)]
 
 
-def _sample_candidates(engine, rows: list[dict], config) -> list[dict]:
-    """A unit a problem with its candidates; a problem whose prompt leaves no room has none."""
+def _unit(row: dict, requests: list[Request], **more) -> tuple[dict, list[Request]]:
+    tokens = sum(len(request.token_ids) for request in requests)
+    return {"unit": row["id"], "samples": [], "requests": len(requests), "prompt_tokens": tokens} | more, requests
+
+
+def _candidate_units(engine, rows: list[dict], config) -> Iterator[tuple[dict, list[Request]]]:
+    """A unit a problem with the request for its candidates."""
     sampling = Sampling(config.num_generations, config.temperature, config.top_p, config.max_completion_length)
-    fitting = _fitting(engine, rows, sampling, config)
-    sampled = dict(zip(fitting, engine.generate(list(fitting.values()), sampling), strict=True))
-    return [{"unit": row["id"], "samples": [_sample(c) for c in sampled.get(row["id"], [])]} for row in rows]
-
-
-def _fitting(engine, rows: list[dict], sampling: Sampling, config) -> dict[str, list[int]]:
-    """Solve prompts by problem id, of the problems whose prompt and completion fit the engine's window."""
-    prompts = solve_prompt_ids(engine.tokenizer, rows, config.prompt_template)
-    room = engine.max_model_length - sampling.max_tokens
-    return {row["id"]: ids for row, ids in zip(rows, prompts, strict=True) if len(ids) <= room}
-
-
-def _refine(engine, rows: list[dict], candidates: dict[str, dict], config) -> list[dict]:
-    """A unit a problem with its sets' refinements and, if wanted, the teacher's direct solutions."""
-    plan, items = [], []
     for row in rows:
-        group = candidates[row["id"]]["samples"]
-        texts, finished = [s["text"] for s in group], [s["finished"] for s in group]
-        usable = [s["correct"] is not None and bool(shown_texts(texts, finished, [i], config.unfinished_candidates))
-                  for i, s in enumerate(group)]  # fmt: skip
+        yield _unit(row, _solve_request(engine, row, None, sampling, config))
+
+
+def _refinement_units(engine, rows: list[dict], candidates: Units, config) -> Iterator[tuple[dict, list[Request]]]:
+    """A unit a problem with its sets, the requests for their refinements and, if wanted, for direct solutions."""
+    how = (config.refinement_temperature, config.refinement_top_p, config.max_refinement_length)
+    refining, solving = Sampling(config.refinements_per_set, *how), Sampling(config.direct_generations, *how)
+    for row in rows:
         seed = choice_seed(config.seed, row["id"], "sets")
-        for chosen in choose_candidate_sets(usable, config.num_candidates, config.num_candidate_sets, seed):
-            if len(chosen) == config.num_candidates:
-                plan.append((row["id"], chosen, shown_texts(texts, finished, chosen, config.unfinished_candidates)))
-                items.append((row["problem"], plan[-1][2]))
-    prompts = fit_prompts(config, engine, items)
-    sampling = Sampling(
-        config.refinements_per_set, config.refinement_temperature, config.refinement_top_p,
-        config.max_refinement_length,
-    )  # fmt: skip
-    sampled = iter(engine.generate([prompt.token_ids for prompt in prompts if prompt], sampling))
-    units = {row["id"]: {"unit": row["id"], "sets": [], "samples": []} for row in rows}
-    for (identity, chosen, shown), prompt in zip(plan, prompts, strict=True):
-        if prompt is None:
-            continue
-        unit, group = units[identity], candidates[identity]["samples"]
-        place = len(unit["sets"])
-        right = sum(group[i]["correct"] == 1.0 for i in chosen)
-        unit["sets"].append(
-            {"chosen": chosen, "candidates": shown, "num_correct": right, "cut": prompt.num_cut}
-            | {"prompt": prompt.messages}
-        )
-        unit["samples"] += [_sample(c, stage="refinement", set=place) for c in next(sampled)]
-    if config.direct_source == "teacher":
-        direct = Sampling(
-            config.direct_generations, config.refinement_temperature, config.refinement_top_p,
-            config.max_refinement_length,
-        )  # fmt: skip
-        fitting = _fitting(engine, rows, direct, config)
-        for identity, group in zip(fitting, engine.generate(list(fitting.values()), direct), strict=True):
-            units[identity]["samples"] += [_sample(c, stage="candidate") for c in group]
-    return list(units.values())
+        sets, dropped, requests = [], 0, []
+        group = candidates[row["id"]]["samples"]
+        for chosen, policy, shown in _sets(group, seed, config):
+            (prompt,) = fit_prompts(config, engine, [(row["problem"], shown)])
+            if prompt is None or (prompt.num_cut and config.overlong_prompts == "drop"):
+                dropped += 1
+                continue
+            requests.append(Request((row["id"], len(sets)), prompt.token_ids, refining, prompt.messages))
+            one = {"chosen": chosen, "policy": policy, "candidates": shown, "prompt": prompt.messages}
+            one |= {"num_correct": sum(group[i]["correct"] == 1.0 for i in chosen), "cut": prompt.num_cut}
+            sets.append(one | {"prompt_tokens": len(prompt.token_ids)})
+        if config.direct_source == "teacher":
+            requests += _solve_request(engine, row, "direct", solving, config)
+        yield _unit(row, requests, sets=sets, dropped=dropped, sets_seed=seed)
+
+
+def _sets(group: list[dict], seed: int, config) -> Iterator[tuple[list[int], str, list[str]]]:
+    """The candidate sets of a problem: indices in the order in which they are shown, their policy, the shown texts."""
+    texts, finished = [one["text"] for one in group], [one["finished"] for one in group]
+
+    def shown(chosen: list[int]) -> list[str]:
+        return shown_texts(texts, finished, chosen, config.unfinished_candidates)
+
+    usable = [one["correct"] is not None and bool(shown([index])) for index, one in enumerate(group)]
+    policies = set_policies(config.candidate_choice, config.num_candidate_sets, config.uniform_share, seed)
+    sets = choose_candidate_sets(
+        usable,
+        config.num_candidates,
+        config.num_candidate_sets,
+        seed,
+        correct=[one["correct"] for one in group],
+        policy=config.candidate_choice,
+        uniform_share=config.uniform_share,
+    )
+    for chosen, policy in zip(sets, policies, strict=True):
+        if len(chosen) == config.num_candidates:
+            yield chosen, policy, shown(chosen)

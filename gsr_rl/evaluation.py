@@ -51,10 +51,11 @@ class Task:
 def sample_candidates(engine, rows: list[dict], config) -> list[list]:
     """`num_generations` completions of each problem's solve prompt."""
     from gsr_rl.generation import Sampling
-    from gsr_rl.refining import solve_prompt_ids
+    from gsr_rl.refining import solve_prompts
 
     sampling = Sampling(config.num_generations, config.temperature, config.top_p, config.max_completion_length)
-    return engine.generate(solve_prompt_ids(engine.tokenizer, rows, config.prompt_template), sampling)
+    messages, token_ids = solve_prompts(engine.tokenizer, rows, config.prompt_template)
+    return engine.generate(token_ids, sampling, messages)
 
 
 def plan_refinements(rows: list[dict], candidates: list[list], config) -> list[Task]:
@@ -151,7 +152,9 @@ def sample_refinements(engine, rows: list[dict], tasks: list[Task], config) -> l
     items = [(rows[t.problem]["problem"] if t.shown or t.method == "selfref_none" else "", t.shown) for t in tasks]
     prompts = fit_prompts(config, engine, items)
     sampling = Sampling(1, config.refinement_temperature, config.refinement_top_p, config.max_refinement_length)
-    sampled = iter(engine.generate([prompt.token_ids for prompt in prompts if prompt], sampling))
+    sent = [prompt for prompt in prompts if prompt]
+    token_ids, messages = [prompt.token_ids for prompt in sent], [prompt.messages for prompt in sent]
+    sampled = iter(engine.generate(token_ids, sampling, messages))
     return [next(sampled)[0] if prompt else None for prompt in prompts]
 
 

@@ -1,17 +1,21 @@
-"""The one seam to engines for distillation and evaluation: token ids in, completions out. Engines are imported inside.
+"""The one seam to engines for distillation and evaluation: prompts in, completions out. Engines are imported inside.
 
 engine = open_engine("vllm", "path/or/hub-name", seed=0)
 completions = engine.generate([[1, 2, 3]], Sampling(n=4, temperature=1.0, top_p=1.0, max_tokens=64))
+for result in engine.stream(requests):  # as they finish; `requests` may be endless, it is read as there is room
+    ...
 engine.close()
+
+The engines themselves: gsr_rl/local_engines.py, data_parallel.py (several of them), endpoints.py (over HTTP).
 """
 
-import contextlib
-import gc
 import os
 import sys
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-KINDS = ("vllm", "transformers")
+KINDS = ("vllm", "transformers", "endpoint")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,145 @@ class Completion:
     text: str
     token_ids: list[int]
     finished: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to sample from: its token ids, and the chat that they were made of (a chat endpoint is sent that)."""
+
+    key: Hashable
+    token_ids: list[int]
+    sampling: Sampling
+    messages: list[dict] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The `sampling.n` completions of the request with this key; or none, and the `error` that an endpoint gave."""
+
+    key: Hashable
+    completions: list[Completion]
+    error: str = ""
+
+
+class Engine:
+    """What all engines share. A subclass gives `_submit` and `_step`, and sets the attributes.
+
+    Attributes:
+        tokenizer: The model's.
+        max_model_length: Longest prompt plus completion, in tokens.
+        window: The load that is kept in the engine.
+        counts: `requests`, `prompt_tokens` and `completion_tokens` since the engine was opened; endpoints add
+            `retries`.
+    """
+
+    tokenizer = None
+    max_model_length: int
+    window: int = 512
+
+    def __init__(self):
+        self.counts: Counter = Counter()
+        self._in_flight: dict[Hashable, Request] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the engine holds, so that another can be opened."""
+
+    def _submit(self, request: Request) -> None:
+        """Take a request in, without waiting for it. No two in flight share a key."""
+        raise NotImplementedError
+
+    def _step(self) -> list[Result]:
+        """Work, or wait, until something may have finished; what has."""
+        raise NotImplementedError
+
+    @property
+    def load(self) -> int:
+        """Sequences that the engine holds, waiting ones included; in an endpoint's engine, requests."""
+        return sum(request.sampling.n for request in self._in_flight.values())
+
+    def check(self, token_ids: list[int], sampling: Sampling, name: object) -> None:
+        """Raise `ValueError` for a prompt that is empty or leaves no room for `max_tokens` in the engine's window."""
+        if not token_ids:
+            raise ValueError(f"prompt {name} is empty: a prompt needs at least one token")
+        if len(token_ids) + sampling.max_tokens > self.max_model_length:
+            raise ValueError(
+                f"prompt {name} has {len(token_ids)} tokens, with max_tokens={sampling.max_tokens} more than the "
+                f"engine's window of {self.max_model_length}: shorten one or raise max_model_length"
+            )
+
+    def submit(self, request: Request) -> None:
+        """Take one request in. Raises `ValueError` for a prompt that cannot be sampled from."""
+        self.check(request.token_ids, request.sampling, request.key)
+        self._in_flight[request.key] = request
+        if request.sampling.temperature == 0:  # n copies of one completion
+            request = replace(request, sampling=replace(request.sampling, n=1))
+        self._submit(request)
+
+    def step(self) -> list[Result]:
+        """Let the engine work until something may have finished, and return what has."""
+        results = []
+        for result in self._step():
+            request = self._in_flight.pop(result.key)
+            completions = result.completions
+            if request.sampling.temperature == 0 and completions:
+                completions = completions[:1] * request.sampling.n
+            self.counts["requests"] += 1
+            self.counts["prompt_tokens"] += len(request.token_ids)
+            self.counts["completion_tokens"] += sum(len(one.token_ids) for one in result.completions)
+            results.append(replace(result, completions=completions))
+        return results
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Results in the order in which they finish. `requests` is read only as the engine has room."""
+        requests = iter(requests)
+        request = next(requests, None)
+        while request is not None or self._in_flight:
+            while request is not None and self.load < self.window:
+                self.submit(request)
+                request = next(requests, None)
+            yield from self.step()
+
+    def generate(self, prompt_token_ids: list[list[int]], sampling: Sampling, messages=None) -> list[list[Completion]]:
+        """Sample `sampling.n` completions of each prompt, in the order of the prompts.
+
+        Args:
+            messages: The chats that the prompts were made of, which a chat endpoint needs.
+
+        Raises:
+            ValueError: A prompt is empty, or leaves no room for `max_tokens` in the engine's window.
+            RuntimeError: An endpoint gave no answer to a request.
+        """
+        for index, ids in enumerate(prompt_token_ids):
+            self.check(ids, sampling, index)
+        chats = messages or [None] * len(prompt_token_ids)
+        pairs = zip(prompt_token_ids, chats, strict=True)
+        requests = [Request(index, ids, sampling, chat) for index, (ids, chat) in enumerate(pairs)]
+        found: dict[int, list[Completion]] = {}
+        with progress_bar(len(requests), "prompts") as bar:
+            for result in self.stream(requests):
+                if result.error:
+                    raise RuntimeError(f"prompt {result.key}: {result.error}")
+                found[result.key] = result.completions
+                bar.update()
+        return [found[index] for index in range(len(requests))]
+
+    def _completions(self, token_ids: list[list[int]], finished: list[bool]) -> list[Completion]:
+        """Decode rows in one call."""
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        return [Completion(*row) for row in zip(texts, token_ids, finished, strict=True)]
+
+
+def progress_bar(total: int, unit: str, initial: int = 0):
+    """A tqdm bar with rate and time left; in a log file it speaks every half minute only."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=initial, unit=f" {unit}", mininterval=0.5 if sys.stderr.isatty() else 30)
 
 
 def cpu_environment() -> bool:
@@ -55,182 +198,74 @@ def cpu_environment() -> bool:
 
 def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int | None = None, dtype: str = "auto",
                 gpu_memory_utilization: float = 0.9, tensor_parallel_size: int = 1,
-                max_num_seqs: int | None = None, enforce_eager: bool | None = None):  # fmt: skip
-    """Load `model` into an engine of one of `KINDS`.
+                data_parallel_size: int | None = 1, max_num_seqs: int | None = None,
+                enforce_eager: bool | None = None, endpoint=None) -> Engine:  # fmt: skip
+    """Load `model` into an engine of one of `KINDS`, or connect to the endpoints that serve it.
 
     Args:
-        model: Path or Hub name of a causal language model with a tokenizer.
+        model: Path or Hub name of a causal language model with a tokenizer; the name that endpoints know it by.
         seed: Of the engine. Per-request seeds are not used: they kill vLLM's CPU engine.
         max_model_length: Longest prompt plus completion in tokens. Default: the model's.
         dtype: "auto", "float32", "bfloat16" or "float16".
-        max_num_seqs: Sequences decoded at once. Default: the engine's; 256 on a CPU.
+        data_parallel_size: Copies of the model, a process each if there are several. None: as many as the visible
+            GPUs hold.
+        max_num_seqs: Sequences decoded at once by a copy. Default: the engine's; 256 on a CPU.
         enforce_eager: vLLM without compilation. Default: on a CPU, where compiling takes minutes.
-
-    Returns:
-        An engine with `tokenizer`, `max_model_length`, `generate(prompt_token_ids, sampling)` and `close()`.
+        endpoint: `gsr_rl.endpoints.EndpointSettings`, for kind `endpoint`.
     """
+    if kind not in KINDS:
+        raise ValueError(f"engine={kind!r} is not known: use one of {list(KINDS)}")
+    if kind == "endpoint":
+        from gsr_rl.endpoints import EndpointEngine
+
+        return EndpointEngine(model, endpoint, max_model_length)
+    if data_parallel_size is None:
+        data_parallel_size = copies_that_fit(tensor_parallel_size)
+    options = {"seed": seed, "max_model_length": max_model_length, "dtype": dtype, "max_num_seqs": max_num_seqs}
     if kind == "vllm":
-        return VLLMEngine(model, seed, max_model_length, dtype, gpu_memory_utilization, tensor_parallel_size,
-                          max_num_seqs, enforce_eager)  # fmt: skip
-    if kind == "transformers":
-        return TransformersEngine(model, seed, max_model_length, dtype, max_num_seqs)
-    raise ValueError(f"engine={kind!r} is not known: use one of {list(KINDS)}")
+        options |= {"gpu_memory_utilization": gpu_memory_utilization, "tensor_parallel_size": tensor_parallel_size}
+        options |= {"enforce_eager": enforce_eager}
+    if data_parallel_size > 1:
+        from gsr_rl.data_parallel import DataParallelEngine
+
+        return DataParallelEngine(kind, model, options, data_parallel_size, tensor_parallel_size)
+    from gsr_rl import local_engines
+
+    return {"vllm": local_engines.VLLMEngine, "transformers": local_engines.TransformersEngine}[kind](model, **options)
 
 
-class _Engine:
-    """What the engines share: prompts are checked before any is sent, completions come back in order."""
+def copies_that_fit(tensor_parallel_size: int) -> int:
+    """How many copies of a model the visible GPUs hold; 1 on a CPU."""
+    import torch
 
-    tokenizer = None
-    max_model_length: int
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def generate(self, prompt_token_ids: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
-        """Sample `sampling.n` completions of each prompt, in the order of the prompts.
-
-        Raises:
-            ValueError: A prompt is empty, or leaves no room for `max_tokens` in the engine's window.
-        """
-        for index, ids in enumerate(prompt_token_ids):
-            if not ids:
-                raise ValueError(f"prompt {index} is empty: a prompt needs at least one token")
-            if len(ids) + sampling.max_tokens > self.max_model_length:
-                raise ValueError(
-                    f"prompt {index} has {len(ids)} tokens, with max_tokens={sampling.max_tokens} more than the "
-                    f"engine's window of {self.max_model_length}: shorten one or raise max_model_length"
-                )
-        if not prompt_token_ids:
-            return []
-        if sampling.temperature == 0 and sampling.n > 1:  # n copies of one completion
-            return [group * sampling.n for group in self._generate(prompt_token_ids, replace(sampling, n=1))]
-        return self._generate(prompt_token_ids, sampling)
-
-    def _completions(self, token_ids: list[list[int]], finished: list[bool], n: int) -> list[list[Completion]]:
-        """Decode flat rows in one call and cut them into groups of `n`."""
-        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-        flat = [Completion(*row) for row in zip(texts, token_ids, finished, strict=True)]
-        return [flat[start : start + n] for start in range(0, len(flat), n)]
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return max(1, gpus // tensor_parallel_size)
 
 
-class VLLMEngine(_Engine):
-    """vLLM in this process (on a GPU it may start workers of its own)."""
+def open_configured(config, model: str, seed: int, teacher: bool = False, opener=None) -> Engine:
+    """The engine that an `EngineConfig` asks for. A `DistillConfig` may name another one for its `teacher`.
 
-    def __init__(self, model, seed, max_model_length, dtype, gpu_memory_utilization, tensor_parallel_size,
-                 max_num_seqs, enforce_eager):  # fmt: skip
-        on_cpu = cpu_environment()
-        import vllm
+    `opener` stands in for `open_engine`.
+    """
 
-        options = {} if on_cpu else {"gpu_memory_utilization": gpu_memory_utilization}
-        if on_cpu or max_num_seqs is not None:
-            options["max_num_seqs"] = max_num_seqs or 256
-        self._llm = vllm.LLM(
-            model=model,
-            seed=seed,
-            dtype=dtype,
-            max_model_len=max_model_length,
-            tensor_parallel_size=tensor_parallel_size,
-            enforce_eager=on_cpu if enforce_eager is None else enforce_eager,
-            **options,
-        )
-        self.tokenizer = self._llm.get_tokenizer()
-        self.max_model_length = self._llm.llm_engine.model_config.max_model_len
+    def value(name: str):
+        own = getattr(config, f"teacher_{name}", None) if teacher else None
+        return getattr(config, name) if own is None else own
 
-    def _generate(self, prompt_token_ids, sampling):
-        from vllm import SamplingParams
+    kind, endpoint = value("engine"), None
+    if kind == "endpoint":
+        from gsr_rl.endpoints import EndpointSettings
 
-        # Detokenised at the end, in one call: one sequence at a time costs more than a small model's forward.
-        parameters = SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            detokenize=False,
-        )
-        prompts = [{"prompt_token_ids": ids} for ids in prompt_token_ids]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=True)
-        rows = [output for request in outputs for output in sorted(request.outputs, key=lambda o: o.index)]
-        token_ids = [list(row.token_ids) for row in rows]
-        return self._completions(token_ids, [row.finish_reason == "stop" for row in rows], sampling.n)
-
-    def close(self) -> None:
-        """Free the weights, the cache and the process groups, so that another engine can be opened."""
-        if self._llm is None:
-            return
-        from vllm.distributed import parallel_state
-
-        with contextlib.suppress(AttributeError):
-            self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
-        gc.collect()
-        parallel_state.cleanup_dist_env_and_memory()
-
-
-class TransformersEngine(_Engine):
-    """transformers' own generation: slower, and everywhere."""
-
-    def __init__(self, model, seed, max_model_length, dtype, max_num_seqs):
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.max_model_length = max_model_length or self._model.config.max_position_embeddings
-        self._rows = max_num_seqs or 64
-        torch.manual_seed(seed)
-
-    def _generate(self, prompt_token_ids, sampling):
-        import torch
-        from tqdm import tqdm
-
-        ends = self._model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
-        # Prompts of about one length go together, so that little is padded.
-        order = sorted(range(len(prompt_token_ids)), key=lambda i: len(prompt_token_ids[i]))
-        step = max(1, self._rows // sampling.n)
-        found: dict[int, list[list[int]]] = {}
-        sample = {"do_sample": False}
-        if sampling.temperature > 0:
-            sample = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        for start in tqdm(range(0, len(order), step), desc="Prompts", unit="batch"):
-            indices = order[start : start + step]
-            batch = self.tokenizer.pad(
-                {"input_ids": [prompt_token_ids[i] for i in indices]}, return_tensors="pt", padding_side="left"
-            ).to(self._model.device)
-            with torch.inference_mode():
-                out = self._model.generate(
-                    **batch,
-                    **sample,
-                    max_new_tokens=sampling.max_tokens,
-                    num_return_sequences=sampling.n,
-                    eos_token_id=sorted(ends - {None}),
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )
-            rows = [_until_end(row, ends) for row in out[:, batch["input_ids"].shape[1] :].tolist()]
-            for place, index in enumerate(indices):
-                found[index] = rows[place * sampling.n : (place + 1) * sampling.n]
-        flat = [row for index in range(len(prompt_token_ids)) for row in found[index]]
-        return self._completions(flat, [bool(row) and row[-1] in ends for row in flat], sampling.n)
-
-    def close(self) -> None:
-        """Free the weights."""
-        import torch
-
-        self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    """`row` up to and with its first end token."""
-    for place, token in enumerate(row):
-        if token in ends:
-            return row[: place + 1]
-    return row
+        endpoint = EndpointSettings.from_config(config, value)
+    return (opener or open_engine)(
+        kind,
+        model,
+        seed=seed,
+        max_model_length=config.max_model_length,
+        dtype=config.engine_dtype,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=value("tensor_parallel_size"),
+        data_parallel_size=config.data_parallel_size,
+        max_num_seqs=config.max_num_seqs,
+        endpoint=endpoint,
+    )

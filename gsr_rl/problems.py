@@ -9,16 +9,24 @@ import json
 import re
 import sys
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
+from gsr_rl import hub_sets
 from gsr_rl.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
-# Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text.
-GYM_SPLITS = {"train": (0, 60), "validation": (60, 80), "test": (80, 100)}
+LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+
+# Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
+# whatever the task, its difficulty and the seed. `train` is `sft` and `grpo` together.
+GYM_SPLITS = {"train": (0, 60), "validation": (60, 80), "test": (80, 100), "sft": (0, 30), "grpo": (30, 60)}
 _SEEDS_A_SPLIT = 1_000_000_000
 _SEEDS_A_RUN = 1_000_000
 
@@ -33,28 +41,112 @@ def problem_id(text: str) -> str:
     return hashlib.blake2b(normalise_text(text).encode(), digest_size=8).hexdigest()
 
 
+@dataclass
+class Problems:
+    """Problem rows, how many became of what was read, and what decontamination removed (its findings)."""
+
+    rows: list[dict]
+    counts: dict[str, int] = field(default_factory=dict)
+    removed: list[dict] = field(default_factory=list)
+
+    def removed_by_set(self) -> dict[str, dict[str, int]]:
+        """How many rows decontamination removed, by evaluation set and reason (`exact`, `overlap`)."""
+        found: dict[str, Counter] = {}
+        for one in self.removed:
+            found.setdefault(one["evaluation_set"], Counter())[one["reason"]] += 1
+        return {name: dict(count) for name, count in found.items()}
+
+
 def load_problems(config) -> list[dict]:
-    """The rows that a `ProblemConfig` names, without duplicates, the first `max_problems` of them.
+    """The rows that a `ProblemConfig` names: what `read_problems` gives, with a line on stderr for what was left out.
+
+    Raises:
+        ValueError: As `read_problems`.
+    """
+    problems = read_problems(config)
+    for reason, count in problems.counts.items():
+        if count and reason not in ("rows read", "problems"):
+            print(f"{config.dataset_name}: left out {count} rows {reason}", file=sys.stderr)
+    return problems.rows
+
+
+def read_problems(config) -> Problems:
+    """The rows that a `ProblemConfig` names, filtered, without duplicates, decontaminated, the first `max_problems`.
 
     Returns:
         Rows `{"id", "problem", "answer", ...}`, all three non-empty strings, ids unique.
 
     Raises:
-        ValueError: A local row without problem or answer, two rows with one id, no row at all, or an unknown source.
+        ValueError: A local row without problem or usable answer while `unusable_rows` is `error`, two rows with one
+            id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
+    against = _as_list(config.decontaminate_against)
+    more = against and config.max_problems and not _generated(config)  # so that enough is left
+    problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
+    if against:
+        from gsr_rl.decontamination import decontaminate
+
+        evaluation = {name: evaluation_rows(name) for name in against}
+        problems.rows, problems.removed = decontaminate(
+            problems.rows, evaluation, config.decontamination_ngram, config.decontamination_threshold
+        )
+        problems.counts["that an evaluation set holds"] = len(problems.removed)
+        problems.rows = problems.rows[: config.max_problems]
+    if not problems.rows:
+        raise ValueError(
+            f"dataset_name={config.dataset_name}, dataset_split={config.dataset_split}: there are no usable problems "
+            f"({', '.join(f'{count} {name}' for name, count in problems.counts.items() if count) or 'it is empty'})"
+        )
+    problems.counts["problems"] = len(problems.rows)
+    return problems
+
+
+def _with(config, **values):
+    """A copy of a configuration with other values."""
+    return SimpleNamespace(**(vars(config) | values))
+
+
+def _as_list(value) -> list:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _generated(config) -> bool:
+    return str(config.dataset_name).startswith(("tiny/", "reasoning_gym/"))
+
+
+def _read(config) -> Problems:
     name = str(config.dataset_name)
     options = _options(config)
     if name.startswith("tiny/"):
         rows = _from_tiny_world(config, name.removeprefix("tiny/"), options)
     elif name.startswith("reasoning_gym/"):
         rows = _from_reasoning_gym(config, name.removeprefix("reasoning_gym/"), options)
-    elif Path(name).suffix in (".jsonl", ".json", ".parquet", ".csv"):
-        rows = _standard_rows(config, read_local(Path(name)), strict=True)
+    elif Path(name).suffix in LOCAL_SUFFIXES:
+        return _standard_rows(config, read_local(Path(name)), strict=config.unusable_rows == "error")
     else:
-        rows = _standard_rows(config, _read_hub(config, options), strict=False)
-    if not rows:
-        raise ValueError(f"dataset_name={name}, dataset_split={config.dataset_split}: there are no usable problems")
-    return rows
+        for message in hub_sets.check_split(name, config.dataset_split):
+            raise ValueError(message)
+        return _standard_rows(config, hub_sets.read_hub(config, options), strict=False)
+    return Problems(rows, {"rows read": len(rows)})
+
+
+def evaluation_rows(name: str) -> list[dict]:
+    """The problems of an evaluation set: `NAME` or `NAME@SPLIT`, a local file, a Hub set or a generated one.
+
+    Without a split it is `test`, or the only split of a known Hub set.
+    """
+    source, _, split = name.partition("@")
+    known = hub_sets.HUB_SETS.get(source)
+    if not split:
+        split = known.splits[-1] if known else "test"
+    config = SimpleNamespace(
+        dataset_name=source, dataset_split=split, dataset_config=None, dataset_kwargs=None, problem_column=None,
+        answer_column=None, max_problems=None, problem_seed=0, row_filters={}, unusable_rows="drop", need_answer=False,
+    )  # fmt: skip
+    try:
+        return _read(config).rows
+    except (OSError, ValueError) as error:
+        raise ValueError(f"decontaminate_against={name}: it cannot be read: {error}") from None
 
 
 def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
@@ -104,7 +196,7 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
     if not 0 <= config.problem_seed < _SEEDS_A_SPLIT // _SEEDS_A_RUN:
         raise ValueError(f"problem_seed={config.problem_seed}: 0 to {_SEEDS_A_SPLIT // _SEEDS_A_RUN - 1} is expected")
     wanted = config.max_problems or DEFAULT_GENERATED
-    place = list(GYM_SPLITS).index(config.dataset_split)
+    place = {"validation": 1, "test": 2}.get(config.dataset_split, 0)
     start = place * _SEEDS_A_SPLIT + config.problem_seed * _SEEDS_A_RUN
     low, high = GYM_SPLITS[config.dataset_split]
     size = min(_SEEDS_A_RUN, 20 * wanted * 100 // (high - low) + 1000)
@@ -142,15 +234,6 @@ def read_local(path: Path) -> list[dict]:
     return rows
 
 
-def _read_hub(config, options: dict) -> list[dict]:
-    import datasets
-
-    rows = datasets.load_dataset(config.dataset_name, config.dataset_config, split=config.dataset_split, **options)
-    if config.max_problems:  # some may be dropped
-        rows = rows.select(range(min(len(rows), 2 * config.max_problems + 100)))
-    return list(rows)
-
-
 def final_answer(value: object) -> str:
     r"""The reference answer in a column's value, or "".
 
@@ -171,49 +254,58 @@ def final_answer(value: object) -> str:
     return text
 
 
-def _standard_rows(config, rows: list[dict], strict: bool) -> list[dict]:
-    """Rows with our keys. A row without problem or answer is an error (`strict`), or dropped and counted."""
-    problem_keys = [config.problem_column] if config.problem_column else PROBLEM_COLUMNS
-    answer_keys = [config.answer_column] if config.answer_column else ANSWER_COLUMNS
+def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
+    """Rows with our keys. A row without problem or usable answer is an error (`strict`), or dropped and counted."""
+    problem_keys, answer_keys = hub_sets.columns_of(config)
+    problem_keys, answer_keys = problem_keys or PROBLEM_COLUMNS, answer_keys or ANSWER_COLUMNS
+    filters, need_answer = hub_sets.filters_of(config), getattr(config, "need_answer", True)
     found: dict[str, dict] = {}
     texts: set[str] = set()
-    dropped = {"without problem or answer": 0, "with a text seen before": 0}
+    counts: Counter = Counter({"rows read": 0})
     for number, row in enumerate(rows, 1):
         if config.max_problems and len(found) >= config.max_problems:
             break
+        counts["rows read"] += 1
         where = f"{config.dataset_name}, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
+        if column := hub_sets.passes(row, filters):
+            counts[f"by the filter on {column}"] += 1
+            continue
         problem = next((str(row[k]) for k in problem_keys if row.get(k) and str(row[k]).strip()), "")
         answer = next((text for k in answer_keys if (text := _answer_of(row, k))), "")
-        if not problem or not answer:
+        if not problem or (need_answer and not answer):
             if strict:
                 missing = "problem" if not problem else "answer"
                 keys = problem_keys if not problem else answer_keys
                 raise ValueError(
                     f"{where}: no usable {missing} (looked for {' or '.join(keys)}, the row has {sorted(row)}): fill "
-                    f"it in, remove the row, or name another column with --{missing}_column"
+                    f"it in, name another column with --{missing}_column, or leave such rows out with "
+                    "--unusable_rows drop"
                 )
-            dropped["without problem or answer"] += 1
+            counts["without a problem" if not problem else "without a usable answer"] += 1
             continue
         text = problem_id(problem)
         identity = str(row["id"]) if row.get("id") not in (None, "") else text
         if text in texts:
-            dropped["with a text seen before"] += 1
+            counts["with a text seen before"] += 1
             continue
         if identity in found:
             raise ValueError(f"{where}: the id {identity!r} is used twice, for different problems: ids must be unique")
         texts.add(text)
         found[identity] = {**row, "id": identity, "problem": problem, "answer": answer}
-    for reason, count in dropped.items():
-        if count:
-            print(f"{config.dataset_name}: left out {count} rows {reason}", file=sys.stderr)
-    return list(found.values())
+    return Problems(list(found.values()), dict(counts))
 
 
 def _answer_of(row: dict, key: str) -> str:
-    """The answer in a column; a `solution` without a marked final answer is prose, not an answer."""
+    """The answer in a column, or "" if the verifier could not read it.
+
+    A `solution` without a marked final answer is prose, not an answer.
+    """
+    from rewards.golds import read_gold
+
     value = row.get(key)
     if key == "solution" and "\\boxed" not in str(value) and "####" not in str(value):
         return ""
-    return final_answer(value)
+    answer = final_answer(value)
+    return answer if answer and read_gold(answer) is not None else ""

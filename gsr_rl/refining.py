@@ -1,13 +1,21 @@
 """Prompts of both stages for a list of problems: what distillation and evaluation send to an engine."""
 
-from gsr_rl.prompts import FittedPrompt, candidate_text, fit_refinement_prompt, get_template, solve_prompt
-from gsr_rl.prompts import prompt_token_ids as token_ids_of
+from gsr_rl.prompts import (
+    FittedPrompt,
+    Messages,
+    candidate_text,
+    fit_refinement_prompt,
+    get_template,
+    prompt_token_ids,
+    solve_prompt,
+)
 
 
-def solve_prompt_ids(tokenizer, rows: list[dict], template_name: str) -> list[list[int]]:
-    """Token ids of the solve prompt of each problem."""
+def solve_prompts(tokenizer, rows: list[dict], template_name: str) -> tuple[list[Messages], list[list[int]]]:
+    """The solve prompt of each problem, as a chat and as token ids."""
     template = get_template(template_name)
-    return [token_ids_of(tokenizer, solve_prompt(row["problem"], template)) for row in rows]
+    messages = [solve_prompt(row["problem"], template) for row in rows]
+    return messages, [prompt_token_ids(tokenizer, chat) for chat in messages]
 
 
 def shown_texts(texts: list[str], finished: list[bool], chosen: list[int], unfinished: str) -> list[str]:

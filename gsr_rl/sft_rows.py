@@ -1,10 +1,12 @@
-"""From the samples of a distillation to SFT rows: balance, mixing, duplicates, and a report on what became of all."""
+"""From the samples of a distillation to SFT rows: balance, mixing, duplicates; and SFT rows read back."""
 
-import json
+import hashlib
 import random
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 from gsr_rl.candidates import choice_seed
+from gsr_rl.metrics import maj_correct
 from gsr_rl.prompts import candidate_text, get_template, solve_prompt
 
 
@@ -13,6 +15,22 @@ def balanced(right: list[int], num_sampled: int, max_if_all_right: int, rng: ran
     if len(right) < num_sampled or len(right) <= max_if_all_right:
         return right
     return sorted(rng.sample(right, max_if_all_right))
+
+
+def with_shares(picks: dict[int, list], shares: dict[int, float], rng: random.Random) -> list:
+    """As many of the `picks` (by number of right candidates) as there can be in these `shares`, in their order.
+
+    A number that has a share and no picks is left out, and the other shares grow in proportion.
+    """
+    shares = {int(key): float(share) for key, share in shares.items() if share > 0 and picks.get(int(key))}
+    if not shares:
+        return []
+    whole = sum(shares.values())
+    size = min(len(picks[key]) * whole / share for key, share in shares.items())
+    kept = set()
+    for key, share in shares.items():
+        kept.update(rng.sample(picks[key], min(len(picks[key]), round(size * share / whole))))
+    return [pick for group in picks.values() for pick in group if pick in kept]
 
 
 def training_text(text: str, keep_thinking: bool) -> str:
@@ -24,69 +42,40 @@ def training_text(text: str, keep_thinking: bool) -> str:
     return text
 
 
-def make_rows(rows: list[dict], candidates: dict, refinements: dict, config) -> tuple[list[dict], dict]:
-    """SFT rows (DESIGN.md's format) from all units, and the counts of the funnel."""
-    rng = random.Random(choice_seed(config.seed, "rows"))
-    funnel: Counter = Counter(problems=len(rows))
-    by_nc: dict[int, Counter] = defaultdict(Counter)
-    refine_rows = _Unique()
-    for row in rows:
-        group = candidates[row["id"]]["samples"]
-        funnel["candidates sampled"] += len(group)
-        funnel["candidates right"] += sum(s["correct"] == 1.0 for s in group)
-        funnel["candidates finished"] += sum(s["finished"] for s in group)
-        unit = refinements[row["id"]]
-        funnel["problems with a candidate set"] += bool(unit["sets"])
-        funnel["candidate sets"] += len(unit["sets"])
-        funnel["candidates cut to fit"] += sum(one["cut"] for one in unit["sets"])
-        sampled = [s for s in unit["samples"] if s["stage"] == "refinement"]
-        right = [i for i, s in enumerate(sampled) if s["correct"] == 1.0 and s["finished"]]
-        for sample in sampled:
-            nc = by_nc[unit["sets"][sample["set"]]["num_correct"]]
-            nc["sampled"] += 1
-            nc["right"] += sample["correct"] == 1.0
-        kept = balanced(right, len(sampled), config.max_if_all_right, rng)
-        funnel["refinements sampled"] += len(sampled)
-        funnel["refinements right"] += len(right)
-        funnel["refinements after balance"] += len(kept)
-        for index in kept:
-            one = unit["sets"][sampled[index]["set"]]
-            text = training_text(sampled[index]["text"], config.keep_thinking)
-            if refine_rows.add(_row(row, "refinement", one["prompt"], text, config.teacher_model, one)):
-                by_nc[one["num_correct"]]["kept"] += 1
-    found = list(refine_rows)
-    funnel["refinement rows"] = len(found)
-    direct = _direct_rows(rows, candidates, refinements, config, round(config.direct_ratio * len(found)), rng)
-    funnel["direct rows"] = len(direct)
-    result = found + direct
-    rng.shuffle(result)
-    funnel["rows"] = len(result)
-    counts = {"funnel": dict(funnel), "by_num_correct": {str(k): dict(by_nc[k]) for k in sorted(by_nc)}}
-    counts["tokens"] = {
-        "candidates": sum(s["tokens"] for unit in candidates.values() for s in unit["samples"]),
-        "refinements": sum(s["tokens"] for unit in refinements.values() for s in unit["samples"]),
-    }
-    return result, counts
+class Rows(Sequence):
+    """SFT rows (DESIGN.md's format), each built from its unit when it is asked for: a large set is never in memory.
+
+    Args:
+        picks: (stage, number of the problem, number of the sample in its unit) of each row.
+    """
+
+    def __init__(self, picks: list[tuple[str, int, int]], problems: list[dict], candidates, refinements, config):
+        self._picks, self._problems, self._config = picks, problems, config
+        self._candidates, self._refinements = candidates, refinements
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        stage, number, place = self._picks[index]
+        row, config = self._problems[number], self._config
+        if stage == "refinement":
+            unit = self._refinements[row["id"]]
+            sample = unit["samples"][place]
+            one = unit["sets"][sample["set"]]
+            return _row(row, stage, one["prompt"], sample["text"], config.teacher_model, config, one)
+        source = {"teacher": config.teacher_model, "gold": "gold"}.get(config.direct_source, config.student_model)
+        text = _direct_texts(row, self._candidates, self._refinements, config.direct_source)[place]
+        prompt = solve_prompt(row["problem"], get_template(config.prompt_template))
+        return _row(row, stage, prompt, text, source, config)
 
 
-class _Unique(dict):
-    """Rows without doubles of prompt and completion, in order."""
-
-    def add(self, row: dict) -> bool:
-        """Whether the row was new."""
-        key = json.dumps([row["prompt"], row["completion"]])
-        new = key not in self
-        self.setdefault(key, row)
-        return new
-
-    def __iter__(self):
-        return iter(self.values())
-
-
-def _row(row: dict, stage: str, prompt: list[dict], text: str, source: str, one: dict | None = None) -> dict:
+def _row(row: dict, stage: str, prompt: list[dict], text: str, source: str, config, one: dict | None = None) -> dict:
     return {
         "prompt": prompt,
-        "completion": [{"role": "assistant", "content": text}],
+        "completion": [{"role": "assistant", "content": training_text(text, config.keep_thinking)}],
         "stage": stage,
         "problem_id": row["id"],
         "answer": row["answer"],
@@ -96,77 +85,137 @@ def _row(row: dict, stage: str, prompt: list[dict], text: str, source: str, one:
     }
 
 
-def _direct_rows(rows, candidates, refinements, config, wanted: int, rng: random.Random) -> list[dict]:
-    """Up to `wanted` direct solutions: one of every problem in random order, then a second of each, and so on.
+def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, config) -> tuple[Rows, dict]:
+    """SFT rows from all units, shuffled by the seed, and the counts of the funnel.
 
-    A student's unfiltered samples may repeat each other: that is its distribution, so doubles of them stay.
+    Args:
+        candidates, refinements: The units of each problem, by problem id.
     """
-    kind = config.direct_source
-    if kind == "none" or wanted == 0:
+    rng = random.Random(choice_seed(config.seed, "rows"))
+    counts = _Counts(config, len(problems))
+    picks: dict[int, list] = defaultdict(list)  # by number of right candidates
+    seen: set[bytes] = set()
+    for number, row in enumerate(problems):
+        unit, group = refinements[row["id"]], candidates[row["id"]]
+        counts.add(group, unit)
+        sampled = [(i, s) for i, s in enumerate(unit["samples"]) if s["stage"] == "refinement"]
+        right = [place for place, (_, s) in enumerate(sampled) if s["correct"] == 1.0 and s["finished"]]
+        kept = balanced(right, len(sampled), config.max_if_all_right, rng)
+        counts.funnel["refinements right"] += len(right)
+        counts.funnel["refinements after balance"] += len(kept)
+        for index, sample in (sampled[place] for place in kept):
+            one = unit["sets"][sample["set"]]
+            key = hashlib.blake2b(f"{one['prompt']}\x1f{sample['text']}".encode(), digest_size=16).digest()
+            if key in seen:
+                counts.funnel["duplicate refinements"] += 1
+                continue
+            seen.add(key)
+            picks[one["num_correct"]].append(("refinement", number, index))
+    found = [pick for group in picks.values() for pick in group]
+    if config.num_correct_shares:
+        found = with_shares(picks, config.num_correct_shares, rng)
+        counts.funnel["refinements left out by num_correct_shares"] = sum(map(len, picks.values())) - len(found)
+    for nc, group in picks.items():
+        counts.by_nc[nc]["kept"] = len(set(group) & set(found))
+    counts.funnel["refinement rows"] = len(found)
+    direct = _direct_picks(problems, candidates, refinements, config, round(config.direct_ratio * len(found)), rng)
+    counts.funnel["direct rows"] = len(direct)
+    result = sorted(found) + direct
+    rng.shuffle(result)
+    counts.funnel["rows"] = len(result)
+    return Rows(result, problems, candidates, refinements, config), counts.as_dict()
+
+
+class _Counts:
+    """What became of everything that was sampled."""
+
+    def __init__(self, config, problems: int):
+        self.funnel: Counter = Counter(problems=problems)
+        self.by_nc: dict[int, Counter] = defaultdict(Counter)
+        self.policies: Counter = Counter()
+        self.tokens: dict[str, Counter] = {"student": Counter(), "teacher": Counter()}
+        self.lengths: dict[str, list[int]] = {
+            "candidates": [], "refinement prompts": [], "refinements": [], "direct solutions": []
+        }  # fmt: skip
+
+    def add(self, group: dict, unit: dict) -> None:
+        """Count a problem's two units."""
+        funnel, samples = self.funnel, group["samples"]
+        funnel["candidates sampled"] += len(samples)
+        funnel["candidates right"] += sum(s["correct"] == 1.0 for s in samples)
+        funnel["candidates finished"] += sum(s["finished"] for s in samples)
+        funnel["problems with a candidate set"] += bool(unit["sets"])
+        funnel["candidate sets"] += len(unit["sets"])
+        funnel["candidate sets over the prompt's budget"] += unit["dropped"]
+        funnel["candidates cut to fit"] += sum(one["cut"] for one in unit["sets"])
+        self.policies.update(one["policy"] for one in unit["sets"])
+        self.lengths["candidates"] += [s["tokens"] for s in samples]
+        self.lengths["refinement prompts"] += [one["prompt_tokens"] for one in unit["sets"]]
+        for who, one in (("student", group), ("teacher", unit)):
+            self.tokens[who]["requests"] += one["requests"]
+            self.tokens[who]["prompt tokens"] += one["prompt_tokens"]
+            self.tokens[who]["completion tokens"] += sum(s["tokens"] for s in one["samples"])
+        votes = [
+            maj_correct([samples[i]["class"] for i in one["chosen"]], [samples[i]["correct"] for i in one["chosen"]])
+            for one in unit["sets"]
+        ]
+        for sample in unit["samples"]:
+            if sample["stage"] == "candidate":
+                funnel["direct solutions sampled"] += 1
+                funnel["direct solutions right"] += sample["correct"] == 1.0
+                self.lengths["direct solutions"].append(sample["tokens"])
+                continue
+            funnel["refinements sampled"] += 1
+            self.lengths["refinements"].append(sample["tokens"])
+            vote, right = votes[sample["set"]], sample["correct"] == 1.0
+            nc = self.by_nc[unit["sets"][sample["set"]]["num_correct"]]
+            nc.update(sampled=1, right=int(right), majority=vote)
+            nc.update(fixed=(1 - vote) * right, broken=vote * (not right))
+
+    def as_dict(self) -> dict:
+        """All counts as plain values. Of lengths: mean, quantiles and a histogram."""
+        import numpy as np
+
+        lengths = {}
+        for name, values in self.lengths.items():
+            if values:
+                numbers, edges = np.histogram(values, bins=20)
+                quantiles = zip((10, 50, 90, 100), np.percentile(values, (10, 50, 90, 100)), strict=True)
+                lengths[name] = {"mean": round(float(np.mean(values)), 1)} | {f"p{q}": float(v) for q, v in quantiles}
+                lengths[name]["histogram"] = [numbers.tolist(), [round(float(edge), 1) for edge in edges]]
+        return {
+            "funnel": dict(self.funnel),
+            "by_num_correct": {str(key): dict(self.by_nc[key]) for key in sorted(self.by_nc)},
+            "policies": dict(self.policies),
+            "tokens": {who: dict(one) for who, one in self.tokens.items()},
+            "lengths": lengths,
+        }
+
+
+def _direct_texts(row: dict, candidates: Mapping, refinements: Mapping, source: str) -> list[str]:
+    """The direct solutions of a problem that may become rows."""
+    if source == "gold":
+        return [str(row["solution"])] if row.get("solution") else []
+    unit = refinements[row["id"]] if source == "teacher" else candidates[row["id"]]
+    samples = [s for s in unit["samples"] if s.get("stage") != "refinement" and s["finished"]]
+    if source == "student":  # its distribution, repetitions and failures included
+        return [s["text"] for s in samples]
+    return list(dict.fromkeys(s["text"] for s in samples if s["correct"] == 1.0))
+
+
+def _direct_picks(problems, candidates, refinements, config, wanted: int, rng: random.Random) -> list:
+    """Up to `wanted` direct solutions: one of every problem in random order, then a second of each, and so on."""
+    if config.direct_source == "none" or wanted == 0:
         return []
-    template = get_template(config.prompt_template)
     pools = []
-    for row in rows:
-        if kind == "gold":
-            pool = [str(row["solution"])] if row.get("solution") else []
-        elif kind == "teacher":
-            samples = [s for s in refinements[row["id"]]["samples"] if s["stage"] == "candidate"]
-            pool = [s["text"] for s in samples if s["correct"] == 1.0 and s["finished"]]
-        else:
-            samples = [s for s in candidates[row["id"]]["samples"] if s["finished"]]
-            pool = [s["text"] for s in samples if kind == "student" or s["correct"] == 1.0]
-        if kind != "student":
-            pool = list(dict.fromkeys(pool))
-        if pool:
-            pools.append((row, rng.sample(pool, len(pool))))
+    for number, row in enumerate(problems):
+        size = len(_direct_texts(row, candidates, refinements, config.direct_source))
+        if size:
+            pools.append((number, rng.sample(range(size), size)))
     rng.shuffle(pools)
-    source = {"teacher": config.teacher_model, "gold": "gold"}.get(kind, config.student_model)
-    found = []
-    for depth in range(max((len(pool) for _, pool in pools), default=0)):
-        for row, pool in pools:
-            if depth < len(pool) and len(found) < wanted:
-                text = training_text(pool[depth], config.keep_thinking)
-                found.append(_row(row, "candidate", solve_prompt(row["problem"], template), text, source))
-    return found
-
-
-def report_markdown(counts: dict, rows: list[dict], config) -> str:
-    """distill_report.md: the funnel, refinements by number of right candidates, rows to read."""
-    from gsr_rl.report import markdown_table
-
-    funnel, lines = counts["funnel"], ["# Distillation", ""]
-    lines += [f"Student {config.student_model}, teacher {config.teacher_model}, K = {config.num_candidates}.", ""]
-    lines += [markdown_table(["step", "count"], [[key, f"{value:,}"] for key, value in funnel.items()]), ""]
-    shares = (
-        ("student", "candidates right", "candidates sampled"),
-        ("teacher", "refinements right", "refinements sampled"),
-    )
-    for who, top, bottom in shares:
-        if funnel.get(bottom):
-            lines.append(f"- {who}: {100 * funnel[top] / funnel[bottom]:.1f} % right")
-    lines += [f"- tokens sampled: {counts['tokens']['candidates']:,} + {counts['tokens']['refinements']:,}", ""]
-    table = [
-        [
-            number,
-            one.get("sampled", 0),
-            f"{100 * one.get('right', 0) / max(1, one.get('sampled', 0)):.1f}",
-            one.get("kept", 0),
-        ]
-        for number, one in counts["by_num_correct"].items()
-    ]
-    lines += [markdown_table(["right candidates", "refinements", "right, %", "rows"], table), ""]
-    for row in rows[:5]:
-        lines += [
-            f"## {row['stage']} · {row['problem_id']}",
-            "",
-            "```",
-            row["prompt"][-1]["content"],
-            "```",
-            "",
-            "```",
-        ]
-        lines += [row["completion"][-1]["content"], "```", ""]
-    return "\n".join(lines)
+    deepest = max((len(pool) for _, pool in pools), default=0)
+    found = [("candidate", n, pool[depth]) for depth in range(deepest) for n, pool in pools if depth < len(pool)]
+    return found[:wanted]
 
 
 # Reading them back ------------------------------------------------------------------------------------------

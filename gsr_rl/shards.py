@@ -1,35 +1,80 @@
 """A job's results as shards of units: whole or not there, each unit once, tied to the settings that made them."""
 
+import contextlib
+import fcntl
 import json
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gsr_rl.run_folder import atomic_write
+from gsr_rl.run_folder import atomic_path, atomic_write
+
+
+class Units(Mapping):
+    """The finished units of a kind by id, in the order in which they were written; read from disk one at a time."""
+
+    def __init__(self, paths: list[Path]):
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._files: dict[Path, object] = {}
+        for path in paths:
+            with open(path, "rb") as file:
+                start = 0
+                for line in file:
+                    self._places.setdefault(_unit_id(line), (path, start))
+                    start += len(line)
+
+    def __getitem__(self, unit: str) -> dict:
+        path, start = self._places[unit]
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = open(path, "rb")  # noqa: SIM115, closed with the last reference
+        file.seek(start)
+        return json.loads(file.readline())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, unit: object) -> bool:
+        return unit in self._places
+
+
+def _unit_id(line: bytes) -> str:
+    """The id at the front of a unit's line, without reading the whole of it."""
+    head = line[:4096].decode("utf-8", "ignore")
+    return json.JSONDecoder().raw_decode(head, len('{"unit": '))[0]
 
 
 class ShardStore:
     """Results of a resumable job, in one folder.
 
-    A unit is a JSON object with a unique `unit` id. A shard is a file of units that appears in one step, so a job
-    that is killed loses at most the shard at work, and never half of one.
+    A unit is a JSON object whose first key is `unit`, its unique id. A shard is a file of units that appears in one
+    step, so a job that is killed loses at most the shard at work, and never half of one. Several processes may work in
+    one folder, each on its own part of the units.
     """
 
-    def __init__(self, folder: str | Path, settings: dict):
+    def __init__(self, folder: str | Path, settings: dict, part: str | None = None):
         """Open the folder, or make it.
 
         Args:
             settings: What the results depend on.
+            part: `i/n`, if other processes do the other parts.
 
         Raises:
             ValueError: The folder holds the results of other settings. Names each key that differs.
         """
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings, default=str))
-        self._check_settings()
+        self.part = part.replace("/", "of") if part else "all"
+        self._check_settings(self.folder)
+        if not (self.folder / "settings.json").is_file():
+            atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
 
-    def _check_settings(self) -> None:
-        path = self.folder / "settings.json"
+    def _check_settings(self, folder: Path) -> None:
+        path = folder / "settings.json"
         if not path.is_file():
-            atomic_write(path, json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         keys = sorted(set(before) | set(self.settings))
@@ -37,21 +82,61 @@ class ShardStore:
         if changed:
             said = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
             raise ValueError(
-                f"{self.folder} holds results of another configuration ({said}): set it back, or give a new output_dir"
+                f"{folder} holds results of another configuration ({said}): set it back, or give a new output_dir"
             )
 
-    def load(self, kind: str) -> dict[str, dict]:
-        """All finished units of a kind, by id, in the order in which they were written."""
-        units: dict[str, dict] = {}
-        for path in sorted(self.folder.glob(f"{kind}-*.jsonl")):
-            with open(path, encoding="utf-8") as file:
-                for line in file:
-                    unit = json.loads(line)
-                    units[unit["unit"]] = unit
-        return units
+    @contextlib.contextmanager
+    def lock(self):
+        """Work on this part alone. The lock goes with the process, however it ends.
+
+        Raises:
+            ValueError: Another process is at work on the part, or on the whole, or on any part if this is the whole.
+        """
+        with open(self.folder / ".lock", "a") as whole, open(self.folder / f".lock-{self.part}", "a") as part:
+            try:
+                fcntl.flock(whole, (fcntl.LOCK_EX if self.part == "all" else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"{self.folder}: another process is at work here: wait for it or end it, or give each its own "
+                    "--shard i/n"
+                ) from None
+            for path in self.folder.glob(f".*-{self.part}-*.jsonl.*"):  # half-written when a process was killed
+                path.unlink(missing_ok=True)
+            yield
+
+    def load(self, kind: str) -> Units:
+        """All finished units of a kind, of every part."""
+        return Units(sorted(self.folder.glob(f"{kind}-*.jsonl")))
 
     def append(self, kind: str, units: list[dict]) -> None:
         """Add a shard of units, in one step, synced to disk."""
-        number = len(list(self.folder.glob(f"{kind}-*.jsonl")))
-        text = "".join(json.dumps(unit, ensure_ascii=False) + "\n" for unit in units)
-        atomic_write(self.folder / f"{kind}-{number:06d}.jsonl", text)
+        numbers = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"{kind}-{self.part}-*.jsonl")]
+        number = max(numbers, default=-1) + 1
+        text = "".join(json.dumps({"unit": unit["unit"]} | unit, ensure_ascii=False) + "\n" for unit in units)
+        atomic_write(self.folder / f"{kind}-{self.part}-{number:06d}.jsonl", text)
+
+    def take_over(self, folder: str | Path) -> int:
+        """Copy the shards of another folder, made with the same settings. Returns how many were new.
+
+        Raises:
+            ValueError: The folder has no shards, or those of other settings.
+        """
+        folder = Path(folder)
+        if not (folder / "settings.json").is_file():
+            raise ValueError(f"join={folder.parent}: there are no shards in {folder}")
+        self._check_settings(folder)
+        copied = 0
+        for path in sorted(folder.glob("*-*.jsonl")):
+            kind = path.name.split("-")[0]
+            known, missing = self.load(kind), Units([path])
+            units = [missing[unit] for unit in missing if unit not in known]
+            if not units:
+                continue
+            if len(units) == len(missing) and not (self.folder / path.name).exists():
+                with atomic_path(self.folder / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+            else:
+                self.append(kind, units)
+            copied += 1
+        return copied

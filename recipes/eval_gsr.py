@@ -48,18 +48,11 @@ def main() -> None:
 
     # Sample: all candidates in one engine call, then all refinements and controls in another.
     from gsr_rl.evaluation import plan_refinements, sample_candidates, sample_refinements
-    from gsr_rl.generation import open_engine
+    from gsr_rl.generation import open_configured
 
-    with open_engine(
-        args.engine,
-        args.model,
-        seed=args.seed,
-        max_model_length=args.max_model_length,
-        dtype=args.engine_dtype,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        tensor_parallel_size=args.tensor_parallel_size,
-        max_num_seqs=args.max_num_seqs,
-    ) as engine:
+    with clear_errors("eval", RuntimeError):
+        engine = open_configured(args, args.model, args.seed)
+    with engine:
         candidates = sample_candidates(engine, rows, args)
         tasks = plan_refinements(rows, candidates, args)
         refinements = sample_refinements(engine, rows, tasks, args)

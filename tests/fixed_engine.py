@@ -7,24 +7,35 @@ import sys
 from pathlib import Path
 
 from gsr_rl import tiny_world
-from gsr_rl.generation import Completion
+from gsr_rl.generation import Completion, Engine, Result
 from gsr_rl.tiny_model import build_tokenizer
 
 
-class FixedEngine:
-    """Solves and refines as the tiny world's procedures do. Some samples are unfinished, some refinements wrong."""
+class FixedEngine(Engine):
+    """Solves and refines as the tiny world's procedures do. Some samples are unfinished, some refinements wrong.
+
+    Requests come back in another order than they went in.
+    """
 
     max_model_length = 512
+    window = 40
     opened = 0
 
     def __init__(self, *_, **__):
+        super().__init__()
         self.tokenizer = build_tokenizer()
         self.prompts = 0
+        self._waiting = []
         type(self).opened += 1
 
-    def generate(self, prompt_token_ids, sampling):
-        self.prompts += len(prompt_token_ids)
-        return [[self.complete(ids, place) for place in range(sampling.n)] for ids in prompt_token_ids]
+    def _submit(self, request):
+        self.prompts += 1
+        self._waiting.append(request)
+
+    def _step(self):
+        request = self._waiting.pop(len(self._waiting) // 2)
+        completions = [self.complete(request.token_ids, place) for place in range(request.sampling.n)]
+        return [Result(request.key, completions)]
 
     def complete(self, ids, place):
         prompt = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -39,15 +50,6 @@ class FixedEngine:
         finished = rng.random() > 0.1
         tokens = self.tokenizer.encode(text if finished else text[: len(text) // 2])
         return Completion(self.tokenizer.decode(tokens), tokens, finished)
-
-    def close(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 def run_recipe(monkeypatch, program: str, **keys):

@@ -21,6 +21,11 @@ def config(name, **more):
         "max_problems": None,
         "problem_seed": 0,
         "dataset_kwargs": None,
+        "row_filters": None,
+        "unusable_rows": "error",
+        "decontaminate_against": None,
+        "decontamination_ngram": 10,
+        "decontamination_threshold": 0.5,
     }
     return SimpleNamespace(dataset_name=str(name), **(values | more))
 

@@ -1,0 +1,242 @@
+"""Checks of where problems come from and of how they are sampled: the keys of `ProblemConfig`, `EngineConfig` and
+`DistillConfig`. See gsr_rl/checks.py."""
+
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gsr_rl.candidates import POLICIES
+from gsr_rl.hub_sets import check_split
+
+LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+GENERATED = ("tiny/", "reasoning_gym/")
+ENGINES = ("vllm", "transformers", "endpoint")
+EXPECTED = ("problems", "fitting", "candidate_tokens", "refinement_prompt_tokens", "refinement_tokens",
+            "refinement_rows")  # fmt: skip
+
+
+def check_problems(c) -> list[str]:
+    """The keys of `ProblemConfig`; a local file is looked at, a Hub data set is not asked for."""
+    name = c.dataset_name
+    if not name:
+        return ["dataset_name is not set: give a Hub data set, a local file, tiny/mix or reasoning_gym/TASK"]
+    found = _check_filters(c) + _check_decontamination(c)
+    if c.max_problems is not None and c.max_problems < 1:
+        found.append(f"max_problems={c.max_problems}: at least 1 is needed, or leave it out")
+    if c.unusable_rows not in ("error", "drop"):
+        found.append(f"unusable_rows={c.unusable_rows!r}: use error or drop")
+    if str(name).startswith(GENERATED):
+        return found
+    if Path(name).suffix in LOCAL_SUFFIXES or os.path.isabs(name):
+        if not Path(name).is_file():
+            return [f"dataset_name={name}: there is no such file, give an existing {', '.join(LOCAL_SUFFIXES)} file"]
+        if Path(name).suffix == ".jsonl":
+            return found + _check_jsonl(c)
+        return found
+    return found + check_split(name, c.dataset_split)
+
+
+def _check_filters(c) -> list[str]:
+    """`row_filters` is a mapping of columns to a value, a list of values, or {min, max}."""
+    filters = c.row_filters if c.row_filters is not None else {}
+    if not isinstance(filters, dict):
+        return [f"row_filters={filters!r}: a mapping of columns to values is expected, such as {{level: [4, 5]}}"]
+    found = []
+    for column, wanted in filters.items():
+        if isinstance(wanted, dict) and (
+            not wanted or set(wanted) - {"min", "max"} or not all(isinstance(v, int | float) for v in wanted.values())
+        ):
+            found.append(f"row_filters: {column}={wanted!r}: a range has the numbers min, max or both")
+    return found
+
+
+def _check_decontamination(c) -> list[str]:
+    """The evaluation sets that are local files exist; n and threshold are in their ranges."""
+    found = []
+    names = c.decontaminate_against or []
+    for name in [names] if isinstance(names, str) else names:
+        path = Path(str(name).partition("@")[0])
+        if path.suffix in LOCAL_SUFFIXES and not path.is_file():
+            found.append(f"decontaminate_against={name}: there is no such file, give an existing one or a Hub name")
+    if c.decontamination_ngram < 1:
+        found.append(f"decontamination_ngram={c.decontamination_ngram}: at least 1 is needed, 10 is usual")
+    if not 0 < c.decontamination_threshold <= 1:
+        found.append(f"decontamination_threshold={c.decontamination_threshold}: a share in (0, 1] is expected")
+    return found
+
+
+def _check_jsonl(c) -> list[str]:
+    """Every row of a local JSON-lines file has a problem; at least the first thousand are read in full."""
+    problem_keys = [c.problem_column] if c.problem_column else ["problem", "question"]
+    answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution"]
+    limit = c.max_problems or 1_000_000
+    with open(c.dataset_name, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if number > limit:
+                break
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                return [f"{c.dataset_name}, line {number}: not JSON ({error.msg}), one object a line is expected"]
+            if not isinstance(row, dict):
+                return [f"{c.dataset_name}, line {number}: an object is expected, got {type(row).__name__}"]
+            for field, keys, option in (
+                ("problem", problem_keys, "problem_column"),
+                ("answer", answer_keys, "answer_column"),
+            ):
+                empty = not any(str(row.get(key) if row.get(key) is not None else "").strip() for key in keys)
+                if empty and c.unusable_rows == "error":
+                    return [
+                        f"{c.dataset_name}, line {number}: no {field} (looked for {' or '.join(keys)}, the row has "
+                        f"{sorted(row)}): fill it in, name another column with --{option}, or leave such rows out "
+                        "with --unusable_rows drop"
+                    ]
+    return []
+
+
+def check_sampling(c) -> list[str]:
+    """The keys of `EngineConfig`."""
+    found = _check_engine(c)
+    for name in ("num_generations", "num_candidate_sets", "max_completion_length"):
+        if getattr(c, name) < 1:
+            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
+    for name in ("temperature", "refinement_temperature"):
+        if getattr(c, name) < 0:
+            found.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
+    for name in ("top_p", "refinement_top_p"):
+        if not 0 < getattr(c, name) <= 1:
+            found.append(f"{name}={getattr(c, name)}: a share above 0 and at most 1 is expected")
+    if not c.output_dir:
+        found.append("output_dir is not set: give the folder that the results go to")
+    if c.num_candidates > c.num_generations:
+        found.append(
+            f"num_candidates={c.num_candidates} is more than num_generations={c.num_generations}: a refinement can "
+            f"only show candidates that were sampled, set num_generations to at least {c.num_candidates}"
+        )
+    length, window = c.max_refinement_length or c.max_completion_length, c.max_model_length
+    if window and c.max_refinement_prompt_length + length > window:
+        found.append(
+            f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
+            f"tokens is more than the engine's window max_model_length={window}: set max_refinement_prompt_length to "
+            f"at most {window - length} or raise max_model_length"
+        )
+    return found
+
+
+def _check_engine(c, role: str = "") -> list[str]:
+    """The keys of the engine; `role` is a prefix of keys that the teacher has of its own."""
+    found = []
+    own = {name: getattr(c, role + name) for name in ("engine", "endpoints", "endpoint_api", "api_key_env")}
+    engine, urls = own["engine"] or c.engine, own["endpoints"] or []
+    urls = [urls] if isinstance(urls, str) else urls
+    if own["engine"] and engine not in ENGINES:
+        found.append(f"{role}engine={engine!r} is not known: use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    if engine == "endpoint" and not (urls or c.endpoints):
+        found.append(f"{role}endpoints is not set: engine=endpoint needs one, such as http://localhost:8000/v1")
+    for url in urls:
+        parts = urlsplit(str(url))
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            found.append(f"{role}endpoints: {_shown(url)} is no address, http://HOST:PORT/v1 is expected")
+        elif parts.username or parts.password or parts.query:
+            found.append(f"{role}endpoints: {_shown(url)} holds a secret or a query: put the key into an environment "
+                         f"variable and name that by {role}api_key_env")  # fmt: skip
+    if own["endpoint_api"] not in (None, "chat", "completions"):
+        found.append(f"{role}endpoint_api={own['endpoint_api']!r}: use chat or completions")
+    variable = own["api_key_env"]
+    if variable and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", str(variable)):
+        found.append(f"{role}api_key_env must be the name of an environment variable, in capitals; the key itself is "
+                     "not to be written there (value not shown)")  # fmt: skip
+    elif variable and engine == "endpoint" and not os.environ.get(variable):
+        found.append(f"{role}api_key_env={variable}: this environment variable is not set: export it, or leave the "
+                     "key out for endpoints that need none")  # fmt: skip
+    if role:
+        return found
+    for name, least in (("max_requests_in_flight", 1), ("request_retries", 0), ("tensor_parallel_size", 1)):
+        if getattr(c, name) < least:
+            found.append(f"{name}={getattr(c, name)}: at least {least} is needed")
+    for name in ("request_timeout", "requests_per_minute", "data_parallel_size"):
+        if getattr(c, name) is not None and getattr(c, name) <= 0:
+            found.append(f"{name}={getattr(c, name)}: a positive number is expected")
+    return found
+
+
+def _shown(url: object) -> str:
+    """An address without what may be a secret."""
+    parts = urlsplit(str(url))
+    return f"{parts.scheme}://{parts.hostname}..." if parts.hostname else repr(str(url)[:20])
+
+
+def check_model(c, name: str) -> list[str]:
+    """A model is named; what looks like a path exists."""
+    value = getattr(c, name)
+    if not value:
+        return [f"{name} is not set: give a path or a Hub name"]
+    first = Path(value).parts[0]
+    looks_local = str(value).startswith((".", "/", "~")) or len(Path(value).parts) > 2 or Path(first).is_dir()
+    if looks_local and not Path(value).is_dir():
+        return [f"{name}={value}: there is no such folder, give a path that exists or a Hub name"]
+    return []
+
+
+def check_distillation(c) -> list[str]:
+    """The keys of `DistillConfig` that it does not share with others."""
+    found = _check_engine(c, "teacher_")
+    if c.engine != "endpoint":
+        found += check_model(c, "student_model")
+    elif not c.student_model:
+        found.append("student_model is not set: give the name by which the endpoints know it")
+    if c.teacher_model and (c.teacher_engine or c.engine) != "endpoint":
+        found += check_model(c, "teacher_model")
+    sources = ("student", "student_right", "teacher", "gold", "none")
+    if c.direct_source not in sources:
+        found.append(f"direct_source={c.direct_source!r}: use one of {', '.join(sources)}")
+    if c.direct_ratio < 0:
+        found.append(f"direct_ratio={c.direct_ratio} is negative: set it to 0 or direct_source to none")
+    for name in ("refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk"):
+        if getattr(c, name) < 1:
+            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
+    if c.candidate_choice not in POLICIES:
+        found.append(f"candidate_choice={c.candidate_choice!r}: use one of {', '.join(POLICIES)}")
+    if not 0 <= c.uniform_share <= 1:
+        found.append(f"uniform_share={c.uniform_share}: a share in [0, 1] is expected")
+    if c.overlong_prompts not in ("cut", "drop"):
+        found.append(f"overlong_prompts={c.overlong_prompts!r}: use cut or drop")
+    found += _check_shares(c) + _check_shard(c)
+    for name in ("student_price", "teacher_price"):
+        price = getattr(c, name)
+        if price is not None and (not isinstance(price, list | tuple) or len(price) != 2):
+            found.append(f"{name}={price!r}: two numbers are expected, the price of a million prompt tokens and of a "
+                         "million completion tokens")  # fmt: skip
+    expected = c.expected or {}
+    if not isinstance(expected, dict) or set(expected) - set(EXPECTED):
+        found.append(f"expected={expected!r}: a mapping is expected, with keys of {', '.join(EXPECTED)}")
+    return found
+
+
+def _check_shares(c) -> list[str]:
+    shares = c.num_correct_shares
+    if shares is None:
+        return []
+    try:
+        parts = {int(key): float(value) for key, value in shares.items()}
+    except (AttributeError, TypeError, ValueError):
+        return [f"num_correct_shares={shares!r}: a mapping is expected, such as {{0: 0.1, 1: 0.3, 2: 0.3, 3: 0.3}}"]
+    if not all(0 <= key <= c.num_candidates for key in parts) or any(value < 0 for value in parts.values()):
+        return [f"num_correct_shares={shares!r}: keys from 0 to num_candidates={c.num_candidates} and shares of at "
+                "least 0 are expected"]  # fmt: skip
+    if abs(sum(parts.values()) - 1) > 1e-6:
+        return [f"num_correct_shares={shares!r} add up to {sum(parts.values()):g}: they must add up to 1"]
+    return []
+
+
+def _check_shard(c) -> list[str]:
+    if c.shard is None:
+        return []
+    match = re.fullmatch(r"(\d+)/(\d+)", str(c.shard))
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        return [f"shard={c.shard!r}: i/n is expected, counted from 1: 1/4, 2/4, 3/4, 4/4 on four machines"]
+    return []

@@ -1,0 +1,144 @@
+"""Configuration of where problems come from and of what samples: parts of the programs' configurations."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+
+def mapping(name: str, value):
+    """A mapping that a command line gives as text; TRL's parser leaves YAML's as it is."""
+    if isinstance(value, str):
+        value = yaml.safe_load(value)
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}={value!r}: a mapping is expected")
+    return value
+
+
+@dataclass
+class ProblemConfig:
+    """Where problems come from."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv), "
+            "`tiny/chain`, `tiny/guess` or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to read: train, validation or test."})
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Column with the problem text. Default: `problem`, else `question`."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column with the reference answer. Default: `answer`, else `solution`."}
+    )
+    max_problems: int | None = field(default=None, metadata={"help": "Use the first N problems only."})
+    problem_seed: int = field(default=0, metadata={"help": "Seed of generated problems (tiny world, reasoning-gym)."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of the problem generator, such as its difficulty."}
+    )
+    row_filters: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows to use, by column: {level: [4, 5], pass_rate: {min: 0.25, max: 0.9}}. Default: none; for "
+            "nvidia/OpenMathReasoning those of the GSR paper. {} switches them off."
+        },
+    )
+    unusable_rows: str = field(
+        default="error",
+        metadata={
+            "help": "A row of a local file without problem or usable answer ends the program (`error`), or is dropped "
+            "and counted (`drop`), as rows of a Hub set always are."
+        },
+    )
+    decontaminate_against: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluation sets whose problems are removed: Hub names, local files or generated sets, as NAME or "
+            "NAME@SPLIT."
+        },
+    )
+    decontamination_ngram: int = field(
+        default=10, metadata={"help": "Length of the n-grams, in words, numbers and signs, that texts may share."}
+    )
+    decontamination_threshold: float = field(
+        default=0.5, metadata={"help": "Share of the shorter text's n-grams from which on a problem is removed."}
+    )
+
+    def __post_init__(self):
+        self.row_filters = mapping("row_filters", self.row_filters)
+
+
+@dataclass
+class DistillProblemConfig(ProblemConfig):
+    """Where distillation's problems come from: a set of many thousand rows is not given up for one bad row."""
+
+    unusable_rows: str = field(
+        default="drop",
+        metadata={
+            "help": "A row without problem or usable answer ends the program (`error`), or is dropped and counted."
+        },
+    )
+
+
+@dataclass
+class EngineConfig:
+    """The engine that distillation and evaluation sample with, and how they sample."""
+
+    engine: str = field(
+        default="vllm",
+        metadata={"help": "vllm (in process), transformers (slow, everywhere), or endpoint (OpenAI-compatible)."},
+    )
+    engine_dtype: str = field(default="auto", metadata={"help": "Number format: auto, float32, bfloat16, float16."})
+    max_model_length: int | None = field(
+        default=None, metadata={"help": "The engine's window in tokens, prompt and completion. Default: the model's."}
+    )
+    max_num_seqs: int | None = field(default=None, metadata={"help": "Sequences decoded at once. Default: engine's."})
+    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for the engine."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that one copy of a model is cut over."})
+    data_parallel_size: int | None = field(
+        default=None,
+        metadata={"help": "Copies of a model, each in its own process. Default: as many as the visible GPUs hold."},
+    )
+    endpoints: list[str] | None = field(
+        default=None, metadata={"help": "Addresses of OpenAI-compatible endpoints, such as http://localhost:8000/v1."}
+    )
+    endpoint_api: str = field(
+        default="chat",
+        metadata={"help": "chat (messages, any provider) or completions (token ids, exact; vLLM and SGLang)."},
+    )
+    endpoint_tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer that an endpoint's prompts are counted with. Default: the model's."}
+    )
+    endpoint_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further keys of a request's body, such as {reasoning_effort: low}."}
+    )
+    api_key_env: str | None = field(
+        default=None, metadata={"help": "Name of the environment variable with the endpoints' key. Default: no key."}
+    )
+    max_requests_in_flight: int = field(default=256, metadata={"help": "Requests to endpoints at once."})
+    requests_per_minute: float | None = field(default=None, metadata={"help": "Rate limit of requests to endpoints."})
+    request_timeout: float = field(default=1800.0, metadata={"help": "Seconds that one try of a request may take."})
+    request_retries: int = field(
+        default=10,
+        metadata={"help": "Further tries of a request, with pauses growing from half a second to a minute."},
+    )
+    num_generations: int = field(default=8, metadata={"help": "Candidates sampled per problem."})
+    num_candidate_sets: int = field(
+        default=1, metadata={"help": "M: candidate sets per problem; they share no candidate while M*K <= candidates."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of candidates; 0 is greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of candidates."})
+    max_completion_length: int = field(default=4096, metadata={"help": "Limit of a candidate in tokens."})
+    refinement_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of refinements."})
+    refinement_top_p: float = field(default=1.0, metadata={"help": "Nucleus of refinements."})
+    max_refinement_length: int | None = field(
+        default=None, metadata={"help": "Limit of a refinement in tokens. Default: max_completion_length."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of sampling, of the choice of candidates and of intervals."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check everything, print the resolved configuration and the amounts, load no weights."},
+    )

@@ -1,0 +1,133 @@
+"""Which training problems are, or hold, problems of an evaluation set. Pure: texts in, findings out.
+
+Texts are compared as sequences of words, numbers and signs, with spelling taken away that does not change a problem:
+letter case, white space, Unicode forms, math delimiters, LaTeX's spacing, sizing, fonts and braces.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+# n-grams in more than this many texts, and in more than this share of them, are common phrases: they say nothing.
+COMMON_COUNT, COMMON_SHARE = 20, 0.001
+
+_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_SPACING = re.compile(r"\\(?:[,;:!> ]|(?:q?quad|thinspace)(?![a-zA-Z])|hspace\*?\{[^{}]*\})|~|\\\\|&(?![a-z]+;)")
+_SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])\.?")
+_FONT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|emph|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boldsymbol)\*?(?![a-zA-Z])"
+)
+_DELIMITER = re.compile(r"\\[()\[\]]|\$+|\\(?:begin|end)\{[a-z]+\*?\}")
+_SAME = {
+    "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "≤": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",
+    "≥": ">=", "\\ne": "!=", "\\neq": "!=", "≠": "!=", "\\cdot": "*", "\\times": "*", "×": "*", "·": "*", "⋅": "*",
+    "−": "-", "–": "-", "\\ldots": "...", "\\dots": "...", "\\cdots": "...", "…": "...", "\\degree": "\\circ",
+    "°": "\\circ", "π": "\\pi", "∞": "\\infty", "√": "\\sqrt", "\\lt": "<", "\\gt": ">", "**": "^",
+    "²": "^2", "³": "^3", "‘": "'", "’": "'", "“": '"', "”": '"', "``": '"', "''": '"',
+}  # fmt: skip
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\d+(?:[.,]\d+)*|[^\W\d_]+|<=|>=|!=|\.\.\.|\*\*|``|''|[^\s\w{}]|_")
+
+
+def tokens_of(text: str) -> list[str]:
+    r"""The words, numbers and signs of a problem's text, in the spelling that all its spellings share.
+
+    >>> tokens_of(r"Find $\dfrac{1}{2} + x_{1}$.") == tokens_of(r"find \( \frac12  +x_1 \) .")
+    False
+    >>> tokens_of(r"Find $\dfrac{1}{2} + x_{1}$.") == tokens_of(r"find \( \frac 1 2  +x_1 \) .")
+    True
+    """
+    text = unicodedata.normalize("NFC", text).replace("{,}", ",").replace("\\$", " ").replace("\\%", "%")
+    text = re.sub(r"(?<=\d)\\[,;:!](?=\d{3}(?!\d))", "", text)
+    text = _FRACTION.sub(r"\\frac", _DELIMITER.sub(" ", _SPACING.sub(" ", text)))
+    text = _FONT.sub(" ", _SIZING.sub(" ", text))
+    text = re.sub(r"\\frac\s*(\d)(\d)", r"\\frac \1 \2", text)
+    text = unicodedata.normalize("NFKC", re.sub("[≤≥≠×·⋅−–…°π∞√²³‘’“”]", lambda sign: f" {_SAME[sign[0]]} ", text))
+    found = [_SAME.get(token, token).casefold() for token in _TOKEN.findall(text)]
+    return [re.sub(r",(?=\d{3})", "", token) if token[0].isdigit() else token for token in found]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why a training problem is removed: `exact`, or `overlap` with its share of common n-grams in [0, 1]."""
+
+    id: str
+    problem: str
+    reason: str
+    overlap: float
+    evaluation_set: str
+    evaluation_id: str
+    evaluation_problem: str
+
+
+def decontaminate(
+    rows: list[dict], evaluation: dict[str, Iterable[dict]], n: int = 10, threshold: float = 0.5
+) -> tuple[list[dict], list[dict]]:
+    """Split training problems into clean ones and those that an evaluation set holds.
+
+    A problem is removed if it equals an evaluation problem in the common spelling (`tokens_of`), or if at least
+    `threshold` of the n-grams of the shorter of the two texts stand in the other one and so do all numbers of one of
+    them: with other numbers it is another problem. Shorter texts than n tokens are compared for equality only, and
+    n-grams that many texts share (`COMMON_COUNT`, `COMMON_SHARE`) are not counted: a turn of phrase, or the frame of
+    generated problems, is no copy.
+
+    Args:
+        rows: Problem rows with `id` and `problem`.
+        evaluation: Rows of each evaluation set, by the set's name.
+        n: Length of the n-grams in tokens, at least 1.
+        threshold: In (0, 1].
+
+    Returns:
+        The clean rows in their order, and a `Finding` as a mapping for each row removed.
+    """
+    others = [(name, row, tokens_of(row["problem"])) for name, found in evaluation.items() for row in found]
+    texts = [tokens_of(row["problem"]) for row in rows]
+    exact = {tuple(tokens): place for place, (_, _, tokens) in reversed(list(enumerate(others)))}
+    places = _places([tokens for _, _, tokens in others], texts, n)
+    sizes = Counter(place for found in places.values() for place in found)
+    clean, removed = [], []
+    for row, tokens in zip(rows, texts, strict=True):
+        place, overlap = exact.get(tuple(tokens)), 1.0
+        reason = "exact"
+        if place is None:
+            reason = "overlap"
+            grams = _grams(tokens, n)
+            shared = Counter(other for gram in grams for other in places.get(gram, ()))
+            shares = {
+                other: count / min(len(grams), sizes[other])
+                for other, count in shared.items()
+                if _same_numbers(tokens, others[other][2])
+            }
+            place = max(shares, key=lambda other: (shares[other], -other), default=None)
+            overlap = shares[place] if place is not None else 0.0
+        if overlap < threshold:
+            clean.append(row)
+            continue
+        name, other, _ = others[place]
+        finding = Finding(row["id"], row["problem"], reason, round(overlap, 4), name, other["id"], other["problem"])
+        removed.append(asdict(finding))
+    return clean, removed
+
+
+def _grams(tokens: list[str], n: int) -> set[tuple[str, ...]]:
+    return {tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)}
+
+
+def _same_numbers(one: list[str], other: list[str]) -> bool:
+    """Whether all numbers of one of two texts stand in the other, as often."""
+    left, right = (Counter(token for token in tokens if token[0].isdigit()) for tokens in (one, other))
+    return left <= right or right <= left
+
+
+def _places(others: list[list[str]], texts: list[list[str]], n: int) -> dict[tuple[str, ...], list[int]]:
+    """The evaluation problems that hold each n-gram, without the n-grams that are common phrases."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, tokens in enumerate(others):
+        for gram in _grams(tokens, n):
+            places.setdefault(gram, []).append(place)
+    counts = Counter({gram: len(found) for gram, found in places.items()})
+    for tokens in map(list, dict.fromkeys(map(tuple, texts))):
+        counts.update(gram for gram in _grams(tokens, n) if gram in places)
+    limit = max(COMMON_COUNT, COMMON_SHARE * (len(others) + len(texts)))
+    return {gram: found for gram, found in places.items() if counts[gram] <= limit}

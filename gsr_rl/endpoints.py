@@ -1,0 +1,276 @@
+"""Sampling over HTTP: one or more OpenAI-compatible endpoints that serve one model, as one engine.
+
+Many requests are in flight; a request that meets an error, a limit, a cut connection or half an answer is tried again,
+elsewhere if there is another endpoint, with growing pauses, until its tries are used up. It then comes back as a
+result with an error, and costs nothing but its own unit. Keys are read from the environment and go nowhere else.
+"""
+
+import asyncio
+import os
+import queue
+import random
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+
+from gsr_rl.generation import Completion, Engine, Request, Result
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other, and shaken
+LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
+START_SECONDS = 60.0  # how long an endpoint may take to answer for the first time
+FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, end the job
+RETRIED = {408, 409, 425, 429}  # and 500 and above
+HOPELESS = {401, 403, 404}  # the next request would meet the same
+
+
+class Malformed(Exception):
+    """An answer that is no completion, or breaks off."""
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where and how to ask; the keys of `EngineConfig` of like names."""
+
+    urls: tuple[str, ...]
+    api: str = "chat"
+    tokenizer: str | None = None
+    api_key_env: str | None = None
+    options: dict = field(default_factory=dict)
+    max_requests_in_flight: int = 256
+    requests_per_minute: float | None = None
+    timeout: float = 1800.0
+    retries: int = 10
+
+    @classmethod
+    def from_config(cls, config, value) -> "EndpointSettings":
+        """From an `EngineConfig`; `value(name)` gives a key that student and teacher may have each of their own."""
+        urls = value("endpoints")
+        return cls(
+            urls=tuple([urls] if isinstance(urls, str) else urls),
+            api=value("endpoint_api"),
+            tokenizer=value("endpoint_tokenizer"),
+            api_key_env=value("api_key_env"),
+            options=dict(value("endpoint_options") or {}),
+            max_requests_in_flight=config.max_requests_in_flight,
+            requests_per_minute=config.requests_per_minute,
+            timeout=config.request_timeout,
+            retries=config.request_retries,
+        )
+
+
+@dataclass
+class _Server:
+    """One endpoint: its client, its requests in flight, and until when it has asked to be left alone."""
+
+    url: str
+    client: object
+    in_flight: int = 0
+    paused_until: float = 0.0
+
+
+class EndpointEngine(Engine):
+    """The endpoints of one model.
+
+    Raises:
+        RuntimeError: An endpoint does not answer at the start, refuses the key or does not know the model; or
+            `FAILED_IN_ROW` requests in a row got no answer.
+        ValueError: The model's window is not known.
+    """
+
+    def __init__(self, model: str, settings: EndpointSettings, max_model_length: int | None = None):
+        super().__init__()
+        from transformers import AutoTokenizer
+
+        self._model, self._settings = model, settings
+        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
+        self.window = settings.max_requests_in_flight
+        self._results: queue.SimpleQueue = queue.SimpleQueue()
+        self._failed_in_row, self._next_slot = 0, 0.0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="endpoints")
+        self._thread.start()
+        try:
+            stated = self._call(self._connect())
+        except BaseException:
+            self.close()
+            raise
+        self.max_model_length = max_model_length or stated
+        if not self.max_model_length:
+            self.close()
+            raise ValueError(f"max_model_length is not set, and {settings.urls[0]} does not tell it: set it in tokens")
+
+    @property
+    def load(self) -> int:
+        return len(self._in_flight)
+
+    def close(self) -> None:
+        """Drop what is in flight and end the thread."""
+        if self._loop.is_closed():
+            return
+
+        async def stop():
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for server in getattr(self, "_servers", []):
+                await server.client.close()
+
+        self._call(stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _submit(self, request: Request) -> None:
+        asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
+
+    def _step(self) -> list[Result]:
+        found = [self._results.get()]  # each request has a deadline, so something comes
+        while not self._results.empty():
+            found.append(self._results.get())
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+            self._failed_in_row = self._failed_in_row + 1 if one.error else 0
+            if self._failed_in_row >= FAILED_IN_ROW:
+                raise RuntimeError(f"{self._failed_in_row} requests in a row got no answer, the last one: {one.error}")
+        return found
+
+    # In the event loop from here on ------------------------------------------------------------------------
+
+    async def _connect(self) -> int | None:
+        """Ask every endpoint for its models. Returns the window that it states, if it does (vLLM's own field)."""
+        from openai import AsyncOpenAI
+
+        key = self._key or "none"  # the client wants one, servers without keys take any
+        self._servers = [
+            _Server(url, AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=self._settings.timeout))
+            for url in self._settings.urls
+        ]
+        windows = [await self._first_answer(server) for server in self._servers]
+        return min((window for window in windows if window), default=None)
+
+    async def _first_answer(self, server: _Server) -> int | None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                models = (await asyncio.wait_for(server.client.models.list(timeout=10.0), 15.0)).data
+                break
+            except Exception as error:
+                status = getattr(error, "status_code", None)
+                if status in (401, 403):
+                    raise RuntimeError(self._clean(f"{server.url}: {error}")) from None
+                if status is not None and status < 500 and status not in RETRIED:
+                    return None  # it has no list of models
+                if time.monotonic() > deadline:
+                    why = self._clean(f"{type(error).__name__}: {error}")
+                    message = f"{server.url} has not answered for {START_SECONDS:.0f} s ({why}): is it running?"
+                    raise RuntimeError(message) from None
+                await asyncio.sleep(1.0)
+        known = {model.id: model for model in models or []}
+        ours = known.get(self._model)
+        if ours is None and any(getattr(model, "owned_by", "") == "vllm" for model in known.values()):
+            raise RuntimeError(f"{server.url} does not serve {self._model}, only {', '.join(sorted(known))}")
+        return getattr(ours, "max_model_len", None)
+
+    async def _answer(self, request: Request) -> None:
+        """Ask until all completions are there or the tries are used up."""
+        found: list[Completion] = []
+        failures = 0
+        try:
+            while len(found) < request.sampling.n:
+                server = await self._free_server()
+                try:
+                    found += await self._ask(server, request, request.sampling.n - len(found))
+                    failures = 0
+                except Exception as error:
+                    failures += 1
+                    status = getattr(error, "status_code", None)
+                    why = self._clean(f"{server.url}: {type(error).__name__}: {error}")
+                    if status in HOPELESS:
+                        raise RuntimeError(why) from None
+                    refused = status is not None and status < 500 and status not in RETRIED
+                    if refused or failures > self._settings.retries:
+                        self._results.put(Result(request.key, [], f"{why} (after {failures} tries)"))
+                        return
+                    self.counts["retries"] += 1
+                    if asked := _asked_pause(error):
+                        server.paused_until = max(server.paused_until, time.monotonic() + asked)
+                    await asyncio.sleep(_pause(failures))
+            self._results.put(Result(request.key, found[: request.sampling.n]))
+        except Exception as error:
+            self._results.put(error)
+
+    async def _free_server(self) -> _Server:
+        """The least busy endpoint that has not asked to be left alone, when the rate limit allows a request."""
+        if self._settings.requests_per_minute:
+            now = time.monotonic()
+            slot = max(now, self._next_slot)
+            self._next_slot = slot + 60.0 / self._settings.requests_per_minute
+            await asyncio.sleep(slot - now)
+        while True:
+            now = time.monotonic()
+            free = [server for server in self._servers if server.paused_until <= now]
+            if free:
+                fewest = min(server.in_flight for server in free)
+                return random.choice([server for server in free if server.in_flight == fewest])
+            await asyncio.sleep(min(server.paused_until for server in self._servers) - now + 0.001)
+
+    async def _ask(self, server: _Server, request: Request, n: int) -> list[Completion]:
+        """One HTTP request. A server that gives fewer than `n` completions is asked for the rest later."""
+        sampling = request.sampling
+        how = {"model": self._model, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        how |= {"extra_body": dict(self._settings.options)}
+        if not {"max_tokens", "max_completion_tokens"} & set(self._settings.options):
+            how["max_tokens"] = sampling.max_tokens
+        if self._settings.api == "completions":
+            how["extra_body"] = {"return_token_ids": True} | how["extra_body"]
+            call = server.client.completions.create(prompt=request.token_ids, **how)
+        else:
+            call = server.client.chat.completions.create(messages=request.messages, **how)
+        server.in_flight += 1
+        try:
+            # The client's own limit is a limit between two bytes: a server that drips would never meet it.
+            answer = await asyncio.wait_for(call, self._settings.timeout)
+        finally:
+            server.in_flight -= 1
+        choices = getattr(answer, "choices", None)
+        if not isinstance(choices, list) or not choices:
+            raise Malformed(f"an answer without choices: {str(answer)[:80]!r}")
+        return [self._completion(choice) for choice in choices[:n]]
+
+    def _completion(self, choice) -> Completion:
+        reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", choice)
+        if reason is None:
+            raise Malformed("a completion that breaks off (no finish_reason)")
+        text = getattr(message, "content", None) or getattr(message, "text", None) or ""
+        thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+        if thinking:
+            text = f"<think>\n{thinking}\n</think>\n{text}"
+        ids = getattr(choice, "token_ids", None)
+        if not isinstance(ids, list):
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Completion(text, ids, reason == "stop")
+
+    def _clean(self, text: str) -> str:
+        """An error's text in one line, without the key."""
+        text = text.replace(self._key, "***") if self._key else text
+        return re.sub(r"\s+", " ", text)[:400]
+
+
+def _pause(failures: int) -> float:
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+
+
+def _asked_pause(error: Exception) -> float:
+    """Seconds that the server asked for by Retry-After; 0 if it did not."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    try:
+        return min(LONGEST_ASKED_PAUSE, max(0.0, float(headers.get("retry-after", 0))))
+    except ValueError:
+        return 0.0
