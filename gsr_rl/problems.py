@@ -80,7 +80,7 @@ def read_problems(config) -> Problems:
         ValueError: A local row without problem or usable answer while `unusable_rows` is `error`, two rows with one
             id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
-    against = _as_list(config.decontaminate_against)
+    against = [name for name in _as_list(config.decontaminate_against) if _source(name) != _source_of(config)]
     more = against and config.max_problems and not _generated(config)  # so that enough is left
     problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
     if against:
@@ -130,15 +130,25 @@ def _read(config) -> Problems:
     return Problems(rows, {"rows read": len(rows)})
 
 
+def _source(name: str) -> tuple[str, str]:
+    """Source and split of `NAME` or `NAME@SPLIT`."""
+    source, _, split = name.partition("@")
+    if Path(source).suffix in LOCAL_SUFFIXES:
+        return str(Path(source).resolve()), ""
+    known = hub_sets.HUB_SETS.get(source)
+    return source, split or (known.splits[-1] if known else "test")
+
+
+def _source_of(config) -> tuple[str, str]:
+    return _source(f"{config.dataset_name}@{config.dataset_split}")
+
+
 def evaluation_rows(name: str) -> list[dict]:
     """The problems of an evaluation set: `NAME` or `NAME@SPLIT`, a local file, a Hub set or a generated one.
 
     Without a split it is `test`, or the only split of a known Hub set.
     """
-    source, _, split = name.partition("@")
-    known = hub_sets.HUB_SETS.get(source)
-    if not split:
-        split = known.splits[-1] if known else "test"
+    source, split = _source(name)
     config = SimpleNamespace(
         dataset_name=source, dataset_split=split, dataset_config=None, dataset_kwargs=None, problem_column=None,
         answer_column=None, max_problems=None, problem_seed=0, row_filters={}, unusable_rows="drop", need_answer=False,

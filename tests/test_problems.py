@@ -148,3 +148,24 @@ def test_the_tiny_world_is_a_source():
     assert rows == load_problems(
         config("tiny/mix", dataset_split="test", max_problems=10, dataset_kwargs={"steps": 5})
     )
+
+
+def test_generated_splits_of_every_set_share_no_text_with_another_split():
+    pytest.importorskip("reasoning_gym")
+    seen: dict[str, set[str]] = {}
+    kwargs = [{"min_terms": 2, "max_terms": 2, "max_digits": 2}, {"min_terms": 2, "max_terms": 3, "max_digits": 2}]
+    for split in ("sft", "grpo", "validation", "test"):
+        for seed in (0, 1, 7):
+            for one in kwargs:
+                more = {"dataset_split": split, "max_problems": 120, "problem_seed": seed, "dataset_kwargs": one}
+                rows = load_problems(config("reasoning_gym/chain_sum", **more))
+                seen.setdefault(split, set()).update(normalise_text(row["problem"]) for row in rows)
+    assert all(not seen[one] & seen[other] for one, other in combinations(seen, 2))
+    whole = load_problems(config("reasoning_gym/chain_sum", max_problems=300, dataset_kwargs=kwargs[0]))
+    assert not {normalise_text(row["problem"]) for row in whole} & (seen["validation"] | seen["test"])
+
+
+def test_a_local_set_can_be_filtered_by_its_columns(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": "1", "level": i % 3} for i in range(9)]
+    found = load_problems(config(write(tmp_path / "rows.jsonl", rows), row_filters={"level": [1, 2]}))
+    assert len(found) == 6 and all(row["level"] for row in found)
