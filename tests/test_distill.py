@@ -6,61 +6,27 @@ import os
 import random
 import signal
 import time
-from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import pytest
+from distilled import config, problem_config, run, units
+from distilled import rows as problems
 from fixed_engine import FixedEngine, run_recipe
 
 from gsr_rl import tiny_world
-from gsr_rl.distill import distill, open_store
-from gsr_rl.sft_rows import balanced, load_sft_rows, make_rows, training_text
-from gsr_rl.shards import ShardStore
-
-
-def problem_config(**more):
-    from gsr_rl.configs import ProblemConfig
-
-    return ProblemConfig(dataset_name="tiny/mix", dataset_split="sft", max_problems=30, **more)
-
-
-def config(folder, **more):
-    from gsr_rl.configs import DistillConfig
-
-    (folder / "model").mkdir(exist_ok=True)
-    values = {
-        "student_model": str(folder / "model"),
-        "teacher_model": str(folder),
-        "output_dir": str(folder / "run"),
-        "prompt_template": "tiny",
-        "num_candidates": 3,
-        "num_generations": 6,
-        "num_candidate_sets": 2,
-        "refinements_per_set": 3,
-        "max_completion_length": 40,
-        "problems_per_chunk": 4,
-    }
-    return DistillConfig(**(values | more))
+from gsr_rl.distill import Unfinished, distill, open_store, part_of
+from gsr_rl.generation import Result
+from gsr_rl.sft_rows import load_sft_rows
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return tiny_world.generate("mix", "sft", 30, 0)
+    return problems()
 
 
 @pytest.fixture(scope="module")
-def whole(rows, tmp_path_factory):
-    """An uninterrupted run: folder, config, SFT rows, counts."""
-    folder = tmp_path_factory.mktemp("whole")
-    one = config(folder)
-    sft_rows, counts = distill(rows, problem_config(), one, open_engine=FixedEngine)
-    return SimpleNamespace(folder=folder, config=one, rows=sft_rows, counts=counts)
-
-
-def units(whole):
-    store = ShardStore.__new__(ShardStore)
-    store.folder = whole.folder / "run" / "shards"
-    return store.load("candidates"), store.load("refinements")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"))
 
 
 def test_every_refinement_row_is_right_and_shows_its_candidates(rows, whole):
@@ -104,59 +70,12 @@ def test_candidate_sets_hold_k_finished_candidates(whole):
             assert one["candidates"] == [group[i]["text"] for i in one["chosen"]]
 
 
-def test_the_papers_balance_keeps_all_right_ones_unless_all_are_right():
-    rng = random.Random(0)
-    assert balanced(list(range(9)), 10, 4, rng) == list(range(9))
-    kept = balanced(list(range(10)), 10, 4, rng)
-    assert len(kept) == 4 and set(kept) < set(range(10)) and kept == sorted(kept)
-    assert balanced([0, 1], 2, 4, rng) == [0, 1] and balanced([], 10, 4, rng) == []
-
-
-@pytest.mark.parametrize("source", ["student", "student_right", "teacher", "gold", "none"])
-def test_direct_solutions_come_from_their_source_in_the_stated_ratio(rows, whole, source):
-    candidates, refinements = units(whole)
-    gold = [row | {"solution": tiny_world.solve(row)} for row in rows]
-    one = config(whole.folder, direct_source=source, direct_ratio=0.5)
-    found, counts = make_rows(gold, candidates, refinements, one)
-    direct = [row for row in found if row["stage"] == "candidate"]
-    if source == "none":
-        assert direct == []
-        return
-    assert len(direct) == round(0.5 * counts["funnel"]["refinement rows"])
-    right = [tiny_world.boxed(row["completion"][0]["content"]) == row["answer"] for row in direct]
-    assert all(right) == (source != "student"), "a student's replay holds its honest failures"
-    texts = defaultdict(set)
-    for identity, unit in (candidates if source.startswith("student") else refinements).items():
-        texts[identity] = {s["text"] for s in unit["samples"] if s.get("stage") != "refinement" and s["finished"]}
-    if source == "gold":
-        texts = {row["id"]: {tiny_world.solve(row)} for row in rows}
-    assert all(row["completion"][0]["content"] in texts[row["problem_id"]] for row in direct)
-    spread = Counter(row["problem_id"] for row in direct)
-    assert max(spread.values()) - min(spread.values()) <= 1 or source != "student", "one of each before a second"
-
-
-def test_a_row_of_the_store_can_be_wrong_without_becoming_a_training_row(rows, whole):
-    candidates, refinements = units(whole)
-    broken = json.loads(json.dumps(dict(refinements)))
-    for unit in broken.values():
-        for sample in unit["samples"]:
-            sample["correct"] = None
-    found, counts = make_rows(rows, candidates, broken, config(whole.folder, direct_source="teacher"))
-    assert list(found) == [] and counts["funnel"]["refinements right"] == 0
-
-
-def test_thinking_is_kept_whole_or_left_out():
-    assert training_text("so</think>\n4", True) == "<think>\nso</think>\n4"
-    assert training_text("<think>so</think>4", True) == "<think>so</think>4"
-    assert training_text("so</think>\n4", False) == "4"
-
-
 # Resuming ---------------------------------------------------------------------------------------------------
 
 
 class SlowEngine(FixedEngine):
     def _step(self):
-        time.sleep(0.003)
+        time.sleep(0.02)
         return super()._step()
 
 
@@ -165,29 +84,93 @@ def _distill_in_child(rows, folder):
     distill(rows, problem_config(), config(folder), open_engine=SlowEngine)
 
 
-def test_kills_at_random_moments_lose_and_double_nothing(rows, whole, tmp_path):
+def _plain(rows):
+    """Rows without the models' names, which are paths of the test."""
+    return [{key: value for key, value in row.items() if key != "source"} for row in rows]
+
+
+def _stored(folder) -> list[str]:
+    """The unit of every stored line, with its kind."""
+    paths = (folder / "run" / "shards").glob("[cr]*-*.jsonl")
+    return sorted(f"{path.name[0]} {json.loads(line)['unit']}" for path in paths for line in path.open())
+
+
+def test_kills_at_ten_random_moments_lose_and_double_nothing(rows, whole, tmp_path):
     context = multiprocessing.get_context("fork")
     rng = random.Random(0)
     killed = 0
-    for _ in range(10):
+    while killed < 10:
         child = context.Process(target=_distill_in_child, args=(rows, tmp_path))
         child.start()
-        child.join(rng.uniform(0.05, 0.45))
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
-            killed += 1
+        child.join(rng.uniform(0.02, 0.35))
+        if not child.is_alive():
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        killed += 1
         child.join()
-    assert killed >= 3
+    assert killed == 10
     found, counts = distill(rows, problem_config(), config(tmp_path), open_engine=FixedEngine)
-    lines = [
-        line for path in (tmp_path / "run/shards").glob("[cr]*-*.jsonl") for line in path.read_text().splitlines()
-    ]
-    assert len(lines) == 2 * 30, "each unit was written once"
+    assert _stored(tmp_path) == _stored(whole.folder) and len(_stored(tmp_path)) == 2 * 30
+    assert _plain(found) == _plain(whole.rows) and counts == whole.counts
 
-    def plain(rows):
-        return sorted(json.dumps({key: row[key] for key in row if key != "source"}) for row in rows)
 
-    assert plain(found) == plain(whole.rows) and counts["funnel"] == whole.counts["funnel"]
+def test_an_exception_in_the_middle_keeps_what_was_finished(rows, tmp_path):
+    class Failing(FixedEngine):
+        def _step(self):
+            if self.counts["requests"] == 11:
+                raise RuntimeError("the engine broke")
+            return super()._step()
+
+    with pytest.raises(RuntimeError, match="the engine broke"):
+        distill(rows, problem_config(), config(tmp_path), open_engine=Failing)
+    assert len(_stored(tmp_path)) == 11
+
+
+def test_units_without_an_answer_are_left_for_the_next_run(rows, whole, tmp_path):
+    class Refusing(FixedEngine):
+        def _step(self):
+            (result,) = super()._step()
+            refused = result.key[0] == rows[3]["id"] or result.key == (rows[5]["id"], 1)
+            return [Result(result.key, [], "refused") if refused else result]
+
+    def refused_again(number):
+        said = rf"{number} of \d+ problems got no .*, the first because of: refused.* the same command"
+        with pytest.raises(Unfinished, match=said):
+            distill(rows, problem_config(), config(tmp_path), open_engine=Refusing)
+
+    refused_again(1)
+    assert len(_stored(tmp_path)) == 29, "a refinement needs all candidates first"
+    distill(rows, problem_config(), config(tmp_path), open_engine=FixedEngine)
+    assert _stored(tmp_path) == _stored(whole.folder)
+
+
+def test_two_parts_joined_equal_one_run(rows, whole, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(folders, 1):
+        folder.mkdir()
+        one = config(folder, shard=f"{number}/2", teacher_model=whole.config.teacher_model,
+                     student_model=whole.config.student_model)  # fmt: skip
+        assert distill(rows, problem_config(), one, open_engine=FixedEngine) is None
+    models = {"teacher_model": whole.config.teacher_model, "student_model": whole.config.student_model}
+    joined = config(folders[0], join=[str(folders[1] / "run")], **models)
+    before = FixedEngine.opened
+    found, counts = distill(rows, problem_config(), joined, open_engine=FixedEngine)
+    assert FixedEngine.opened == before, "nothing was left to sample"
+    assert list(found) == list(whole.rows) and counts == whole.counts
+    assert _stored(folders[0]) == _stored(whole.folder)
+
+
+def test_parts_may_share_a_folder_and_the_last_command_does_what_is_left(rows, whole, tmp_path):
+    assert distill(rows, problem_config(), config(tmp_path, shard="3/3"), open_engine=FixedEngine) is None
+    found, counts = distill(rows, problem_config(), config(tmp_path), open_engine=FixedEngine)
+    assert _plain(found) == _plain(whole.rows) and counts == whole.counts
+    assert _stored(tmp_path) == _stored(whole.folder)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 40])
+def test_parts_cover_every_problem_once(rows, parts):
+    dealt = [row["id"] for i in range(1, parts + 1) for row in part_of(rows, f"{i}/{parts}")]
+    assert sorted(dealt) == sorted(row["id"] for row in rows)
 
 
 def test_a_finished_job_opens_no_engine(rows, whole):
@@ -204,9 +187,54 @@ def test_a_student_that_is_its_own_teacher_is_loaded_once(rows, tmp_path):
     assert FixedEngine.opened == before + 1
 
 
+def test_a_teacher_with_an_engine_of_its_own_is_opened_apart(rows, tmp_path):
+    before = FixedEngine.opened
+    one = config(tmp_path, teacher_model=None, teacher_tensor_parallel_size=2, direct_source="student_right")
+    distill(rows[:5], problem_config(), one, open_engine=FixedEngine)
+    assert FixedEngine.opened == before + 2
+
+
+@pytest.mark.parametrize("policy", ["paper", "uniform", "balanced", "hard"])
+def test_candidate_sets_follow_their_policy_and_hold_their_seed(rows, tmp_path, policy):
+    found = run(tmp_path, candidate_choice=policy, uniform_share=0.0, direct_source="none")
+    candidates, refinements = units(found)
+    for identity, unit in refinements.items():
+        group = candidates[identity]["samples"]
+        usable = [i for i, s in enumerate(group) if s["finished"] and s["correct"] is not None]
+        right = sum(group[i]["correct"] == 1.0 for i in usable)
+        for place, one in enumerate(unit["sets"]):
+            assert one["policy"] == policy and isinstance(unit["sets_seed"], int)
+            if place == 0 and policy == "paper":
+                assert one["num_correct"] == min(right, 3)
+            if place == 0 and policy == "hard" and len(usable) - right >= 2:
+                assert one["num_correct"] <= 1
+            if place == 0 and policy == "balanced" and min(right, len(usable) - right) >= 2:
+                assert one["num_correct"] in (1, 2)
+    assert set(found.counts["policies"]) == {policy}
+
+
+def test_overlong_prompts_are_cut_or_dropped_as_told(rows, tmp_path):
+    for name in ("cut", "drop"):
+        (tmp_path / name).mkdir()
+    cut = run(tmp_path / "cut", max_refinement_prompt_length=75, overlong_prompts="cut").counts["funnel"]
+    dropped = run(tmp_path / "drop", max_refinement_prompt_length=75, overlong_prompts="drop").counts["funnel"]
+    assert cut["candidates cut to fit"] > 0 and dropped["candidates cut to fit"] == 0
+    assert dropped["candidate sets over the prompt's budget"] > cut["candidate sets over the prompt's budget"]
+    sets = "candidate sets"
+    assert (
+        dropped[sets] + dropped["candidate sets over the prompt's budget"]
+        == cut[sets] + cut[f"{sets} over the prompt's budget"]
+    )
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"num_generations": 7}, "num_generations was 6, is 7"), ({"seed": 1}, "seed was 0, is 1")],
+    [
+        ({"num_generations": 7}, "num_generations was 6, is 7"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"candidate_choice": "hard"}, "candidate_choice was 'paper', is 'hard'"),
+        ({"max_completion_length": 41}, "max_completion_length was 40, is 41"),
+    ],
 )
 def test_another_configuration_in_the_same_folder_is_refused_by_key(rows, whole, more, message):
     with pytest.raises(ValueError, match=message):
@@ -255,22 +283,6 @@ def test_the_program_writes_rows_that_sft_reads(tmp_path, monkeypatch, capsys):
     assert len(both) == len(path.read_text().splitlines()) and len(refine) == 5
     assert {row["stage"] for row in refine} == {"refinement"}
     assert refine == load_sft_rows(SimpleNamespace(**(values | {"stages": ["refinement"], "max_rows": 5})))
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "hi", "completion": [{"role": "assistant", "content": "x"}]}, "row 1: `prompt` must be a list"),
-        ({"prompt": [{"role": "user", "content": "x"}], "completion": [{"content": ""}]}, "row 1: `completion` must"),
-        ({"prompt": [{"role": "user", "content": "x"}], "completion": [{"content": "x"}]}, "row 1: stage=None"),
-    ],
-)
-def test_a_bad_sft_row_is_named(tmp_path, row, message):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
-    with pytest.raises(ValueError, match=message):
-        load_sft_rows(SimpleNamespace(**values))
 
 
 def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, tmp_path, monkeypatch, capsys):
