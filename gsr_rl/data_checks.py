@@ -43,6 +43,8 @@ def _check_filters(c) -> list[str]:
     filters = c.row_filters if c.row_filters is not None else {}
     if not isinstance(filters, dict):
         return [f"row_filters={filters!r}: a mapping of columns to values is expected, such as {{level: [4, 5]}}"]
+    if filters and str(c.dataset_name).startswith(GENERATED):
+        return [f"row_filters={filters!r}: generated problems are not filtered, make others by dataset_kwargs"]
     found = []
     for column, wanted in filters.items():
         if isinstance(wanted, dict) and (

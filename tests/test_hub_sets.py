@@ -178,6 +178,7 @@ def test_a_filter_is_a_value_a_list_or_a_range(filters, row, column):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"row_filters": {"family": "chain"}, "dataset_name": "tiny/mix"}, "generated problems are not filtered"),
         ({"row_filters": {"rate": {"above": 1}}}, "a range has the numbers min, max or both"),
         ({"decontaminate_against": ["no/such.jsonl"]}, "decontaminate_against=no/such.jsonl: there is no such file"),
         ({"decontamination_threshold": 0}, "decontamination_threshold=0: a share"),
