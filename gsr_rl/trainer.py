@@ -123,8 +123,8 @@ class GSRTrainer(WholeCheckpoints, GRPOTrainer):
             shuffle=False,
         )
 
-    def at_end_of_generation(self) -> bool:
-        """Whether the next step samples anew, so that a run can be cut here without losing rollouts."""
+    def can_save_here(self) -> bool:
+        """Only where the next step samples anew: a checkpoint holds no rollouts."""
         return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def save_extra_state(self, folder: str) -> None:
