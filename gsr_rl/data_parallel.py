@@ -11,7 +11,7 @@ import threading
 import time
 from multiprocessing.connection import wait
 
-from gsr_rl.generation import Engine, Request, open_engine
+from gsr_rl.generation import Engine, EngineError, Request, open_engine
 
 LOAD_SECONDS = 3600.0  # a large model from a slow disk
 SILENT_SECONDS = 3600.0  # no copy has finished anything for so long: something hangs
@@ -21,8 +21,8 @@ class DataParallelEngine(Engine):
     """`copies` engines of one kind, as one. Requests go to the copy that has the fewest sequences.
 
     Raises:
-        RuntimeError: No copy is left; the message holds the last one's error.
-        TimeoutError: A copy does not load, or nothing is finished, for an hour.
+        EngineError: No copy is left (the message holds the last one's error), a copy does not load within an hour, or
+            nothing is finished for an hour.
     """
 
     def __init__(self, kind: str, model: str, options: dict, copies: int, gpus_each: int = 1):
@@ -47,7 +47,7 @@ class DataParallelEngine(Engine):
             ready = wait([copy.pipe for copy in loading], timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 self.close()
-                raise TimeoutError(f"{model}: a copy was still loading after {LOAD_SECONDS:.0f} s")
+                raise EngineError(f"{model}: a copy was still loading after {LOAD_SECONDS:.0f} s")
             for copy in [copy for copy in loading if copy.pipe in ready]:
                 loading.remove(copy)
                 try:
@@ -56,7 +56,7 @@ class DataParallelEngine(Engine):
                     answer = {"error": f"its process ended with exit code {copy.exit_code()}"}
                 if "error" in answer:
                     self.close()
-                    raise RuntimeError(f"{model}: a copy could not be loaded: {answer['error']}")
+                    raise EngineError(f"{model}: a copy could not be loaded: {answer['error']}")
                 self.max_model_length, copy.window = answer["max_model_length"], answer["window"]
         from transformers import AutoTokenizer
 
@@ -74,7 +74,7 @@ class DataParallelEngine(Engine):
     def _step(self):
         ready = wait([copy.pipe for copy in self._copies], timeout=SILENT_SECONDS)
         if not ready:
-            raise TimeoutError(f"no copy has finished anything for {SILENT_SECONDS:.0f} s")
+            raise EngineError(f"no copy has finished anything for {SILENT_SECONDS:.0f} s")
         results = []
         for copy in [copy for copy in self._copies if copy.pipe in ready]:
             try:
@@ -96,7 +96,7 @@ class DataParallelEngine(Engine):
         copy.pipe.close()
         why = self._last_error or f"exit code {copy.exit_code()}"
         if not self._copies:
-            raise RuntimeError(f"every copy of the engine has died, the last one of: {why}")
+            raise EngineError(f"every copy of the engine has died, the last one of: {why}")
         print(f"{copy.process.name} has died ({why}); {len(self._copies)} left take its {len(copy.held)} requests")
         self.window = sum(one.window for one in self._copies)
         for request in copy.held.values():

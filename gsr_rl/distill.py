@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gsr_rl.candidates import choice_seed, choose_candidate_sets, set_policies
-from gsr_rl.generation import Request, Sampling, open_configured, progress_bar
+from gsr_rl.generation import EngineError, Request, Sampling, open_configured, progress_bar
 from gsr_rl.prompts import get_template, prompt_token_ids, solve_prompt
 from gsr_rl.refining import fit_prompts, shown_texts
 from gsr_rl.sft_rows import Rows, make_rows
@@ -33,7 +33,7 @@ FREE_KEYS |= {f"{who}_{key}" for who in ("student", "teacher") for key in ("pric
 FREE_KEYS |= {"hub_dataset_id", "hub_private"}
 
 
-class Unfinished(RuntimeError):
+class Unfinished(EngineError):
     """Some units could not be made. All others are stored; the same command tries these again."""
 
 

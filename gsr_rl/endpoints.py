@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from gsr_rl.generation import Completion, Engine, Request, Result
+from gsr_rl.generation import Completion, Engine, EngineError, Request, Result
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other, and shaken
 LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
@@ -73,7 +73,7 @@ class EndpointEngine(Engine):
     """The endpoints of one model.
 
     Raises:
-        RuntimeError: An endpoint does not answer at the start, refuses the key or does not know the model; or
+        EngineError: An endpoint does not answer at the start, refuses the key or does not know the model; or
             `FAILED_IN_ROW` requests in a row got no answer.
         ValueError: The model's window is not known.
     """
@@ -138,7 +138,7 @@ class EndpointEngine(Engine):
                 raise one
             self._failed_in_row = self._failed_in_row + 1 if one.error else 0
             if self._failed_in_row >= FAILED_IN_ROW:
-                raise RuntimeError(f"{self._failed_in_row} requests in a row got no answer, the last one: {one.error}")
+                raise EngineError(f"{self._failed_in_row} requests in a row got no answer, the last one: {one.error}")
         return found
 
     # In the event loop from here on ------------------------------------------------------------------------
@@ -164,18 +164,18 @@ class EndpointEngine(Engine):
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 if status in (401, 403):
-                    raise RuntimeError(self._clean(f"{server.url}: {error}")) from None
+                    raise EngineError(self._clean(f"{server.url}: {error}")) from None
                 if status is not None and status < 500 and status not in RETRIED:
                     return None  # it has no list of models
                 if time.monotonic() > deadline:
                     why = self._clean(f"{type(error).__name__}: {error}")
                     message = f"{server.url} has not answered for {START_SECONDS:.0f} s ({why}): is it running?"
-                    raise RuntimeError(message) from None
+                    raise EngineError(message) from None
                 await asyncio.sleep(1.0)
         known = {model.id: model for model in models or []}
         ours = known.get(self._model)
         if ours is None and any(getattr(model, "owned_by", "") == "vllm" for model in known.values()):
-            raise RuntimeError(f"{server.url} does not serve {self._model}, only {', '.join(sorted(known))}")
+            raise EngineError(f"{server.url} does not serve {self._model}, only {', '.join(sorted(known))}")
         return getattr(ours, "max_model_len", None)
 
     async def _answer(self, request: Request) -> None:
@@ -193,7 +193,7 @@ class EndpointEngine(Engine):
                     status = getattr(error, "status_code", None)
                     why = self._clean(f"{server.url}: {type(error).__name__}: {error}")
                     if status in HOPELESS:
-                        raise RuntimeError(why) from None
+                        raise EngineError(why) from None
                     refused = status is not None and status < 500 and status not in RETRIED
                     if refused or failures > self._settings.retries:
                         self._results.put(Result(request.key, [], f"{why} (after {failures} tries)"))

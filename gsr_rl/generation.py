@@ -18,6 +18,10 @@ from dataclasses import dataclass, replace
 KINDS = ("vllm", "transformers", "endpoint")
 
 
+class EngineError(RuntimeError):
+    """What samples has failed, outside of this program: an endpoint, or a process with a copy of the model."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample: `n` completions a prompt, `temperature` (0: greedy), `top_p` in (0, 1], `max_tokens` each."""
@@ -147,7 +151,7 @@ class Engine:
 
         Raises:
             ValueError: A prompt is empty, or leaves no room for `max_tokens` in the engine's window.
-            RuntimeError: An endpoint gave no answer to a request.
+            EngineError: An endpoint gave no answer to a request.
         """
         for index, ids in enumerate(prompt_token_ids):
             self.check(ids, sampling, index)
@@ -158,7 +162,7 @@ class Engine:
         with progress_bar(len(requests), "prompts") as bar:
             for result in self.stream(requests):
                 if result.error:
-                    raise RuntimeError(f"prompt {result.key}: {result.error}")
+                    raise EngineError(f"prompt {result.key}: {result.error}")
                 found[result.key] = result.completions
                 bar.update()
         return [found[index] for index in range(len(requests))]

@@ -41,10 +41,11 @@ def main() -> None:
 
     # Candidates, refinements and their verification, in units that survive an interruption.
     from gsr_rl.distill import distill
+    from gsr_rl.generation import EngineError
 
     started = time.time()
     folder = Path(args.output_dir)
-    with clear_errors("distill", RuntimeError, TimeoutError):
+    with clear_errors("distill", EngineError):
         result = distill(problems.rows, problem_args, args)
     if result is None:
         print(f"part {args.shard} is done. When all are: the same command without --shard writes the rows")

@@ -48,9 +48,9 @@ def main() -> None:
 
     # Sample: all candidates in one engine call, then all refinements and controls in another.
     from gsr_rl.evaluation import plan_refinements, sample_candidates, sample_refinements
-    from gsr_rl.generation import open_configured
+    from gsr_rl.generation import EngineError, open_configured
 
-    with clear_errors("eval", RuntimeError):
+    with clear_errors("eval", EngineError):
         engine = open_configured(args, args.model, args.seed)
     with engine:
         candidates = sample_candidates(engine, rows, args)

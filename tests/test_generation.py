@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from fixed_engine import FixedEngine
 
-from gsr_rl.generation import Sampling, open_engine
+from gsr_rl.generation import Request, Sampling, open_engine
 
 PROMPTS = [[5, 6, 7], [8] * 30, [9, 10]]
 
@@ -64,3 +65,36 @@ def test_an_unknown_engine_names_the_known_ones():
 def test_importing_the_seam_imports_no_engine():
     code = "import sys, gsr_rl.generation; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_stream_reads_requests_only_as_there_is_room_and_gives_each_back_once():
+    read = 0
+
+    def requests():
+        nonlocal read
+        for index in range(50):
+            read += 1
+            yield Request(index, tokenizer_ids("38+1"), Sampling(n=1 + index % 7))
+
+    engine, seen = FixedEngine(), []
+    engine.window = 12
+    for result in engine.stream(requests()):
+        seen.append(result.key)
+        assert len(result.completions) == 1 + result.key % 7
+        assert engine.load < 12 + 7 and read - len(seen) <= 12 + 1
+    assert sorted(seen) == list(range(50)) and engine.counts["requests"] == 50
+
+
+def tokenizer_ids(problem: str) -> list[int]:
+    return FixedEngine().tokenizer.encode(problem)
+
+
+def test_one_transformers_stream_holds_several_ways_to_sample(tiny_model):
+    ways = [Sampling(n=2, max_tokens=4), Sampling(n=1, temperature=0.0, max_tokens=7), Sampling(n=3, max_tokens=2)]
+    requests = [Request(index, PROMPTS[index % 3], ways[index % 3]) for index in range(9)]
+    with open_engine("transformers", tiny_model) as engine:
+        found = {result.key: result.completions for result in engine.stream(requests)}
+    for request in requests:
+        assert len(found[request.key]) == request.sampling.n
+        assert all(len(one.token_ids) <= request.sampling.max_tokens for one in found[request.key])
+    assert found[1] == found[4] == found[7], "greedy"
