@@ -313,6 +313,9 @@ class DistillConfig(RefinementConfig, EngineConfig):
     join: list[str] | None = field(
         default=None, metadata={"help": "Folders (output_dir) of other machines' parts, whose units are taken over."}
     )
+    allow_unfinished: bool = field(
+        default=False, metadata={"help": "Make the rows although endpoints gave no answer for some problems."}
+    )
     hub_dataset_id: str | None = field(
         default=None, metadata={"help": "Push the rows with a dataset card to the Hub under this name, USER/NAME."}
     )

@@ -30,7 +30,7 @@ FREE_KEYS |= {f"teacher_{key}" for key in ("engine", "tensor_parallel_size", "en
 FREE_KEYS |= {"teacher_api_key_env", "max_requests_in_flight", "requests_per_minute", "request_timeout"}
 FREE_KEYS |= {"request_retries", "max_if_all_right", "direct_ratio", "keep_thinking", "num_correct_shares", "expected"}
 FREE_KEYS |= {f"{who}_{key}" for who in ("student", "teacher") for key in ("price", "tokens_per_second")}
-FREE_KEYS |= {"hub_dataset_id", "hub_private"}
+FREE_KEYS |= {"hub_dataset_id", "hub_private", "allow_unfinished"}
 
 
 class Unfinished(EngineError):
@@ -79,16 +79,23 @@ def distill(rows: list[dict], problem_config, config, open_engine=None) -> tuple
     with store.lock():
         for folder in config.join or []:
             store.take_over(Path(folder) / "shards")
-        _sample_all(part, store, config, open_engine)
+        failed = _sample_all(part, store, config, open_engine)
+    if failed and not config.allow_unfinished:
+        raise Unfinished(
+            f"{len(failed)} of {len(part)} problems got no answer, the first because of: "
+            f"{next(iter(failed.values()))}. The others are stored: the same command tries these again, and with --allow_unfinished true goes on "
+            "without them"
+        )
     candidates, refinements = store.load("candidates"), store.load("refinements")
-    if any(row["id"] not in candidates or row["id"] not in refinements for row in rows):
+    done = [row for row in rows if row["id"] in refinements]
+    if len(done) < len(rows) and (config.shard or not config.allow_unfinished):
         return None
-    return make_rows(rows, candidates, refinements, config)
+    return make_rows(done, candidates, refinements, config)
 
 
-def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> None:
-    """Both stages, with one engine if the student is its own teacher."""
-    engine = None
+def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> dict[str, str]:
+    """Both stages, with one engine if the student is its own teacher. Returns what failed, by problem id."""
+    engine, failed = None, {}
 
     def opened(model: str, teacher: bool):
         # Not the seed of a run that was killed: its samples would come again for other problems.
@@ -99,17 +106,18 @@ def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> Non
     try:
         if left := _left(rows, store.load("candidates")):
             engine = opened(config.student_model, teacher=False)
-            _run(engine, left, len(rows), _candidate_units(engine, left, config), store, "candidates", config)
+            failed = _run(engine, left, len(rows), _candidate_units(engine, left, config), store, "candidates", config)
             if not one_engine(config):
                 engine.close()
                 engine = None
-        if left := _left(rows, store.load("refinements")):
+        if left := _left([row for row in rows if row["id"] not in failed], store.load("refinements")):
             engine = engine or opened(config.teacher_model, teacher=True)
             units = _refinement_units(engine, left, store.load("candidates"), config)
-            _run(engine, left, len(rows), units, store, "refinements", config)
+            failed |= _run(engine, left, len(rows), units, store, "refinements", config)
     finally:
         if engine:
             engine.close()
+    return failed
 
 
 def _left(rows: list[dict], done: Units) -> list[dict]:
@@ -124,8 +132,12 @@ def one_engine(config) -> bool:
     )
 
 
-def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]], store, kind: str, config) -> None:
-    """Send the requests of all units, store the units as they finish. Grading is beside the sampling, in a thread."""
+def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]], store, kind: str, config) -> dict:
+    """Send the requests of all units, store the units as they finish. Grading is beside the sampling, in a thread.
+
+    Returns:
+        The errors of the units that an endpoint gave no answer for, by problem id.
+    """
     golds = {row["id"]: row["answer"] for row in left}
     open_units: dict[str, tuple[dict, int]] = {}  # unit and the number of answers that it waits for
     finished: list[dict] = []
@@ -179,11 +191,7 @@ def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]]
                 print(f"{kind}: {_speed(engine.counts, before, time.monotonic() - start)}", flush=True)
             for one in pending:
                 one.result()
-    if failed:
-        raise Unfinished(
-            f"{len(failed)} of {len(left)} problems got no {kind}, the first because of: "
-            f"{next(iter(failed.values()))}. The others are stored: the same command tries these again"
-        )
+    return failed
 
 
 def _speed(counts: dict, before: dict, seconds: float) -> str:

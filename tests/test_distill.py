@@ -133,15 +133,18 @@ def test_units_without_an_answer_are_left_for_the_next_run(rows, whole, tmp_path
             refused = result.key[0] == rows[3]["id"] or result.key == (rows[5]["id"], 1)
             return [Result(result.key, [], "refused") if refused else result]
 
-    def refused_again(number):
-        said = rf"{number} of \d+ problems got no .*, the first because of: refused.* the same command"
-        with pytest.raises(Unfinished, match=said):
-            distill(rows, problem_config(), config(tmp_path), open_engine=Refusing)
+    def distil(opener, **more):
+        return distill(rows, problem_config(), config(tmp_path, **more), open_engine=opener)
 
-    refused_again(1)
-    assert len(_stored(tmp_path)) == 29, "a refinement needs all candidates first"
-    distill(rows, problem_config(), config(tmp_path), open_engine=FixedEngine)
-    assert _stored(tmp_path) == _stored(whole.folder)
+    said = r"2 of 30 problems got no answer, the first because of: refused.* the same command"
+    with pytest.raises(Unfinished, match=said):
+        distil(Refusing)
+    assert len(_stored(tmp_path)) == 29 + 28, "all others are done, refinements included"
+    found, counts = distil(Refusing, allow_unfinished=True)
+    assert counts["funnel"]["problems"] == 28
+    assert not {rows[3]["id"], rows[5]["id"]} & {row["problem_id"] for row in found}
+    found, _ = distil(FixedEngine)
+    assert _stored(tmp_path) == _stored(whole.folder) and _plain(found) == _plain(whole.rows)
 
 
 def test_two_parts_joined_equal_one_run(rows, whole, tmp_path):
