@@ -82,8 +82,8 @@ def distill(rows: list[dict], problem_config, config, open_engine=None) -> tuple
         failed = _sample_all(part, store, config, open_engine)
     if failed and not config.allow_unfinished:
         raise Unfinished(
-            f"{len(failed)} of {len(part)} problems got no answer, the first because of: "
-            f"{next(iter(failed.values()))}. The others are stored: the same command tries these again, and with --allow_unfinished true goes on "
+            f"{len(failed)} of {len(part)} problems got no answer, the first because of: {next(iter(failed.values()))}"
+            ". The others are stored: the same command tries these again, and with --allow_unfinished true goes on "
             "without them"
         )
     candidates, refinements = store.load("candidates"), store.load("refinements")
