@@ -3,17 +3,28 @@
 BYTES_A_TOKEN = 4.5  # of stored text, its JSON included; measured on mathematical English
 
 
+def stated_problems(problem_config, config) -> int | None:
+    """How many problems the configuration says that there are, so that a dry run need not read them."""
+    stated = (config.expected or {}).get("problems")
+    if stated is None:
+        return None
+    return min(int(stated), problem_config.max_problems or int(stated))
+
+
 def plan(num_problems: int, config) -> dict[str, str]:
-    """The figures of a dry run, each as expected and at most.
+    """The figures of a dry run, each as expected and at most; with `shard`, those of the part.
 
     `config.expected` gives what is known beforehand. Where it does not, a mean length is taken as half its limit, no
     prompt as too long, and every refinement as kept by the balance, so the figure is an upper one.
 
     Args:
-        num_problems: Problems, or `expected["problems"]` if they have not been read.
+        num_problems: Problems of the whole job.
         config: A `DistillConfig`.
     """
     known = config.expected or {}
+    if config.shard:
+        number, of = map(int, config.shard.split("/"))
+        num_problems = len(range(number - 1, num_problems, of))
     sets = config.num_candidate_sets
     fitting = num_problems * known.get("fitting", 1.0)
     candidates, most_candidates = (n * config.num_generations for n in (num_problems, num_problems))

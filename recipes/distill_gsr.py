@@ -25,13 +25,13 @@ def main() -> None:
     problem_args, args = parse("distill")
     configs = {"problems": problem_args, "distillation": args}
 
-    from gsr_rl.distill_plan import plan
+    from gsr_rl.distill_plan import plan, stated_problems
     from gsr_rl.problems import read_problems
     from gsr_rl.run_folder import append_json_line, atomic_path, atomic_write, print_dry_run, write_run_info
 
     # Problems, decontaminated. A dry run takes their number from the configuration if it stands there.
-    if args.dry_run and "problems" in (args.expected or {}):
-        return print_dry_run(configs, plan(int(args.expected["problems"]), args))
+    if args.dry_run and (stated := stated_problems(problem_args, args)):
+        return print_dry_run(configs, plan(stated, args))
     with clear_errors("distill"):
         problems = read_problems(problem_args)
     for reason, count in problems.counts.items():

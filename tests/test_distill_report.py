@@ -103,6 +103,16 @@ def test_the_dry_run_of_a_hub_set_with_a_stated_size_asks_no_hub(monkeypatch, ca
     run_recipe(monkeypatch, "distill", config=ROOT / "recipes/Qwen2.5-7B-Instruct/distill.yaml", dry_run="true")
     said = capsys.readouterr().out
     assert "disk, MB" in said and "183,827 expected" in said
+    more = {"dry_run": "true", "max_problems": 560}
+    run_recipe(monkeypatch, "distill", config=ROOT / "recipes/Qwen2.5-7B-Instruct/distill.yaml", **more)
+    assert "1,838 expected" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_part_is_that_of_its_problems(tmp_path):
+    from distilled import config
+
+    parts = [plan(10, config(tmp_path, shard=f"{i}/3")) for i in (1, 2, 3)]
+    assert [figures(one["problems"])[0] for one in parts] == [4, 3, 3]
 
 
 @pytest.mark.parametrize(

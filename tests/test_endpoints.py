@@ -5,7 +5,7 @@ import time
 
 import pytest
 from faulty_server import FaultyServer
-from fixed_engine import FixedEngine
+from fixed_engine import FixedEngine, run_recipe
 
 from gsr_rl import endpoints, tiny_world
 from gsr_rl.endpoints import EndpointEngine, EndpointSettings
@@ -229,3 +229,19 @@ def test_a_whole_distillation_over_faulty_endpoints_equals_one_without(tokenizer
     assert sorted(json.loads(line)["unit"] for line in stored) == sorted([row["id"] for row in rows] * 2)
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "served").rglob("*") if path.is_file())
     open_store(rows, problems, config)
+
+
+def test_an_evaluation_over_an_endpoint_equals_one_without(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "student").mkdir()
+    keys = {"dataset_name": "tiny/mix", "dataset_split": "test", "max_problems": 12, "prompt_template": "tiny"}
+    keys |= {"num_candidates": 3, "num_generations": 5, "max_completion_length": 40}
+    keys |= {"max_refinement_prompt_length": 200}
+    with monkeypatch.context() as patch:
+        patch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+        run_recipe(patch, "eval", **keys, model=tmp_path / "student", output_dir=tmp_path / "whole")
+    with FaultyServer({"none": 0.7, "500": 0.3}) as server:
+        keys |= {"engine": "endpoint", "endpoints": [server.url], "endpoint_tokenizer": tokenizer}
+        run_recipe(monkeypatch, "eval", **keys, model="student", max_model_length=512, output_dir=tmp_path / "served")
+    whole, served = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("whole", "served"))
+    assert served["benchmarks"] == whole["benchmarks"] and served["engine"] == "endpoint"
+    assert server.seen["500"] > 3
