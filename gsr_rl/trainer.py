@@ -392,7 +392,15 @@ def _batch_of_blocks(prompts: list, trainer) -> dict[str, list]:
 def _engine_in_place(args: GSRConfig):
     """TRL's __init__ names its engine class as a module global; ours stands there while it runs."""
     original = grpo_trainer.VLLMGeneration
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if args.use_vllm and args.vllm_mode == "server":
+        from gsr_rl.server_engine import ServerVLLM
+
+        grpo_trainer.VLLMGeneration = partial(
+            ServerVLLM,
+            request_timeout=args.server_request_timeout,
+            exchange_folder=os.path.join(args.output_dir, "weights-for-server"),
+        )
+    elif args.use_vllm:
         from gsr_rl.colocated import ColocatedVLLM
         from gsr_rl.generation import cpu_environment
 
