@@ -19,7 +19,7 @@ from gsr_rl.generation import Sampling, open_configured
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 400
+START_SECONDS = 900
 
 
 @pytest.fixture(scope="module")
