@@ -103,7 +103,7 @@ _SPACES = re.compile(
     r"(?<!\\)\\(?:[,;:!> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z])|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~"
 )
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$\$|(?<!\\)\$")
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
 _TAIL = re.compile(r"(?:[\s.,;:]|\\$)+$")
 _JOIN = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -147,6 +147,10 @@ def clean(text: str) -> str:
         text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text).replace("\\\\", ", ")
     for _ in range(3):  # nested ones
         text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
+    text = re.sub(r"\{([^{}]{1,60})\\choose(?![a-zA-Z])([^{}]{1,60})\}", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"\b(?:negative|minus) (?=[\d\\]|infinity)", "-", text)
+    text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
+    text = re.sub(r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\s*\{?(?:\+|>\s*0)\}?)", r"(0,\\infty)", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     for _ in range(3):
         text = _SHORT_FRACTION.sub(_whole_fraction, text)
@@ -176,8 +180,8 @@ _FUNCTIONS = frozenset(
     re.findall(
         r"\w+",
         "sin cos tan cot sec csc log ln lg exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh"
-        " infty inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix cases"
-        " array dx dy dt lim sup",
+        " infty infinity inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix"
+        " cases array dx dy dt lim sup abs choose",
     )
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
@@ -185,7 +189,12 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 
 def words(text: str) -> list[str]:
     """The words of `clean` text that are language, not names of functions or commands."""
-    return [word for word in _WORD.findall(text) if word.lower() not in _FUNCTIONS]
+    return [match[0] for match in language(text)]
+
+
+def language(text: str) -> list[re.Match]:
+    """Where `words` stand in `text`."""
+    return [match for match in _WORD.finditer(text) if match[0].lower() not in _FUNCTIONS and match[0].isalpha()]
 
 
 def balanced(text: str) -> bool:
