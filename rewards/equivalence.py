@@ -74,16 +74,14 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     numbers = read_number(gold), read_number(answer)
     if all(numbers):
         return same_number(*numbers)
-    gold, answer = (structure.without_approximation(side) for side in (gold, answer))
+    gold, answer = (structure.without_membership(structure.without_approximation(side)) for side in (gold, answer))
     gold, answer = (
         structure.spread(side) if other.count("=") > 1 else side for side, other in ((gold, answer), (answer, gold))
     )
     named = structure.assignment(answer)
     if named and numbers[0] and read_number(named[1]):  # "x = 58,500" is one number
         return same_number(numbers[0], read_number(named[1]))
-    gold_parts, answer_parts = (
-        [p for part in structure.parts_of(side) for p in structure.expand_plus_minus(part)] for side in (gold, answer)
-    )
+    gold_parts, answer_parts = structure.elements(gold), structure.elements(answer)
     names, gold_parts = structure.grouped(gold_parts)
     _, answer_parts = structure.grouped(answer_parts, names)
     unions = structure.union_of(gold_parts), structure.union_of(answer_parts)
@@ -102,9 +100,9 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
         return True
     inner = [structure.bracketed(side) for side in (gold, answer)]
     if len(answer_parts) == 1 and inner[1] and inner[1][0] in "{([":  # "1, 2" against "{1, 2}" or, in order, "(1, 2)"
-        return _same_list(gold_parts, structure.parts_of(inner[1][1]), inner[1][0] != "{", depth)
+        return _same_list(gold_parts, structure.elements(inner[1][1]), inner[1][0] != "{", depth)
     if len(gold_parts) == 1 and inner[0] and (inner[0][0] in "{(" and inner[0][2] in "})"):
-        return _same_list(structure.parts_of(inner[0][1]), answer_parts, inner[0][0] != "{", depth)
+        return _same_list(structure.elements(inner[0][1]), answer_parts, inner[0][0] != "{", depth)
     if len(gold_parts) > 1 and len(answer_parts) == 1 and words(gold) and len(words(gold)) > 3:
         return False
     return _same_list(gold_parts, answer_parts, False, depth)
@@ -283,6 +281,8 @@ def _interval(text: str) -> tuple[str, str, str, str] | None:
 
 def _same_range(gold: str, answer: str, depth: int) -> bool | None:
     """Intervals, their unions, and inequalities that stand for them."""
+    if len(structure.ascending(gold)) > 2 and structure.ascending(gold) == structure.ascending(answer):
+        return True
     unions = [re.split(r"\\cup(?![a-zA-Z])|(?<![a-zA-Z\\])[uU](?=\s*[\[(])", side) for side in (gold, answer)]
     pieces = [[_interval(piece.strip()) for piece in side] for side in unions]
     if len(unions[0]) == len(unions[1]) == 1:
@@ -308,6 +308,8 @@ def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
     """Tuples in order, sets in any order."""
     left, right = structure.bracketed(gold), structure.bracketed(answer)
     if not left or not right:
+        if (left or right or ("", ""))[1] == "\\emptyset":
+            return False  # the set of the empty set
         if (left and left[0] == "{") or (right and right[0] == "{"):
             return _same_parts(
                 *(b[1] if b and b[0] == "{" else side for b, side in ((left, gold), (right, answer))), depth + 1
@@ -317,7 +319,7 @@ def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
     if len(parts[0]) == len(parts[1]) == 1:
         return None if left[0] != "{" and right[0] != "{" else _same_parts(left[1], right[1], depth + 1)
     if left[0] == "{" and right[0] == "{":
-        return _same_multiset(parts[0], parts[1], depth)
+        return _same_multiset(structure.elements(left[1]), structure.elements(right[1]), depth)
     if len(parts[0]) != len(parts[1]) or len(parts[0]) > MAX_PARTS:
         return False
     if "{" in (left[0], right[0]):

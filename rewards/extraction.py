@@ -14,6 +14,7 @@ The rules, in order:
 import re
 
 from rewards.normalisation import language
+from rewards.roles import roles
 
 MAX_ANSWER = 4096  # characters of an answer that are ever parsed
 MAX_FALLBACK = 16384  # characters at the end of a text that the rules without a box look at
@@ -56,8 +57,11 @@ def final_part(text: str) -> str | None:
             start = match.end()
     if unclosed:
         return None
-    stop = _STOP.search(text, start)
-    return text[start : stop.start()] if stop else text[start:]
+    for stop in _STOP.finditer(text, start):
+        if text[start : stop.start()].strip():  # one at the very beginning opens the turn
+            return text[start : stop.start()]
+        start = stop.end()
+    return text[start:]
 
 
 def own_part(text: str) -> str:
@@ -165,6 +169,7 @@ _PHRASE = re.compile(
 )
 _IS_ANSWER = re.compile(r"([^\n]{1,200}?)\s+is\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
 _FINAL = re.compile(r"\bfinal\s+answer\b[^.:：\n=$]{0,60}?(?:\b(?:is|are)\b|[:：])\s*[:：]?", re.IGNORECASE)
+_CONCLUSION = re.compile(r"\b(?:answer|conclusion|solution)\b[\s*]*(?:is\b|[:：])", re.IGNORECASE)
 _MATH = re.compile(
     r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
 )
@@ -216,7 +221,8 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
     if blocks:
         return _picked(blocks[-1].strip(" *\n"), kind, first=True) or None
     if kind == "roles":
-        return text or None
+        stated = [text[match.end() :] for match in _CONCLUSION.finditer(text)][-3:]
+        return next((part for part in reversed(stated) if roles(part)), text) or None
     phrase = _last(_FINAL, text) or _last(_PHRASE, text)
     if phrase and text[phrase.end() :].strip(" *\n.:"):
         if kind == "choice":
@@ -285,7 +291,9 @@ def _value_in(text: str, *, first: bool) -> str | None:
 
 def _prose(text: str) -> bool:
     """Whether `text` is language around a value, not a value with its name or unit."""
-    said = language(_MATH.sub(_blank, _NO_LANGUAGE.sub(_blank, text)))
+    said = [
+        m for m in language(_MATH.sub(_blank, _NO_LANGUAGE.sub(_blank, text))) if text[m.end() : m.end() + 1] != "^"
+    ]
     value = re.search(r"[\d$\\]", text)
     return (
         len(said) >= 4

@@ -17,7 +17,7 @@ def read_gold(gold) -> str | None:
     text = str(gold).strip()
     if re.search(r"\\(?:boxed|fbox)(?![a-zA-Z])", text):
         text = boxed_answer(text, adjacent=True) or _unclosed(text)
-    elif _SOLUTION.search(text) and len(text) > 12:
+    elif _SOLUTION.search(text) and (len(text) > 12 or "####" in text):
         found = answer_of_kind(text, "words")
         text = found if found else text
     return None if len(text) <= MAX_ANSWER and unreadable(text) else text

@@ -1,5 +1,6 @@
 """Bring the many ways to write one answer to one spelling, by string work alone."""
 
+import functools
 import re
 import unicodedata
 
@@ -78,6 +79,7 @@ def plain(text: str) -> str:
     text = _VULGAR.sub(
         lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
     )
+    text = re.sub(r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}", text)
     text = _SUPERSCRIPT.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[char] for char in m[0]) + "}", text)
     text = _SUBSCRIPT.sub(lambda m: "_{" + "".join(SUBSCRIPTS[char] for char in m[0]) + "}", text)
     out = []
@@ -120,6 +122,7 @@ _FIGURE = re.compile(
 _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 
+@functools.lru_cache(maxsize=1024)  # a gold answer meets many answers
 def clean(text: str) -> str:
     """`text` without delimiters, fonts, sizes and spacing commands, with whole fractions. Words keep their spaces."""
     text = plain(text).replace('"', " ").strip()
@@ -143,6 +146,8 @@ def clean(text: str) -> str:
     text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
     text = _FIGURE.sub(lambda m: f" {m[1] or ''}", text)
     text = re.sub(r"\\(?:implies|Longrightarrow|Rightarrow)(?![a-zA-Z])", r"\\to ", text)
+    if "\\equiv" in text:
+        text = re.sub(r"\(?\s*(?:\\[pb]?mod|\bmod)(?![a-z])\s*\{?\s*(\w+)\s*\}?\s*\)?", r" (mod \1)", text)
     if "{cases}" in text and "&" not in text:  # a system of equations is a list
         text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text).replace("\\\\", ", ")
     for _ in range(3):  # nested ones

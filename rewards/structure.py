@@ -57,7 +57,7 @@ def _outside(text: str, position: int) -> bool:
 
 def expand_plus_minus(text: str) -> list[str]:
     """ "a \\pm b" as the two answers it stands for."""
-    if text.count("\\pm") != 1 or "\\mp" in text:
+    if text.count("\\pm") != 1 or "\\mp" in text or text.startswith("\\{"):
         return [text]
     head, tail = text.split("\\pm")
     return [
@@ -66,6 +66,20 @@ def expand_plus_minus(text: str) -> list[str]:
         else f"{head} {tail.lstrip()}",
         f"{head.rstrip()} - {tail.lstrip()}".strip(),
     ]
+
+
+def elements(text: str) -> list[str]:
+    """`parts_of`, with "a \\pm b" as two."""
+    return [one for part in parts_of(text) for one in expand_plus_minus(part)]
+
+
+def ascending(text: str) -> list[str]:
+    """ "c > b \\ge a" and "a \\le b < c" alike as ["a", "\\le", "b", "<", "c"]; [text] if it is no such chain."""
+    pieces = [piece.replace(" ", "") for piece in re.split(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))", text)]
+    signs = set(pieces[1::2])
+    if signs <= {">", "\\ge"}:
+        pieces = [{">": "<", "\\ge": "\\le"}.get(piece, piece) for piece in reversed(pieces)]
+    return pieces if signs <= {"<", "\\le"} or signs <= {">", "\\ge"} else [text]
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
