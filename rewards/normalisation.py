@@ -106,7 +106,6 @@ _SPACES = re.compile(
 )
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$\$|(?<!\\)\$")
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
-_TAIL = re.compile(r"(?:[\s.,;:]|\\$)+$")
 _JOIN = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CURRENCY = re.compile(
@@ -161,7 +160,7 @@ def clean(text: str) -> str:
         text = _SHORT_FRACTION.sub(_whole_fraction, text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "^\\\\circ", text)
     text = text.replace("\\%", "%")
-    return _TAIL.sub("", re.sub(r"\s+", " ", text)).strip()
+    return re.sub(r"\s+", " ", text).rstrip(" .,;:\\").strip()
 
 
 _RELATIONS = {"leq": "\\le ", "geq": "\\ge ", "neq": "\\ne ", "lt": "<", "gt": ">"}
