@@ -6,6 +6,8 @@ The choice never looks at a candidate's length or at the order in which candidat
 import hashlib
 import random
 
+POLICIES = ("uniform", "balanced", "hard", "paper")
+
 
 def choice_seed(seed: int, *parts: object) -> int:
     """A seed that depends on the run's seed and on `parts` (problem id, step, ...) and on nothing else.
@@ -16,32 +18,80 @@ def choice_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def choose_candidate_sets(usable: list[bool], num_candidates: int, num_sets: int, seed: int) -> list[list[int]]:
-    """Uniformly chosen, shuffled candidate sets (OBJECTIVES.md, "Candidate sets").
+def set_policies(policy: str, num_sets: int, uniform_share: float, seed: int) -> list[str]:
+    """The policy of each of a problem's `num_sets` sets: `policy`, or `uniform` for a share of them.
+
+    Args:
+        policy: One of `POLICIES`.
+        uniform_share: Share of sets in [0, 1] that are chosen uniformly whatever the policy, because the others change
+            what a refiner believes about majorities. The whole part of num_sets * uniform_share is certain, the rest
+            a probability.
+        seed: From `choice_seed`.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"candidate_choice={policy!r} is not known: use one of {', '.join(POLICIES)}")
+    if policy == "uniform":
+        return ["uniform"] * num_sets
+    rng = random.Random(seed)
+    wanted = num_sets * uniform_share
+    number = int(wanted) + (rng.random() < wanted - int(wanted))
+    return rng.sample(["uniform"] * number + [policy] * (num_sets - number), num_sets)
+
+
+def choose_candidate_sets(
+    usable: list[bool],
+    num_candidates: int,
+    num_sets: int,
+    seed: int,
+    *,
+    correct: list[float | None] | None = None,
+    policy: str = "uniform",
+    uniform_share: float = 0.0,
+) -> list[list[int]]:
+    """Candidate sets, shuffled (OBJECTIVES.md, "Candidate sets").
 
     Args:
         usable: One flag a candidate, length G: scored, and finished or cut by rule.
         num_candidates: K, the size of a set, 1 <= K <= G.
         num_sets: M, the number of sets.
         seed: From `choice_seed`.
+        correct: Correctness of each candidate, length G; looked at by every policy but `uniform`. A candidate is
+            right if it is above one half.
+        policy: `uniform`; `balanced`, as many right ones as wrong ones (of an odd K the one more is drawn); `hard`,
+            right ones are fewer than half; `paper`, all right ones, filled up with wrong ones. Where a kind runs
+            short the other fills the set.
+        uniform_share: See `set_policies`, which tells with the same arguments which sets are uniform.
 
     Returns:
-        M lists of distinct indices into the candidates. Sets share no candidate while enough usable ones are left
-        (M * K <= number usable), and otherwise reuse as few as possible. With fewer than K usable candidates a set
-        holds all of them; with none, every set is empty.
+        M lists of distinct indices into the candidates. Uniform sets share no candidate while enough usable ones are
+        left (M * K <= number usable), and otherwise reuse as few as possible; the other policies take their kinds
+        from what is left first. With fewer than K usable candidates a set holds all of them; with none, every set is
+        empty.
     """
-    rng = random.Random(seed)
+    policies = set_policies(policy, num_sets, uniform_share, seed)
+    rng = random.Random(choice_seed(seed, "sets") if policy != "uniform" else seed)
     pool = [index for index, ok in enumerate(usable) if ok]
     sets: list[list[int]] = []
-    fresh: list[int] = []
-    for _ in range(num_sets):
+    deck: list[int] = []  # what no set has shown since the last deal
+    for kind in policies:
         size = min(num_candidates, len(pool))
-        chosen = fresh[:size]
-        fresh = fresh[size:]
-        if len(chosen) < size:  # the deck is used up: deal again, without doubling inside this set
-            deck = rng.sample(pool, len(pool))
-            extra = [index for index in deck if index not in chosen][: size - len(chosen)]
-            chosen += extra
-            fresh = [index for index in deck if index not in chosen]
+        if len(deck) < size:  # used up: deal again behind what is left
+            deck = deck + [index for index in rng.sample(pool, len(pool)) if index not in deck]
+        chosen = deck[:size] if kind == "uniform" else _pick(deck, size, correct, kind, rng)
+        deck = [index for index in deck if index not in chosen]
         sets.append(rng.sample(chosen, len(chosen)))
     return sets
+
+
+def _pick(deck: list[int], size: int, correct: list[float | None], policy: str, rng: random.Random) -> list[int]:
+    """`size` of the deck's indices, with as many right ones as the policy wants and the deck allows."""
+    right = [index for index in deck if (correct[index] or 0.0) > 0.5]
+    wrong = [index for index in deck if index not in right]
+    if policy == "paper":
+        wanted = size
+    elif policy == "balanced":
+        wanted = size // 2 + rng.randint(0, size % 2)
+    else:
+        wanted = rng.randint(0, max(0, (size - 1) // 2))
+    wanted = max(min(wanted, len(right)), size - len(wrong))
+    return right[:wanted] + wrong[: size - wanted]

@@ -1,9 +1,10 @@
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.candidates import choice_seed, choose_candidate_sets
+from gsr_rl.candidates import POLICIES, choice_seed, choose_candidate_sets, set_policies
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=16), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99))
@@ -33,3 +34,73 @@ def test_every_candidate_is_chosen_equally_often_at_every_place():
 def test_the_seed_depends_on_run_step_and_problem_and_on_nothing_else():
     assert choice_seed(1, "set", 3, "a") == choice_seed(1, "set", 3, "a")
     assert len({choice_seed(run, "set", step, name) for run in (1, 2) for step in (3, 4) for name in "ab"}) == 8
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=16),
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.sampled_from(POLICIES),
+    st.integers(0, 99),
+)
+def test_every_policy_fills_its_sets_with_different_usable_candidates(right, k, m, policy, seed):
+    correct = [float(one) for one in right]
+    sets = choose_candidate_sets([True] * len(right), k, m, seed, correct=correct, policy=policy)
+    assert [len(set(chosen)) for chosen in sets] == [min(k, len(right))] * m
+    assert sets == choose_candidate_sets([True] * len(right), k, m, seed, correct=correct, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_right", "right_shown"),
+    [
+        ("paper", 3, {3}),
+        ("paper", 6, {4}),
+        ("balanced", 3, {2}),
+        ("balanced", 1, {1}),
+        ("balanced", 7, {3}),  # one wrong candidate of eight: the right ones fill the set
+        ("hard", 4, {0, 1}),
+        ("hard", 5, {1}),  # three wrong ones: one right one must fill the set
+        ("hard", 7, {3}),
+    ],
+)
+def test_a_policy_shows_its_number_of_right_candidates(policy, num_right, right_shown):
+    correct = [1.0] * num_right + [0.0] * (8 - num_right)
+    shown = set()
+    for seed in range(50):
+        (chosen,) = choose_candidate_sets([True] * 8, 4, 1, seed, correct=correct, policy=policy)
+        shown.add(int(sum(correct[index] for index in chosen)))
+    assert shown == right_shown
+
+
+def test_a_balanced_set_of_odd_size_has_one_more_of_either_kind():
+    correct = [1.0] * 4 + [0.0] * 4
+    shown = Counter()
+    for seed in range(200):
+        (chosen,) = choose_candidate_sets([True] * 8, 5, 1, seed, correct=correct, policy="balanced")
+        shown[int(sum(correct[index] for index in chosen))] += 1
+    assert set(shown) == {2, 3}
+    assert min(shown.values()) > 60
+
+
+def test_a_share_of_the_sets_is_uniform_whatever_the_policy():
+    assert Counter(set_policies("hard", 4, 0.5, 0)) == {"hard": 2, "uniform": 2}
+    kinds = Counter(set_policies("paper", 1, 0.5, seed)[0] for seed in range(1000))
+    assert abs(kinds["uniform"] - 500) < 80
+    assert set_policies("uniform", 3, 0.0, 1) == ["uniform"] * 3
+
+
+def test_uniform_sets_among_others_do_not_look_at_correctness():
+    right = [1.0] * 4 + [0.0] * 4
+    for seed in range(50):
+        kinds = set_policies("paper", 2, 0.5, seed)
+        first, second = (
+            choose_candidate_sets([True] * 8, 4, 2, seed, correct=c, policy="paper", uniform_share=0.5)
+            for c in (right, right[::-1])
+        )
+        if kinds[0] == "uniform":
+            assert first[0] == second[0]
+
+
+def test_an_unknown_policy_is_named():
+    with pytest.raises(ValueError, match="candidate_choice='best'"):
+        choose_candidate_sets([True], 1, 1, 0, policy="best")
