@@ -40,9 +40,15 @@ _CONNECTOR = re.compile(
     rf"(?:{_SPACING}|\band\b|\bor\b|[a-zA-Z](?:_\{{?\w\}}?)?\s*=)*"
 )
 _UNJOINED = re.compile(r"\b(?:no|not|wrong|incorrect|but|is|was|are|were|has|have|so|thus|then|instead|first)\b")
+_IN_SENTENCE = r"(?:[^.!?\n]|\.(?=\d))"
 _ATTRIBUTED = re.compile(
-    r"\b(?:candidate|solution|response|attempt)s?\s*(?:#\s*)?(?:\d+|[A-D]\b)[^.!?\n]{0,120}?\b(?:sa(?:ys|id)|g[ai]ves?|got|gets"
-    r"|claim\w*|answer\w*|box\w*|conclu\w*|propos\w*|wrote|has|had|ends?|ended|states?|stated|was)\b[^!?\n]{0,80}$",
+    r"(?:\b(?:candidate|solution|response|attempt)s?\s*(?:#\s*)?(?:\d+|[A-D]\b)"
+    r"|\b(?:first|second|third|fourth|fifth|last|other|others|most|some|both|all|majority)\b[^.!?\n]{0,20}"
+    r"\b(?:candidate|response|attempt)s?\b)"  # "the other solution" is a word of mathematics
+    rf"(?:{_IN_SENTENCE}{{0,120}}?\b(?:say|sa(?:ys|id)|g[ai]ves?|got|gets?|find|found|claim\w*|answer\w*|(?<!\\)box\w*"
+    rf"|conclu\w*|propos\w*|wrote|has|had|ends?|ended|states?|stated|was)\b{_IN_SENTENCE}{{0,80}}"
+    r"|(?:['’]s)?[\s*]*(?:[:=(→-]|->)[\s*$\\(\[]*|['’]s[\s*$\\(\[]*)$"
+    r"|\b(?:not|instead of|rather than|unlike)\s[\s*$\\(\[]*$",
     re.IGNORECASE,
 )
 _ENDORSED = re.compile(r"\b(?:correct\w*|right\w*|agree\w*|indeed|therefore|so|hence|thus)\b", re.IGNORECASE)
@@ -177,10 +183,12 @@ _FIGURE = r"\d+(?:[.,٫٬]\d+)*"
 _GROUP = r"\{[^{}\n]{1,60}\}"
 _TERM = rf"(?:\\[dt]?frac\s*{_GROUP}\s*{_GROUP}|\d*\\sqrt(?:\[\d\])?{_GROUP}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
 _VALUE = re.compile(
-    rf"(?<![A-Za-z0-9_.\\])(?:[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
+    rf"(?<![A-Za-z0-9_.\\])(?:\d{{1,4}}(?::\d{{1,4}})+(?:\s*[ap]\.?m\b\.?)?|[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
     rf"|(?:(?:negative|minus)\s+|[-−+])?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
 )
 _BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives\b|\bget\b)[\s*]*$", re.IGNORECASE)
+_REMARK = re.compile(r"(?<=\w) \(([^()]{1,200})\)$")
+_STATED = re.compile(r"\b(?:is|are|equals)\s+([^\s,;:$][^,;:$]{0,80})$")
 _SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！]|\n")
 _NO_LANGUAGE = re.compile(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}")
 
@@ -269,8 +277,14 @@ def _statement(text: str, kind: str) -> str:
 def _picked(text: str, kind: str, *, first: bool) -> str:
     """`text` itself, or, where it is prose around a value, the value."""
     text = text.strip().rstrip(".。")
+    remark = _REMARK.search(text)
+    if remark and language(remark[1]):
+        text = text[: remark.start()]
     if kind != "formula" or not _prose(text):
         return text
+    stated = _STATED.search(text)  # "the line is y = 2x + 1"
+    if stated and not language(stated[1]):
+        return stated[1]
     return _value_in(text, first=first) or text
 
 

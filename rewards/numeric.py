@@ -7,6 +7,7 @@ from fractions import Fraction
 MAX_DIGITS = 400
 MAX_EXPONENT = 400
 ENOUGH_DIGITS = 5  # a decimal with so many significant digits may stand for the number that it rounds
+FLOAT_DIGITS = 14  # a decimal with so many is what a computer printed, with its rounding error
 
 _D = r"\d{1,400}"
 _NUMBER = re.compile(
@@ -176,6 +177,8 @@ def same_number(gold: Number, answer: Number) -> bool:
 def _close(one: Number, other: Number) -> bool:
     if one.value == other.value:
         return True
+    if max(one.digits, other.digits) >= FLOAT_DIGITS:
+        return abs(one.value - other.value) < abs(one.value) / 10**12
     return any(
         a.decimals
         and a.digits >= ENOUGH_DIGITS
