@@ -32,6 +32,8 @@ def _unclosed(text: str) -> str:
 def unreadable(gold: str) -> str | None:
     """Why a gold answer cannot be read, or None if it can."""
     text = clean(gold)
+    if re.fullmatch(r"[<>=]|\\(?:le|ge)", text):  # "which sign belongs between them?"
+        return None
     if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text):
         return "the gold answer is empty"
     if not balanced(text):
