@@ -52,6 +52,10 @@ class WholeCheckpoints:
         """From now on SIGTERM and SIGUSR1 save a checkpoint at the end of the step, and end the training."""
         self.add_callback(StopInOrder(self))
 
+    def can_save_here(self) -> bool:
+        """Whether a checkpoint between this optimizer step and the next one holds all there is to continue from."""
+        return True
+
     def save_extra_state(self, folder: str) -> None:
         """What a checkpoint holds beyond transformers' own; called on the main process."""
 
@@ -170,7 +174,7 @@ class StopInOrder(TrainerCallback):
         asked = torch.tensor([float(self.asked)], device=accelerator.device)
         asked = accelerator.reduce(asked, reduction="sum").item() > 0
         self.save_due = self.save_due or asked or control.should_save
-        whole = self.trainer.at_end_of_generation()
+        whole = self.trainer.can_save_here()
         control.should_save = self.save_due and whole
         if control.should_save:
             self.save_due = False

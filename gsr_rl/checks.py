@@ -107,6 +107,8 @@ def _check_choice(c) -> list[str]:
         )
     if c.candidate_credit and not (c.candidate_weight > 0 and c.refinement_weight > 0):
         found.append(f"candidate_credit={c.candidate_credit} needs both stages: set both weights above 0")
+    if c.launch_config and not Path(c.launch_config).is_file():
+        found.append(f"launch_config={c.launch_config}: there is no such file, give one of accelerate_configs/")
     if c.oversample < 1:
         found.append(f"oversample={c.oversample}: at least 1 is needed (1: no further problems)")
     if str(getattr(c, "eval_strategy", "no")) != "no" and not c.eval_dataset_name:

@@ -59,10 +59,7 @@ class ColocatedVLLM(VLLMGeneration):
             runner.reload_weights(
                 weights_iterator=((name, param.detach().clone()) for name, param in self._iter_named_params())
             )
-            # A tied output head has no weights of its own to reload, but on CPU it multiplies with a packed copy.
-            head = getattr(runner.model, "lm_head", None)
-            if head is not None and runner.vllm_config.model_config.hf_text_config.tie_word_embeddings:
-                head.quant_method.process_weights_after_loading(head)
+            repack_tied_head(runner)
         self.llm.reset_prefix_cache()
 
     @contextmanager
@@ -87,6 +84,15 @@ class ColocatedVLLM(VLLMGeneration):
         if self.mode != "colocate" or self.tensor_parallel_size > 1 or self.structured_outputs_regex:
             return None
         return RequestStream(self)
+
+
+def repack_tied_head(runner) -> None:
+    """A tied output head has no weights of its own to reload, but on a CPU vLLM multiplies with a packed copy."""
+    if runner.device.type != "cpu" or not runner.vllm_config.model_config.hf_text_config.tie_word_embeddings:
+        return
+    head = getattr(runner.model, "lm_head", None)
+    if head is not None:
+        head.quant_method.process_weights_after_loading(head)
 
 
 class RequestStream:

@@ -143,6 +143,12 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         default=True,
         metadata={"help": "With vLLM colocated: refine a problem as soon as its own candidates are done."},
     )
+    server_request_timeout: float = field(
+        default=1800.0,
+        metadata={
+            "help": "With vllm_mode server: seconds that one answer of the server may take before the run ends."
+        },
+    )
     num_examples: int = field(
         default=2, metadata={"help": "Problems to print at each logging step, candidates beside their refinement."}
     )
@@ -171,9 +177,24 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     vllm_enforce_eager: bool | None = field(
         default=None, metadata={"help": "Do not compile the engine's model. Default: eager on CPU, compiled on GPU."}
     )
+    model_shape: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For the memory figures of a dry run: sizes by config.json's names, if the model is not local."
+        },
+    )
+    launch_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it reckons with."
+        },
+    )
+    gpu_memory_gib: float = field(default=80.0, metadata={"help": "For a dry run: memory of one GPU in GiB."})
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Check everything, print the resolved configuration and the batch, load no weights."},
+        metadata={
+            "help": "Check everything, print the resolved configuration, the batch and memory, load no weights."
+        },
     )
 
     def __post_init__(self):

@@ -123,8 +123,8 @@ class GSRTrainer(WholeCheckpoints, GRPOTrainer):
             shuffle=False,
         )
 
-    def at_end_of_generation(self) -> bool:
-        """Whether the next step samples anew, so that a run can be cut here without losing rollouts."""
+    def can_save_here(self) -> bool:
+        """Only where the next step samples anew: a checkpoint holds no rollouts."""
         return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def save_extra_state(self, folder: str) -> None:
@@ -392,7 +392,15 @@ def _batch_of_blocks(prompts: list, trainer) -> dict[str, list]:
 def _engine_in_place(args: GSRConfig):
     """TRL's __init__ names its engine class as a module global; ours stands there while it runs."""
     original = grpo_trainer.VLLMGeneration
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if args.use_vllm and args.vllm_mode == "server":
+        from gsr_rl.server_engine import ServerVLLM
+
+        grpo_trainer.VLLMGeneration = partial(
+            ServerVLLM,
+            request_timeout=args.server_request_timeout,
+            exchange_folder=os.path.join(args.output_dir, "weights-for-server"),
+        )
+    elif args.use_vllm:
         from gsr_rl.colocated import ColocatedVLLM
         from gsr_rl.generation import cpu_environment
 

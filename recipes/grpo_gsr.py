@@ -42,7 +42,7 @@ def main() -> None:
         from gsr_rl.batch_arithmetic import batch_arithmetic
         from gsr_rl.run_folder import print_dry_run
 
-        return print_dry_run(configs, batch_arithmetic(args))
+        return print_dry_run(configs, batch_arithmetic(args, model_args.model_name_or_path))
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
     from gsr_rl.checkpoints import STOPPED, resume_point
