@@ -179,14 +179,15 @@ class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
         ]
 
     def _token_passes(self, parts: list[windows.Batch]) -> list[list[windows.Batch]]:
-        """Passes within the token budget for each step of each window, equally many on every rank."""
+        """Passes within the token budget for each step of each window, equally many on every rank and at least one."""
+        accumulation = self.args.gradient_accumulation_steps
         columns = ("prompt_ids", "prompt_mask", "completion_mask", "stage")
         plans = [token_passes(*(part[key] for key in columns), self.token_budget) for part in parts]
         steps = []
         for part, plan, most in zip(parts, plans, self._most([len(plan) for plan in plans]), strict=True):
             passes = [windows.stage_parts(windows.take_rows(part, torch.tensor(rows)))[0] for rows in plan]
-            passes += [windows.without_tokens(passes[-1])] * (most - len(plan))
-            steps += share_out(passes, self.args.gradient_accumulation_steps)
+            passes += [windows.without_tokens(passes[-1])] * (max(most, accumulation) - len(plan))
+            steps += share_out(passes, accumulation)
         return steps
 
     def _generate_and_score_completions(self, inputs):
