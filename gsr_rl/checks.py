@@ -91,6 +91,7 @@ def check_grpo(c) -> list[str]:
             f"reward_weights={c.reward_weights} has {len(c.reward_weights)} numbers for {len(rewards)} reward_funcs "
             f"({', '.join(rewards)}): give one a reward"
         )
+    found += _check_token_budget(c)
     found += _check_window(c)
     found += _check_batch(c)
     return found
@@ -123,6 +124,30 @@ def _check_choice(c) -> list[str]:
     if str(getattr(c, "eval_strategy", "no")) != "no" and not c.eval_dataset_name:
         found.append(
             f"eval_strategy={c.eval_strategy} needs held-out problems: set eval_dataset_name, or eval_strategy to no"
+        )
+    return found
+
+
+def _check_token_budget(c) -> list[str]:
+    """max_tokens_per_micro_batch against what it cannot be combined with."""
+    budget = c.max_tokens_per_micro_batch
+    if budget is None:
+        return []
+    name = f"max_tokens_per_micro_batch={budget}"
+    found = []
+    if budget < 1:
+        found.append(f"{name} is below 1: give a number of tokens, or leave it out for micro-batches of rows")
+    if not c.shared_prefix:
+        found.append(f"{name} needs shared_prefix: true, which makes the packed passes that it counts")
+    if c.top_entropy_quantile < 1.0:
+        found.append(
+            f"{name} cannot be used with top_entropy_quantile={c.top_entropy_quantile}: the quantile is taken over a "
+            "micro-batch on all ranks, leave one of the two out"
+        )
+    if c.entropy_coef or c.use_adaptive_entropy:
+        found.append(
+            f"{name} cannot be used with TRL's entropy bonus (entropy_coef, use_adaptive_entropy): its mean is over a "
+            "micro-batch, leave one of the two out"
         )
     return found
 

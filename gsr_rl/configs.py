@@ -176,6 +176,20 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         },
     )
     gpu_memory_gib: float = field(default=80.0, metadata={"help": "For a dry run: memory of one GPU in GiB."})
+    shared_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute a prompt once for all its completions and no padding (Llama, Qwen2, Qwen3 types; others "
+            "fall back to TRL's padded rows with a warning)."
+        },
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that one forward and backward computes at most: an optimizer step's rows are packed into "
+            "as few passes of whole prompt groups as fit. Default: micro-batches of per_device_train_batch_size rows."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={

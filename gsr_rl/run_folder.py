@@ -124,9 +124,9 @@ def json_lines_callback(folder: str | Path):
 
     class JsonLines(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            """A resumed run makes some steps again: what stands there of them is taken out."""
+            """Steps after this one are made again, or anew: what stands there of them is taken out."""
             path = Path(folder) / "metrics.jsonl"
-            if state.is_world_process_zero and state.global_step and path.is_file():
+            if state.is_world_process_zero and path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 kept = [
                     line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step

@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from accelerate.utils import gather
-from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
@@ -21,6 +20,8 @@ from gsr_rl import windows
 from gsr_rl.checkpoints import WholeCheckpoints
 from gsr_rl.configs import GSRConfig
 from gsr_rl.held_out import evaluate_held_out
+from gsr_rl.micro_batches import share_out, token_passes
+from gsr_rl.packed_trainer import PackedGRPOTrainer
 from gsr_rl.problem_stream import ProblemStream
 from gsr_rl.rollout import Block, Plan, TwoStageRollout
 from gsr_rl.run_folder import json_lines_callback
@@ -31,7 +32,7 @@ from gsr_rl.windows import STAGES
 STREAM_STATE = "problem_stream.json"
 
 
-class GSRTrainer(WholeCheckpoints, GRPOTrainer):
+class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
     """Joint GRPO: one policy samples candidates, refines over them, and learns from both in one update.
 
     Takes what `GRPOTrainer` takes, with a `GSRConfig`. The data sets' rows have `prompt` (the solve chat), `problem`,
@@ -57,7 +58,6 @@ class GSRTrainer(WholeCheckpoints, GRPOTrainer):
         self.rollout = TwoStageRollout(self)
         self.problems = ProblemStream(len(train_dataset), args.seed, args.shuffle_dataset, args.curriculum)
         self.log_of_rollouts = TrainingLog(self)
-        self._forward = None  # a forward's result, waiting for TRL's loss to take it
         self._seconds: dict[str, float] = defaultdict(float)
         callbacks = [*(kwargs.pop("callbacks", None) or []), json_lines_callback(args.output_dir)]
         with _engine_in_place(args):
@@ -160,19 +160,35 @@ class GSRTrainer(WholeCheckpoints, GRPOTrainer):
         return self._buffered_inputs[self._step % per_generation]
 
     def _split(self, batch: windows.Batch) -> list[windows.Batch]:
-        """Micro-batches in the order of training, each with its window's counts over all ranks."""
-        num_windows = self.args.steps_per_generation // self.args.gradient_accumulation_steps
-        order = windows.window_order(len(batch["stage"]), self.args.block_size, len(self.args.stages), num_windows).to(
-            batch["stage"].device
-        )
-        batch = windows.take_rows(batch, order)
+        """Micro-batches in the order of training: each its passes, and its window's counts over all ranks."""
+        accumulation, block = self.args.gradient_accumulation_steps, self.args.block_size
+        num_windows = self.args.steps_per_generation // accumulation
+        order = windows.window_order(len(batch["stage"]), block, len(self.args.stages), num_windows)
+        batch = windows.take_rows(batch, order.to(batch["stage"].device))
         counts = windows.stage_counts(batch["stage"], batch["completion_mask"], num_windows)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        rows = torch.arange(len(order), device=order.device).chunk(self.args.steps_per_generation)
+        rows = torch.arange(len(order), device=batch["stage"].device)
+        if self.token_budget is None:
+            passes = [
+                windows.stage_parts(windows.take_rows(batch, part)) for part in rows.chunk(len(counts) * accumulation)
+            ]
+        else:
+            passes = self._token_passes([windows.take_rows(batch, part) for part in rows.chunk(num_windows)])
         return [
-            windows.take_rows(batch, part) | {"window_counts": counts[number // self.args.gradient_accumulation_steps]}
-            for number, part in enumerate(rows)
+            {"passes": part, "window_counts": counts[number // accumulation]} for number, part in enumerate(passes)
         ]
+
+    def _token_passes(self, parts: list[windows.Batch]) -> list[list[windows.Batch]]:
+        """Passes within the token budget for each step of each window, equally many on every rank and at least one."""
+        accumulation = self.args.gradient_accumulation_steps
+        columns = ("prompt_ids", "prompt_mask", "completion_mask", "stage")
+        plans = [token_passes(*(part[key] for key in columns), self.token_budget) for part in parts]
+        steps = []
+        for part, plan, most in zip(parts, plans, self._most([len(plan) for plan in plans]), strict=True):
+            passes = [windows.stage_parts(windows.take_rows(part, torch.tensor(rows)))[0] for rows in plan]
+            passes += [windows.without_tokens(passes[-1])] * (max(most, accumulation) - len(plan))
+            steps += share_out(passes, accumulation)
+        return steps
 
     def _generate_and_score_completions(self, inputs):
         """TRL rolls out its rows, a prompt's being one advantage group; ours are by stage and candidate set."""
@@ -261,29 +277,27 @@ class GSRTrainer(WholeCheckpoints, GRPOTrainer):
 
     # Loss ------------------------------------------------------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        """TRL always runs the model; inside our loss the forward has been made already and is handed over."""
-        if self._forward is not None:
-            result, self._forward = self._forward, None
-            return result
-        return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
-
     def _compute_loss(self, model, inputs):
-        """TRL's loss over all rows; ours is its loss on each stage's rows, (w_c L_c + w_r L_r) / (w_c + w_r)."""
+        """TRL's loss over all rows at once; ours is its loss on each pass's rows, (w_c L_c + w_r L_r) / (w_c + w_r).
+
+        Each pass but the last has its backward here, so that one pass's activations stand in memory.
+        """
         counts = inputs["window_counts"]
         weights = {"candidate": self.args.candidate_weight, "refinement": self.args.refinement_weight}
         present = {stage: weights[stage] for index, stage in enumerate(STAGES) if counts[index, 0] > 0}
         total = sum(present.values()) or 1.0
-        losses = []
-        for index, stage in enumerate(STAGES):
-            rows = windows.stage_rows(inputs, stage)
-            if rows is not None:
-                with self._metrics_of(stage):
-                    loss = self._stage_loss(model, rows, stage, counts[index])
-                losses.append(loss * (present.get(stage, 0.0) / total))
-        return torch.stack(losses).sum()
+        loss = torch.zeros((), device=counts.device, requires_grad=torch.is_grad_enabled())
+        for number, rows in enumerate(inputs["passes"]):
+            stage = STAGES[int(rows["stage"][0])]
+            early = torch.is_grad_enabled() and number + 1 < len(inputs["passes"])
+            with self._unsynced(model) if early else nullcontext():
+                with self._pass_metrics(stage, rows["completion_mask"].sum().item(), len(rows["stage"])):
+                    part = self._stage_loss(model, dict(rows), stage, counts[STAGES.index(stage)])
+                part = part * (present.get(stage, 0.0) / total)
+                loss = loss.detach() + (self._early_backward(part) if early else part)
+        if self.accelerator.sync_gradients:
+            self._log_loss_metrics()
+        return loss
 
     def _stage_loss(self, model, rows: windows.Batch, stage: str, count: torch.Tensor) -> torch.Tensor:
         """TRL's loss on one stage's rows of a micro-batch, its part of the stage's loss over the window."""
@@ -313,56 +327,6 @@ class GSRTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _limit(self, stage: str) -> int:
         return self.args.max_completion_length if stage == "candidate" else self.args.max_refinement_length
-
-    @contextmanager
-    def _ratio_formed_in_loss(self):
-        """TRL runs a forward for the importance ratio against vLLM; in aligned steps the loss's own forward serves."""
-        correction = self.vllm_importance_sampling_correction
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        aligned = self.args.gradient_accumulation_steps % generate_every == 0
-        self.vllm_importance_sampling_correction = correction and not aligned
-        try:
-            yield
-        finally:
-            self.vllm_importance_sampling_correction = correction
-
-    def _importance_ratio(self, logps: torch.Tensor, rows: windows.Batch) -> torch.Tensor:
-        """Trainer's over engine's probability of each sampled token (or sequence), truncated or masked as TRL does.
-
-        Returns:
-            (B, T) for the token modes, (B, 1) for the sequence modes.
-        """
-        mask = rows["completion_mask"]
-        difference = ((logps - rows["sampling_per_token_logps"]) * mask).nan_to_num(nan=0.0)
-        self._log_drift(difference, mask)
-        mode = self.vllm_importance_sampling_mode
-        if mode.startswith("sequence"):
-            difference = difference.sum(dim=-1, keepdim=True)
-        ratio = difference.exp()
-        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-        if mode.endswith("truncate"):
-            return ratio.clamp(min=low, max=high)
-        outside = (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
-        return ratio.masked_fill(outside, 0.0)
-
-    def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor) -> None:
-        """How far the engine's log-probabilities are from the trainer's, over all ranks."""
-        size = difference.abs()
-        sums = self.accelerator.reduce(torch.stack([size.sum(), mask.sum().to(size.dtype)]), reduction="sum")
-        metrics = self._metrics["train"]
-        metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
-        metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
-
-    @contextmanager
-    def _metrics_of(self, stage: str):
-        """TRL logs the loss's metrics (entropy, clipping, KL) under bare names; here they get the stage's prefix."""
-        outer, self._metrics["train"] = self._metrics["train"], defaultdict(list)
-        try:
-            yield
-        finally:
-            inner, self._metrics["train"] = self._metrics["train"], outer
-            for name, values in inner.items():
-                outer[f"{stage}/{name}"].extend(values)
 
     # Evaluation ------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,18 @@ def stage_rows(batch: Batch, stage: str) -> Batch | None:
     return part
 
 
+def stage_parts(batch: Batch) -> list[Batch]:
+    """`stage_rows` of each stage that has rows."""
+    return [part for part in (stage_rows(batch, stage) for stage in STAGES) if part is not None]
+
+
+def without_tokens(batch: Batch) -> Batch:
+    """A pass of one row whose completion is masked out: its loss is a differentiable zero."""
+    row = take_rows(batch, torch.zeros(1, dtype=torch.long))
+    row["completion_mask"] = torch.zeros_like(row["completion_mask"])
+    return row
+
+
 def loss_scale(
     loss_type: str,
     mask: torch.Tensor,

@@ -58,6 +58,61 @@ def test_zero_makes_the_same_plain_sgd_update_as_one_process(launch, tiny_model,
     assert (moved - other).norm() / moved.norm() < 1e-4
 
 
+def moved(run: dict) -> torch.Tensor:
+    """The update of all weights, in their names' order."""
+    weights = {name.removeprefix("module."): value for name, value in run["weights"].items()}
+    return torch.cat([(weights[name] - run["start"][name]).flatten() for name in sorted(run["start"])])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"loss_type": "grpo", "beta": 0.1, "num_iterations": 2, "max_steps": 2},
+        *(
+            pytest.param({"loss_type": loss_type, "num_candidate_sets": 2}, marks=pytest.mark.slow)
+            for loss_type in ("bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+        ),
+        pytest.param({"loss_type": "dapo", "importance_sampling_level": "sequence"}, marks=pytest.mark.slow),
+        pytest.param({"loss_type": "dapo", "gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+    ids=lambda overrides: "-".join(map(str, overrides.values())),
+)
+def test_packing_makes_the_gradients_of_padded_rows(launch, tiny_model, tmp_path, overrides):
+    """One pass for everything and many small ones, against TRL's padded rows in micro-batches of rows."""
+    plain = fixed_run(launch, tmp_path, tiny_model, shared_prefix=False, **overrides)
+    assert plain["planned"] == [[]]
+    for budget in (100_000, 120):
+        run = fixed_run(launch, tmp_path, tiny_model, max_tokens_per_micro_batch=budget, **overrides)
+        ((passes,),) = run["planned"]
+        assert passes == 2 if budget > 120 else passes > 4
+        for step in range(2):
+            first, second = gradient(plain, step), gradient(run, step)
+            assert first.norm() > 0
+            assert (first - second).norm() / first.norm() < 1e-4
+        keys = [key for key in plain["logs"][0] if key.rsplit("/")[-1] in ("entropy", "kl", "region_mean")]
+        assert "candidate/entropy" in keys
+        for key in keys:
+            assert [log[key] for log in run["logs"]] == pytest.approx([log[key] for log in plain["logs"]], abs=1e-3)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "accelerate",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_cpu", "zero2_cpu")), "zero3_cpu"],
+)
+def test_ranks_with_different_numbers_of_passes_take_one_step_a_window(launch, tiny_model, tmp_path, accelerate):
+    overrides = {"learning_rate": 0.1, "gradient_accumulation_steps": 1, "max_steps": 2}
+    plain = fixed_run(launch, tmp_path, tiny_model, shared_prefix=False, per_device_train_batch_size=32, **overrides)
+    packed = {"per_device_train_batch_size": 16, "max_tokens_per_micro_batch": 62}
+    run = fixed_run(launch, tmp_path, tiny_model, accelerate, **(overrides | packed))
+    (first,), (second,) = run["planned"]
+    assert first != second and min(first, second) > 1
+    assert run["steps_taken"] == 2
+    assert moved(plain).norm() > 0
+    assert (moved(run) - moved(plain)).norm() / moved(plain).norm() < 1e-4
+
+
 @pytest.fixture(scope="module")
 def joint_runs(launch, tmp_path_factory):
     """One joint step with real vLLM in two processes, under ZeRO-2 with seed 1 and under ZeRO-3 with seed 2."""

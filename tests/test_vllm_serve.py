@@ -44,7 +44,8 @@ def server(smollm2, tmp_path_factory):
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", smollm2, "--port", str(port)]
+    # What `vllm serve` runs; the command itself does not start where vLLM is installed as vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", smollm2, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager"]
     command += ["--served-model-name", "smollm2", "--max-num-seqs", "32"]
     with open(log, "w") as file:

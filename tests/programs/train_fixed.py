@@ -11,6 +11,7 @@ import random
 import sys
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
@@ -18,12 +19,20 @@ from gsr_rl import tiny_world
 from gsr_rl.candidates import choice_seed
 from gsr_rl.configs import GSRConfig
 from gsr_rl.deepspeed_cpu import skip_unused_extension
+from gsr_rl.micro_batches import token_passes
 from gsr_rl.problems import training_rows
 from gsr_rl.trainer import GSRTrainer
 
 
 class FixedRollouts(GSRTrainer):
     """An engine whose completions are a function of the prompt and of the place in its group."""
+
+    planned = ()  # passes of each window that this rank needs, of the last rollout
+
+    def _token_passes(self, parts):
+        columns = ("prompt_ids", "prompt_mask", "completion_mask", "stage")
+        self.planned = [len(token_passes(*(part[key] for key in columns), self.token_budget)) for part in parts]
+        return super()._token_passes(parts)
 
     def sample(self, prompt_ids, n, max_tokens):
         completions = []
@@ -88,9 +97,12 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
     start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    planned = gather_object([list(trainer.planned)])
+    steps_taken = getattr(trainer.model_wrapped, "global_steps", trainer.state.global_step)  # DeepSpeed's own count
     if trainer.accelerator.is_main_process:
         steps = [log for log in trainer.state.log_history if "loss" in log]
-        torch.save({"gradients": keep.gradients, "start": start, "weights": weights, "logs": steps}, out)
+        found = {"gradients": keep.gradients, "start": start, "weights": weights, "logs": steps}
+        torch.save(found | {"planned": planned, "steps_taken": steps_taken}, out)
 
 
 if __name__ == "__main__":

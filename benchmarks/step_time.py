@@ -1,0 +1,336 @@
+"""Forward, loss and backward of one joint step: stock TRL's GRPOTrainer against GSRTrainer on the same rollouts.
+
+    python benchmarks/step_time.py [--repeats 5] [--only step|memory|grid]
+
+The step: SmolLM2-135M in float32 (from `make smollm2`, else random weights of its shape), one problem of 64 tokens,
+8 candidates of 64, 8 refinements of 64 whose prompt holds the problem and 4 candidates (320 tokens). Stock TRL runs
+at its fastest micro-batch size, with both stages padded together as its trainer does it (`mixed`) and with one batch a
+stage (`by stage`); GSRTrainer makes one pass a stage. `loss_type` is dr_grpo, whose loss is the same for pooled rows.
+Then peak memory beyond the loaded model, each side in its own process, and a grid of prompt and completion lengths.
+Both sides are warmed up and run in turn; times are medians. Ends with one line of JSON.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+from trl.kernels import ChunkedLogProbFunction
+
+from gsr_rl import windows
+from gsr_rl.configs import GSRConfig
+from gsr_rl.tiny_model import build_tokenizer
+from gsr_rl.trainer import GSRTrainer
+
+SMOLLM2 = Path(__file__).resolve().parent.parent / "runs" / "SmolLM2-135M-Instruct"
+SMALL = dict(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4)
+PROBLEM, CANDIDATE, REFINEMENT, K, G = 64, 64, 64, 4, 8
+SMALL_GRID = [(p, t, g) for p in (16, 256, 2048) for t in (16, 128, 1024) for g in (2, 16)]
+SMOLLM2_GRID = {  # name: prompt tokens, completion tokens, G
+    "shortest": (16, 16, 2),
+    "short problem": (64, 64, 2),
+    "long completions": (16, 128, 4),
+    "few refinements": (256, 32, 4),
+    "many candidates": (64, 16, 16),
+    "long prompt": (512, 16, 4),
+}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(name: str):
+    """`smollm2` or `small`, in float32."""
+    torch.manual_seed(0)
+    if name == "small":
+        return LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=4096, tie_word_embeddings=True))
+    if SMOLLM2.exists():
+        return AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def make_trainer(trainer_class, model, generations: int, limit: int):
+    row = {"prompt": [{"role": "user", "content": "1"}], "problem": "1", "problem_id": "1", "answer": "1"}
+    config_class = GSRConfig if trainer_class is GSRTrainer else GRPOConfig
+    args = config_class(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=2 * generations,
+        num_generations=generations,
+        max_completion_length=limit,
+        loss_type="dr_grpo",
+        beta=0.0,
+        bf16=False,
+        use_cpu=DEVICE == "cpu",
+        gradient_checkpointing=False,
+        report_to="none",
+        **({"num_candidates": 1} if trainer_class is GSRTrainer else {}),
+    )
+    trainer = trainer_class(
+        model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=Dataset.from_list([row] * 4),
+        processing_class=build_tokenizer(),
+    )
+    trainer.model.train()
+    return trainer
+
+
+def make_rows(prompt: int, completion: int, rows: int, vocabulary: int, stage: int = 0) -> windows.Batch:
+    """Rows of one prompt, as TRL's generation batch has them."""
+    stream = torch.Generator().manual_seed(prompt + stage)
+    shape = (rows, completion)
+    batch = {
+        "prompt_ids": torch.randint(3, vocabulary, (1, prompt), generator=stream).repeat(rows, 1),
+        "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
+        "completion_ids": torch.randint(3, vocabulary, shape, generator=stream),
+        "completion_mask": torch.ones(shape, dtype=torch.long),
+        "advantages": torch.randn(rows, generator=stream),
+        "stage": torch.full((rows,), stage),
+    }
+    return {key: value.to(DEVICE) for key, value in batch.items()}
+
+
+def padded_together(parts: list[windows.Batch]) -> windows.Batch:
+    """All rows in one batch of the longest prompt's width, shuffled, as TRL's trainer makes it."""
+    width = max(part["prompt_ids"].shape[1] for part in parts)
+    padded = [
+        {
+            key: torch.nn.functional.pad(value, (width - value.shape[1], 0)) if key.startswith("prompt") else value
+            for key, value in part.items()
+        }
+        for part in parts
+    ]
+    whole = {key: torch.cat([part[key] for part in padded]) for key in padded[0]}
+    order = torch.randperm(len(whole["stage"]), generator=torch.Generator().manual_seed(0))
+    return windows.take_rows(whole, order.to(DEVICE))
+
+
+def trl_step(trainer: GRPOTrainer, batches: list[windows.Batch], size: int) -> None:
+    """Stock TRL: one forward, loss and backward a micro-batch of `size` rows."""
+    total = sum(len(batch["stage"]) for batch in batches)
+    for batch in batches:
+        for rows in torch.arange(len(batch["stage"])).split(size):
+            trainer.current_gradient_accumulation_steps = total / len(rows)
+            trainer._compute_loss(trainer.model, windows.take_rows(batch, rows)).backward()
+
+
+def our_step(trainer: GSRTrainer, parts: list[windows.Batch]) -> None:
+    """GSRTrainer: one pass a stage."""
+    counts = torch.zeros(len(windows.STAGES), 2, device=DEVICE)
+    for part in parts:
+        counts[part["stage"][0]] = torch.tensor([float(len(part["stage"])), float(part["completion_mask"].sum())])
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, {"passes": parts, "window_counts": counts}).backward()
+
+
+def timed(step) -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def fastest_size(trainer, batches, sizes) -> tuple[int, dict[int, float]]:
+    """Stock TRL's fastest micro-batch size: seconds a row, each size warmed up on its first micro-batch."""
+    seconds = {}
+    for size in sizes:
+        part = [windows.take_rows(batch, torch.arange(min(size, len(batch["stage"])))) for batch in batches]
+        rows = sum(len(one["stage"]) for one in part)
+        times = [timed(lambda part=part, size=size: trl_step(trainer, part, size)) for _ in range(3)]
+        seconds[size] = min(times[1:]) / rows
+    trainer.model.zero_grad()
+    return min(seconds, key=seconds.get), seconds
+
+
+def in_turn(repeats: int, *steps) -> list[float]:
+    """Median seconds of each step, run one after the other `repeats` times after one warm-up."""
+    times = [[timed(step) for step in steps] for _ in range(repeats + 1)][1:]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def gradient_of(trainer, step) -> torch.Tensor:
+    trainer.model.zero_grad()
+    step()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+
+def joint_rows(vocabulary: int) -> list[windows.Batch]:
+    return [
+        make_rows(PROBLEM, CANDIDATE, G, vocabulary, 0),
+        make_rows(PROBLEM + K * CANDIDATE, REFINEMENT, G, vocabulary, 1),
+    ]
+
+
+def head_seconds(model, positions: int) -> float:
+    """Forward and backward of TRL's fused head alone on so many positions."""
+    weight = model.get_output_embeddings().weight
+    hidden = torch.randn(positions, weight.shape[1], device=DEVICE, requires_grad=True)
+    labels = torch.zeros(positions, dtype=torch.long, device=DEVICE)
+
+    def step():
+        found = ChunkedLogProbFunction.apply(
+            hidden, weight, None, labels, 1.0, 32768, None, 1.0, ("log_probs", "entropy")
+        )
+        found[0].sum().backward()
+
+    return in_turn(3, step)[0]
+
+
+def measure_step(repeats: int) -> dict:
+    model = load_model("smollm2")
+    ours = make_trainer(GSRTrainer, model, G, REFINEMENT)
+    stock = make_trainer(GRPOTrainer, load_model("smollm2"), G, REFINEMENT)
+    parts = joint_rows(model.config.vocab_size)
+    mixed = padded_together(parts)
+    first = gradient_of(stock, lambda: trl_step(stock, [mixed], 1))
+    second = gradient_of(ours, lambda: our_step(ours, parts))
+    difference = ((first - second).norm() / first.norm()).item()
+    mixed_size, mixed_seconds = fastest_size(stock, [mixed], (1, 2, 4, 8, 16))
+    stage_size, stage_seconds = fastest_size(stock, parts, (1, 2, 4, 8))
+    print("stock TRL, seconds a row by micro-batch size, mixed:", _rounded(mixed_seconds), flush=True)
+    print("                                          by stage:", _rounded(stage_seconds), flush=True)
+    times = in_turn(
+        repeats,
+        lambda: trl_step(stock, [mixed], mixed_size),
+        lambda: trl_step(stock, parts, stage_size),
+        lambda: our_step(ours, parts),
+    )
+    unique = PROBLEM * 2 + K * CANDIDATE + G * (CANDIDATE + REFINEMENT - 2)
+    computed = [mixed["stage"].numel() * (PROBLEM + K * CANDIDATE + REFINEMENT)]
+    computed += [sum(part["stage"].numel() * (part["prompt_ids"].shape[1] + CANDIDATE) for part in parts), unique]
+    # Off CUDA TRL's head scores every position but each row's last; ours the predicting ones.
+    positions = [tokens - 2 * G for tokens in computed[:2]] + [G * (CANDIDATE + REFINEMENT)]
+    scored = positions if DEVICE == "cpu" else [positions[2]] * 3
+    print(f"{'':24}{'micro-batch':>12}{'tokens':>8}{'seconds':>9}{'tokens/s':>9}{'head':>7}{'ratio':>7}")
+    sizes = (f"{mixed_size} rows", f"{stage_size} rows", "a stage")
+    names = ("stock TRL, mixed", "stock TRL, by stage", "GSRTrainer")
+    for name, size, tokens, seconds, places in zip(names, sizes, computed, times, scored, strict=True):
+        share = head_seconds(model, places) / seconds
+        print(
+            f"{name:24}{size:>12}{tokens:8}{seconds:9.2f}{tokens / seconds:9.0f}{share:7.0%}{seconds / times[2]:7.2f}"
+        )
+    print(f"gradients differ by {difference:.1e} of their norm", flush=True)
+    return {
+        "ratio_mixed": times[0] / times[2],
+        "ratio_by_stage": times[1] / times[2],
+        "grad_rel_diff": difference,
+        "micro_batch_mixed": mixed_size,
+    }
+
+
+def measure_memory(size: int) -> float:
+    """Peaks of both sides, each in a process of its own."""
+    peaks = []
+    for side in ("trl", "ours"):
+        command = [sys.executable, __file__, "--side", side, "--micro_batch", str(size)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        peaks.append(float(done.stdout.splitlines()[-1]))
+    print(
+        f"peak memory beyond the loaded model, GiB: stock TRL ({size} rows, mixed) {peaks[0]:.2f}, ours {peaks[1]:.2f}"
+    )
+    return peaks[1] / peaks[0]
+
+
+def print_peak(side: str, size: int) -> None:
+    """The child of `measure_memory`: one step, then GiB of peak memory beyond what stood before it."""
+    model = load_model("smollm2")
+    parts = joint_rows(model.config.vocab_size)
+    trainer = make_trainer(GSRTrainer if side == "ours" else GRPOTrainer, model, G, REFINEMENT)
+    gc.collect()
+    if DEVICE == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
+        before = _resident("VmRSS")
+    our_step(trainer, parts) if side == "ours" else trl_step(trainer, [padded_together(parts)], size)
+    after = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _resident("VmHWM")
+    print((after - before) / 2**30)
+
+
+def _resident(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+def measure_grid(repeats: int) -> float:
+    """Stock TRL's seconds over ours for one prompt and G completions, over lengths; returns the worst."""
+    worst = float("inf")
+    print(
+        f"{'model':10}{'point':18}{'prompt':>7}{'completion':>11}{'G':>4}"
+        f"{'rows':>5}{'TRL s':>9}{'ours s':>9}{'ratio':>7}"
+    )
+    points = [("small", "", point) for point in SMALL_GRID]
+    points += [("smollm2", name, point) for name, point in SMOLLM2_GRID.items()]
+    for model_name, group in ((name, [p for p in points if p[0] == name]) for name in ("small", "smollm2")):
+        vocabulary = load_model(model_name).config.vocab_size
+        stock = make_trainer(GRPOTrainer, load_model(model_name), 2, 16)
+        ours = make_trainer(GSRTrainer, load_model(model_name), 2, 16)
+        for _, name, (prompt, completion, generations) in group:
+            rows = [make_rows(prompt, completion, generations, vocabulary)]
+            size, _ = fastest_size(stock, rows, sorted({1, min(4, generations), generations}))
+            theirs, mine = in_turn(
+                repeats,
+                partial(trl_step, stock, rows, size),
+                partial(our_step, ours, rows),
+            )
+            worst = min(worst, theirs / mine)
+            point = f"{model_name:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}"
+            print(f"{point}{theirs:9.3f}{mine:9.3f}{theirs / mine:7.2f}", flush=True)
+    return worst
+
+
+def _rounded(seconds: dict[int, float]) -> dict[int, float]:
+    return {size: round(value, 3) for size, value in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side")
+    parser.add_argument("--only", choices=("step", "memory", "grid"), help="one part alone")
+    parser.add_argument("--micro_batch", type=int, default=4, help="rows of stock TRL with --only memory")
+    parser.add_argument("--side", choices=("trl", "ours"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print_peak(options.side, options.micro_batch)
+        return
+    weights = str(SMOLLM2.name) if SMOLLM2.exists() else "random weights of SmolLM2-135M's shape"
+    print(f"{weights}; torch {torch.__version__} on {DEVICE}, {torch.get_num_threads()} threads of {os.cpu_count()}")
+    start, found = time.perf_counter(), {}
+    if options.only in (None, "step"):
+        found |= measure_step(options.repeats)
+    if options.only in (None, "memory"):
+        found["memory_ratio"] = measure_memory(found.pop("micro_batch_mixed", options.micro_batch))
+    if options.only in (None, "grid"):
+        found["worst_grid_ratio"] = measure_grid(options.repeats)
+    print(f"{time.perf_counter() - start:.0f} s in all, load of the machine {os.getloadavg()[0]:.1f}")
+    print(json.dumps({key: float(f"{value:.4g}") for key, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""GRPOTrainer with the shared-prefix forward, and with several passes in one training step."""
+
+import logging
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
+
+import torch
+from accelerate.utils import DistributedType
+from trl import GRPOTrainer
+
+from gsr_rl.micro_batches import token_passes
+from gsr_rl.shared_prefix import log_probs_and_entropies, pack_rows, share_prefixes, unsupported
+from gsr_rl.windows import Batch
+
+logger = logging.getLogger(__name__)
+
+
+class PackedGRPOTrainer(GRPOTrainer):
+    """TRL's trainer with two more abilities, for `GSRTrainer` to build on.
+
+    `shares_prefixes` says whether log-probabilities come from packed rows; `token_budget` is the limit of computed
+    tokens a pass, or None for micro-batches of rows.
+    """
+
+    def __init__(self, model, reward_funcs=None, args=None, **kwargs):
+        self.shares_prefixes = False
+        self._forward = None  # a forward's result, waiting for TRL's loss to take it
+        self._loss_metrics: dict[str, list[tuple[float, float]]] = defaultdict(list)  # name -> (value, weight) a pass
+        super().__init__(model, reward_funcs, args=args, **kwargs)
+        self.shares_prefixes = args.shared_prefix and self._share_prefixes()
+        self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
+
+    def _share_prefixes(self) -> bool:
+        """Prepare the policy and the reference model, or say why it cannot be done."""
+        models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
+        models = [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
+        for model in models:
+            reason = unsupported(model)
+            if reason is not None:
+                logger.warning(
+                    "shared_prefix: %s computes a prompt anew for each completion, in micro-batches of rows: %s",
+                    type(model).__name__,
+                    reason,
+                )
+                return False
+        for model in models:
+            share_prefixes(model)
+        return True
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        """TRL runs padded rows; we run packed rows, or hand over the forward that our loss has made already."""
+        if self._forward is not None:
+            result, self._forward = self._forward, None
+            return result
+        if not self.shares_prefixes:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        every = torch.arange(len(input_ids), device=input_ids.device)
+        if torch.is_grad_enabled() or batch_size is None:
+            passes = [every]
+        elif self.token_budget is None:
+            passes = every.split(batch_size)
+        else:
+            passes = self._planned(input_ids, attention_mask, logits_to_keep)
+        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
+        entropies = torch.zeros_like(logps)
+        for rows in passes:
+            mask = attention_mask[rows]
+            if len(rows) == 0:  # another rank has more passes: one row without a completion keeps step with it
+                rows, mask = every[:1], attention_mask[:1].clone()
+                mask[:, -logits_to_keep:] = 0
+            packed = pack_rows(input_ids[rows], mask, logits_to_keep)
+            with self.accelerator.autocast():
+                found, entropy = log_probs_and_entropies(model, packed)
+            logps = logps.index_add(0, rows, found)
+            if entropy is not None:
+                entropies = entropies.index_add(0, rows, entropy)
+        return logps, entropies if compute_entropy else None, None
+
+    def _planned(self, input_ids, attention_mask, logits_to_keep) -> list[torch.Tensor]:
+        """Rows of each pass within the token budget, as many passes on every rank (empty ones at the end)."""
+        plan = token_passes(
+            input_ids[:, :-logits_to_keep],
+            attention_mask[:, :-logits_to_keep],
+            attention_mask[:, -logits_to_keep:],
+            torch.zeros(len(input_ids)),
+            self.token_budget,
+        )
+        plan += [[]] * (self._most([len(plan)])[0] - len(plan))
+        return [torch.tensor(rows, dtype=torch.long, device=input_ids.device) for rows in plan]
+
+    def _most(self, numbers: list[int]) -> list[int]:
+        """The largest of each number over all ranks."""
+        numbers = torch.tensor([numbers], device=self.accelerator.device)
+        return self.accelerator.gather(numbers).max(dim=0).values.tolist()
+
+    def _early_backward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Backward of a pass that is not its step's last: gradients stay here, and DeepSpeed takes no step.
+
+        Returns:
+            The loss, detached.
+        """
+        on_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        state, before = self.accelerator.gradient_state, self.accelerator.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            self.accelerator.backward(loss, **({"scale_wrt_gas": False} if on_deepspeed else {}))
+        finally:
+            state._set_sync_gradients(before)
+        return loss.detach()
+
+    def _unsynced(self, model):
+        """Around forward and backward of a pass that is not its step's last."""
+        on_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return nullcontext() if on_deepspeed else self.accelerator.no_sync(model)
+
+    @contextmanager
+    def _pass_metrics(self, prefix: str, tokens: float, rows: int):
+        """TRL reduces the loss's metrics over ranks in every pass, by shapes that must agree; we keep them here.
+
+        With a token budget ranks hold different rows, so TRL's collectives see this rank alone. `_log_loss_metrics`
+        reduces what is kept, once a step.
+        """
+        mode = "train" if self.model.training else "eval"
+        outer, self._metrics[mode] = self._metrics[mode], defaultdict(list)
+        whole = self.accelerator
+        if self.token_budget is not None:
+            self.accelerator = _ThisRank(whole)
+        try:
+            yield
+        finally:
+            self.accelerator = whole
+            inner, self._metrics[mode] = self._metrics[mode], outer
+            by_row = self.importance_sampling_level == "sequence"
+            for name, values in inner.items():
+                weight = float(rows if by_row and "clip" in name else tokens)
+                self._loss_metrics[f"{prefix}/{name}"] += [(value, weight) for value in values]
+
+    def _log_loss_metrics(self) -> None:
+        """One value a metric for the passes since the last call, over all ranks: a mean by weight, or an extreme."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        kept, self._loss_metrics = self._loss_metrics, defaultdict(list)
+        sums = [
+            [sum(value * weight for value, weight in pairs if weight), sum(weight for _, weight in pairs)]
+            if _extreme(name) is None
+            else [_extreme(name)([value for value, _ in pairs if value == value] or [float("nan")]), 1.0]
+            for name, pairs in sorted(kept.items())
+        ]
+        if not sums:
+            return
+        everyone = self.accelerator.gather(torch.tensor([sums], device=self.accelerator.device)).cpu()
+        for name, column in zip(sorted(kept), everyone.unbind(1), strict=True):
+            values = column[:, 0]
+            if _extreme(name) is not None:
+                values = values[~values.isnan()].tolist() or [float("nan")]
+                metrics[name].append(_extreme(name)(values))
+            elif column[:, 1].sum() > 0:
+                metrics[name].append((values.sum() / column[:, 1].sum()).item())
+
+    @contextmanager
+    def _ratio_formed_in_loss(self):
+        """TRL runs a forward for the importance ratio against vLLM; in aligned steps the loss's own forward serves."""
+        correction = self.vllm_importance_sampling_correction
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        aligned = self.args.gradient_accumulation_steps % generate_every == 0
+        self.vllm_importance_sampling_correction = correction and not aligned
+        try:
+            yield
+        finally:
+            self.vllm_importance_sampling_correction = correction
+
+    def _importance_ratio(self, logps: torch.Tensor, rows: Batch) -> torch.Tensor:
+        """Trainer's over engine's probability of each sampled token (or sequence), truncated or masked as TRL does.
+
+        Returns:
+            (B, T) for the token modes, (B, 1) for the sequence modes.
+        """
+        mask = rows["completion_mask"]
+        difference = ((logps - rows["sampling_per_token_logps"]) * mask).nan_to_num(nan=0.0)
+        self._log_drift(difference, mask)
+        mode = self.vllm_importance_sampling_mode
+        if mode.startswith("sequence"):
+            difference = difference.sum(dim=-1, keepdim=True)
+        ratio = difference.exp()
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if mode.endswith("truncate"):
+            return ratio.clamp(min=low, max=high)
+        outside = (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
+        return ratio.masked_fill(outside, 0.0)
+
+    def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor) -> None:
+        """How far the engine's log-probabilities are from the trainer's, over all ranks."""
+        size = difference.abs()
+        sums = self.accelerator.reduce(torch.stack([size.sum(), mask.sum().to(size.dtype)]), reduction="sum")
+        metrics = self._metrics["train"]
+        metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
+        metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
+
+
+def _extreme(name: str):
+    """`min` or `max` for a metric that is one, else None."""
+    return {"min": min, "max": max}.get(name.rsplit("/", 1)[-1].rsplit("_", 1)[-1])
+
+
+class _ThisRank:
+    """An accelerator whose reductions and gathers see this rank alone."""
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name):
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor):
+        return tensor
+
+    gather_for_metrics = gather
+
+    def reduce(self, tensor, reduction="sum"):
+        return tensor
