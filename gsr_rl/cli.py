@@ -26,6 +26,7 @@ SOURCES = {
     "ProblemConfig": ("gsr_rl", "data_configs.py"),
     "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
     "EngineConfig": ("gsr_rl", "data_configs.py"),
+    "TeacherConfig": ("gsr_rl", "data_configs.py"),
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "SFTConfig": ("trl", "trainer/sft_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),

@@ -14,7 +14,7 @@ from gsr_rl.checks import (
     check_sft,
     raise_if_any,
 )
-from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, mapping
+from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, TeacherConfig, mapping
 from gsr_rl.rollout import Plan
 
 __all__ = [
@@ -262,31 +262,12 @@ class EvalConfig(RefinementConfig, EngineConfig):
 
 
 @dataclass
-class DistillConfig(RefinementConfig, EngineConfig):
+class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig):
     """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
 
     student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
     teacher_model: str | None = field(
         default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}
-    )
-    teacher_engine: str | None = field(default=None, metadata={"help": "As `engine`, for the teacher alone."})
-    teacher_tensor_parallel_size: int | None = field(
-        default=None, metadata={"help": "As `tensor_parallel_size`, for the teacher alone."}
-    )
-    teacher_endpoints: list[str] | None = field(
-        default=None, metadata={"help": "As `endpoints`, for the teacher alone."}
-    )
-    teacher_endpoint_api: str | None = field(
-        default=None, metadata={"help": "As `endpoint_api`, for the teacher alone."}
-    )
-    teacher_endpoint_tokenizer: str | None = field(
-        default=None, metadata={"help": "As `endpoint_tokenizer`, for the teacher alone."}
-    )
-    teacher_endpoint_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "As `endpoint_options`, for the teacher alone."}
-    )
-    teacher_api_key_env: str | None = field(
-        default=None, metadata={"help": "As `api_key_env`, for the teacher alone."}
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of sft_rows.jsonl, the report and the shards it resumes from."}
