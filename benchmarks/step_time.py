@@ -135,13 +135,18 @@ def trl_step(trainer: GRPOTrainer, batches: list[windows.Batch], size: int) -> N
             trainer._compute_loss(trainer.model, windows.take_rows(batch, rows)).backward()
 
 
-def our_step(trainer: GSRTrainer, parts: list[windows.Batch]) -> None:
-    """GSRTrainer: one pass a stage."""
+def one_pass_a_stage(parts: list[windows.Batch]) -> dict:
+    """GSRTrainer's training batch."""
     counts = torch.zeros(len(windows.STAGES), 2, device=DEVICE)
     for part in parts:
         counts[part["stage"][0]] = torch.tensor([float(len(part["stage"])), float(part["completion_mask"].sum())])
+    return {"passes": parts, "window_counts": counts}
+
+
+def our_step(trainer: GSRTrainer, batch: dict) -> None:
+    """GSRTrainer: forward, loss and backward of its passes."""
     trainer.current_gradient_accumulation_steps = 1
-    trainer._compute_loss(trainer.model, {"passes": parts, "window_counts": counts}).backward()
+    trainer._compute_loss(trainer.model, batch).backward()
 
 
 def timed(step) -> float:
@@ -207,7 +212,7 @@ def measure_step(repeats: int) -> dict:
     parts = joint_rows(model.config.vocab_size)
     mixed = padded_together(parts)
     first = gradient_of(stock, lambda: trl_step(stock, [mixed], 1))
-    second = gradient_of(ours, lambda: our_step(ours, parts))
+    second = gradient_of(ours, lambda: our_step(ours, one_pass_a_stage(parts)))
     difference = ((first - second).norm() / first.norm()).item()
     mixed_size, mixed_seconds = fastest_size(stock, [mixed], (1, 2, 4, 8, 16))
     stage_size, stage_seconds = fastest_size(stock, parts, (1, 2, 4, 8))
@@ -217,7 +222,7 @@ def measure_step(repeats: int) -> dict:
         repeats,
         lambda: trl_step(stock, [mixed], mixed_size),
         lambda: trl_step(stock, parts, stage_size),
-        lambda: our_step(ours, parts),
+        lambda: our_step(ours, one_pass_a_stage(parts)),
     )
     unique = PROBLEM * 2 + K * CANDIDATE + G * (CANDIDATE + REFINEMENT - 2)
     computed = [mixed["stage"].numel() * (PROBLEM + K * CANDIDATE + REFINEMENT)]
@@ -267,7 +272,7 @@ def print_peak(side: str, size: int) -> None:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
         before = _resident("VmRSS")
-    our_step(trainer, parts) if side == "ours" else trl_step(trainer, [padded_together(parts)], size)
+    our_step(trainer, one_pass_a_stage(parts)) if side == "ours" else trl_step(trainer, [padded_together(parts)], size)
     after = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _resident("VmHWM")
     print((after - before) / 2**30)
 
@@ -297,7 +302,7 @@ def measure_grid(repeats: int) -> float:
             theirs, mine = in_turn(
                 repeats,
                 partial(trl_step, stock, rows, size),
-                partial(our_step, ours, rows),
+                partial(our_step, ours, one_pass_a_stage(rows)),
             )
             worst = min(worst, theirs / mine)
             point = f"{model_name:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}"

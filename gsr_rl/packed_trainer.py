@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from gsr_rl.micro_batches import token_passes
-from gsr_rl.shared_prefix import log_probs_and_entropies, pack_rows, share_prefixes, unsupported
+from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, pack_rows, share_prefixes, unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.shares_prefixes = args.shared_prefix and self._share_prefixes()
         self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
+        self.least_saving = least_saving(self.model) if self.shares_prefixes else 0
 
     def _share_prefixes(self) -> bool:
         """Prepare the policy and the reference model, or say why it cannot be done."""
@@ -71,7 +72,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             if len(rows) == 0:  # another rank has more passes: one row without a completion keeps step with it
                 rows, mask = every[:1], attention_mask[:1].clone()
                 mask[:, -logits_to_keep:] = 0
-            packed = pack_rows(input_ids[rows], mask, logits_to_keep)
+            packed = pack_rows(input_ids[rows], mask, logits_to_keep, self.least_saving)
             with self.accelerator.autocast():
                 found, entropy = log_probs_and_entropies(model, packed)
             logps = logps.index_add(0, rows, found)
@@ -87,6 +88,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             attention_mask[:, -logits_to_keep:],
             torch.zeros(len(input_ids)),
             self.token_budget,
+            self.least_saving,
         )
         plan += [[]] * (self._most([len(plan)])[0] - len(plan))
         return [torch.tensor(rows, dtype=torch.long, device=input_ids.device) for rows in plan]
@@ -150,8 +152,10 @@ class PackedGRPOTrainer(GRPOTrainer):
         ]
         if not sums:
             return
-        everyone = self.accelerator.gather(torch.tensor([sums], device=self.accelerator.device)).cpu()
-        for name, column in zip(sorted(kept), everyone.unbind(1), strict=True):
+        everyone = torch.tensor([sums], device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            everyone = self.accelerator.gather(everyone)
+        for name, column in zip(sorted(kept), everyone.cpu().unbind(1), strict=True):
             values = column[:, 0]
             if _extreme(name) is not None:
                 values = values[~values.isnan()].tolist() or [float("nan")]
