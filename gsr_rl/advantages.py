@@ -80,6 +80,28 @@ def candidate_advantages(rewards: torch.Tensor, objective: str, k: int, scale: b
     return group_advantages(rewards, scale)
 
 
+def candidate_credit(sets: list[list[int]], set_rewards: list[float], num_candidates: int) -> list[float]:
+    """A candidate's credit for refinements: their mean reward over sets that hold it, minus over those that do not.
+
+    Needs sets that were chosen uniformly. Candidates of one set share it, and with few sets it is noisy.
+
+    Args:
+        sets: The M candidate sets of a problem, as indices.
+        set_rewards: Mean reward of the refinements over each set; NaN where none is scored.
+        num_candidates: G, the problem's candidates.
+
+    Returns:
+        G values; 0 for a candidate that is in all of the scored sets or in none.
+    """
+    credits = []
+    for index in range(num_candidates):
+        inside = [reward for one, reward in zip(sets, set_rewards, strict=True) if index in one and reward == reward]
+        outside = [r for one, r in zip(sets, set_rewards, strict=True) if index not in one and r == r]
+        both = inside and outside
+        credits.append(sum(inside) / len(inside) - sum(outside) / len(outside) if both else 0.0)
+    return credits
+
+
 def refinement_advantages(rewards: torch.Tensor, num_sets: int, scale: bool) -> torch.Tensor:
     """Advantages of the refinements, each compared with the others over the same candidate set only.
 

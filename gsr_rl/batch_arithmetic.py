@@ -1,29 +1,34 @@
-"""How many problems, rollouts and tokens one step of joint GRPO takes, from its configuration alone."""
+"""How many problems, rollouts, tokens and bytes one step of joint GRPO takes, from its configuration alone."""
 
 from gsr_rl.configs import GSRConfig
+from gsr_rl.memory import memory_arithmetic, read_launch, read_shape
 
 
-def batch_arithmetic(args: GSRConfig) -> dict[str, int | str]:
+def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int | str]:
     """Figures of one optimizer step and one generation, over all ranks. Token figures are upper bounds.
 
+    Args:
+        model: Path or Hub name of the model; its sizes are read from a local folder, or from `model_shape`.
+
     Returns:
-        Name to number, in the order in which `--dry_run true` prints them.
+        Name to number or text, in the order in which `--dry_run true` prints them.
     """
-    ranks = args.world_size
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
+    launch = read_launch(args.launch_config, args.world_size)
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * launch.processes
     problems = rows // args.block_size
     generated_problems = problems * (args.steps_per_generation // args.gradient_accumulation_steps)
     g = args.num_generations
     refining = "refinement" in args.stages
     tokens = g * (args.max_completion_length + (args.max_refinement_length if refining else 0))
-    return {
-        "processes": ranks,
+    found = {
+        "processes": launch.processes,
         "trained stages": ", ".join(args.stages),
         "problems an optimizer step": problems,
         "rows an optimizer step": rows,
         "rows of a problem (block)": args.block_size,
         "micro-batches a rank and optimizer step": args.gradient_accumulation_steps,
         "problems a generation": generated_problems,
+        "problems sampled a generation, at most": int(generated_problems * args.oversample),
         "candidates a generation": generated_problems * g,
         "candidate sets a generation": generated_problems * args.num_candidate_sets if refining else 0,
         "refinements a generation": generated_problems * g if refining else 0,
@@ -33,3 +38,7 @@ def batch_arithmetic(args: GSRConfig) -> dict[str, int | str]:
             generated_problems * args.num_candidate_sets * args.max_refinement_prompt_length if refining else 0
         ),
     }
+    shape = read_shape(model, args.model_shape)
+    if shape is None:
+        return found | {"GPU memory": "not reckoned: the model is not a local folder, set model_shape"}
+    return found | memory_arithmetic(shape, launch, args)

@@ -59,13 +59,18 @@ def check_grpo(c) -> list[str]:
         found.append("candidate_weight and refinement_weight are both 0: nothing would be trained, set one above 0")
     if c.candidate_objective not in ("pass@1", "pass@k"):
         found.append(f"candidate_objective={c.candidate_objective!r}: use pass@1 or pass@k")
-    if c.candidate_objective == "pass@k" and g < k + 1:
+    best_of = c.objective_k or k
+    if c.candidate_objective == "pass@k" and not 1 <= best_of < g:
         found.append(
-            f"candidate_objective=pass@k needs num_generations of at least num_candidates + 1 = {k + 1}, "
-            f"got {g}: raise num_generations or use pass@1"
+            f"candidate_objective=pass@k with k={best_of} needs num_generations of at least {best_of + 1}, got {g}: "
+            "raise num_generations, lower objective_k or use pass@1"
         )
     if str(c.scale_rewards) == "batch":
         found.append("scale_rewards=batch would mix the statistics of both stages: use group or none")
+    for name in ("candidate_scale_rewards", "refinement_scale_rewards"):
+        if str(getattr(c, name)) not in ("None", "group", "none"):
+            found.append(f"{name}={getattr(c, name)!r}: use group or none, or leave it out")
+    found += _check_choice(c)
     if c.multi_objective_aggregation != "sum_then_normalize":
         found.append(
             f"multi_objective_aggregation={c.multi_objective_aggregation} would mix the statistics of both stages: "
@@ -80,6 +85,37 @@ def check_grpo(c) -> list[str]:
     found += _check_token_budget(c)
     found += _check_window(c)
     found += _check_batch(c)
+    return found
+
+
+def _check_choice(c) -> list[str]:
+    """Which candidates are shown, and which problems are taken."""
+    from gsr_rl.candidates import POLICIES
+
+    found = []
+    if c.candidate_choice not in POLICIES:
+        found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
+    if not 0 <= c.uniform_share <= 1:
+        found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
+    if c.min_num_candidates is not None and not 1 <= c.min_num_candidates <= c.num_candidates:
+        found.append(
+            f"min_num_candidates={c.min_num_candidates}: from 1 to num_candidates={c.num_candidates} is expected"
+        )
+    if c.candidate_credit and (c.num_candidate_sets < 2 or c.candidate_choice != "uniform"):
+        found.append(
+            f"candidate_credit={c.candidate_credit} compares uniformly chosen candidate sets of a problem: set "
+            f"num_candidate_sets to at least 2 (it is {c.num_candidate_sets}) and candidate_choice to uniform"
+        )
+    if c.candidate_credit and not (c.candidate_weight > 0 and c.refinement_weight > 0):
+        found.append(f"candidate_credit={c.candidate_credit} needs both stages: set both weights above 0")
+    if c.launch_config and not Path(c.launch_config).is_file():
+        found.append(f"launch_config={c.launch_config}: there is no such file, give one of accelerate_configs/")
+    if c.oversample < 1:
+        found.append(f"oversample={c.oversample}: at least 1 is needed (1: no further problems)")
+    if str(getattr(c, "eval_strategy", "no")) != "no" and not c.eval_dataset_name:
+        found.append(
+            f"eval_strategy={c.eval_strategy} needs held-out problems: set eval_dataset_name, or eval_strategy to no"
+        )
     return found
 
 
@@ -154,6 +190,12 @@ def _check_batch(c) -> list[str]:
         found.append(
             f"steps_per_generation={per_generation} is not a multiple of gradient_accumulation_steps={accumulate}, so "
             f"an optimizer step would mix two generations: set steps_per_generation to {up}"
+        )
+    used_for = c.num_iterations * (per_generation or accumulate) // accumulate
+    if str(c.save_strategy) == "steps" and c.save_steps >= 1 and used_for > 1 and c.save_steps % used_for:
+        found.append(
+            f"save_steps={c.save_steps} would cut a generation, which is used for {used_for} optimizer steps: set "
+            f"save_steps to a multiple of {used_for}"
         )
     return found
 

@@ -1,6 +1,9 @@
-"""TRL's colocated vLLM with three things changed: its seed, the engine's options, and the weight push on CPU."""
+"""TRL's vLLM with four things changed: its seed, the engine's options, the weight push on CPU, and streaming."""
 
+import math
 import time
+from contextlib import contextmanager, nullcontext
+from itertools import count
 
 import torch
 from trl.generation import vllm_generation
@@ -56,8 +59,102 @@ class ColocatedVLLM(VLLMGeneration):
             runner.reload_weights(
                 weights_iterator=((name, param.detach().clone()) for name, param in self._iter_named_params())
             )
-            # A tied output head has no weights of its own to reload, but on CPU it multiplies with a packed copy.
-            head = getattr(runner.model, "lm_head", None)
-            if head is not None and runner.vllm_config.model_config.hf_text_config.tie_word_embeddings:
-                head.quant_method.process_weights_after_loading(head)
+            repack_tied_head(runner)
         self.llm.reset_prefix_cache()
+
+    @contextmanager
+    def awake(self):
+        """With sleep mode TRL wakes and sleeps at each call, and pushes the weights anew; here once for all inside."""
+        if not self.enable_sleep_mode or self.mode != "colocate":
+            yield
+            return
+        if self._llm_weights_sleeping:
+            self.sync_weights()
+        self.llm.wake_up(tags=["kv_cache"])
+        self.enable_sleep_mode = False
+        try:
+            yield
+        finally:
+            self.enable_sleep_mode = True
+            self.llm.sleep(level=2)
+            self._llm_weights_sleeping = True
+
+    def stream(self) -> "RequestStream | None":
+        """This engine, request by request. None with tensor parallelism, whose ranks must send alike."""
+        if self.mode != "colocate" or self.tensor_parallel_size > 1 or self.structured_outputs_regex:
+            return None
+        return RequestStream(self)
+
+
+def repack_tied_head(runner) -> None:
+    """A tied output head has no weights of its own to reload, but on a CPU vLLM multiplies with a packed copy."""
+    if runner.device.type != "cpu" or not runner.vllm_config.model_config.hf_text_config.tie_word_embeddings:
+        return
+    head = getattr(runner.model, "lm_head", None)
+    if head is not None:
+        head.quant_method.process_weights_after_loading(head)
+
+
+class RequestStream:
+    """The engine in this process, request by request: `add` some, `step`, take what has finished, add more.
+
+    Inside `with`; requests that are left at its end are taken back.
+    """
+
+    def __init__(self, generation: ColocatedVLLM):
+        self._generation, self._engine = generation, generation.llm.llm_engine
+        self._numbers = count()
+        self._open: set[str] = set()
+
+    def __enter__(self):
+        self._awake = self._generation.awake() if self._generation.enable_sleep_mode else nullcontext()
+        self._awake.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        if self._open:
+            self._engine.abort_request(sorted(self._open))
+        self._awake.__exit__(*error)
+
+    def add(self, prompt_ids: list[int], n: int, max_tokens: int) -> str:
+        """Ask for n completions of a prompt; returns the request's name."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._generation
+        values = {
+            "n": n,
+            "max_tokens": max_tokens,
+            "temperature": engine.temperature,
+            "top_p": engine.top_p,
+            "top_k": engine.top_k,
+            "min_p": engine.min_p or 0.0,
+            "repetition_penalty": engine.repetition_penalty,
+            "logprobs": 0,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        name = f"gsr-{next(self._numbers)}"
+        prompt = {"prompt_token_ids": prompt_ids}
+        self._engine.add_request(name, prompt, SamplingParams(**(values | engine.generation_kwargs)))
+        self._open.add(name)
+        return name
+
+    def step(self) -> list[tuple[str, list[list[int]], list[list[float | None]]]]:
+        """Run the engine once: (name, token ids, log-probabilities) of each request that has all its completions."""
+        found = []
+        for output in self._engine.step():
+            if output.finished:
+                self._open.discard(output.request_id)
+                rows = sorted(output.outputs, key=lambda one: one.index)
+                logprobs = [
+                    [_number(at[token].logprob) for token, at in zip(row.token_ids, row.logprobs, strict=True)]
+                    for row in rows
+                ]
+                found.append((output.request_id, [list(row.token_ids) for row in rows], logprobs))
+        return found
+
+
+def _number(logprob: float) -> float | None:
+    """None for NaN, as TRL has it."""
+    return None if math.isnan(logprob) else logprob

@@ -14,6 +14,7 @@ from gsr_rl.checks import (
     check_sft,
     raise_if_any,
 )
+from gsr_rl.rollout import Plan
 
 
 @dataclass
@@ -91,6 +92,74 @@ class GSRConfig(RefinementConfig, GRPOConfig):
             "of K; keeps the diversity that refinement lives on)."
         },
     )
+    objective_k: int | None = field(
+        default=None, metadata={"help": "The k of pass@k; needs num_generations of at least k + 1. Default: K."}
+    )
+    candidate_credit: float = field(
+        default=0.0,
+        metadata={
+            "help": "Added to a candidate's advantage, times: how much better refinements over sets that hold it do "
+            "than over the others. Needs num_candidate_sets of at least 2 and uniform choice."
+        },
+    )
+    candidate_scale_rewards: str | None = field(
+        default=None, metadata={"help": "Divide candidates' advantages by their deviation: group or none. Default: "
+                                "scale_rewards."}
+    )  # fmt: skip
+    refinement_scale_rewards: str | None = field(
+        default=None, metadata={"help": "The same for refinements. Default: scale_rewards."}
+    )
+    candidate_choice: str = field(
+        default="uniform",
+        metadata={
+            "help": "Which candidates a refinement is shown: uniform, balanced (right and wrong ones), hard (fewer "
+            "right ones than wrong ones), paper (all right ones, filled up with wrong ones)."
+        },
+    )
+    uniform_share: float = field(
+        default=0.5,
+        metadata={"help": "Share of candidate sets that are chosen uniformly whatever candidate_choice, in [0, 1]."},
+    )
+    min_num_candidates: int | None = field(
+        default=None,
+        metadata={
+            "help": "Show a random number of candidates, from this one to num_candidates, drawn for each problem."
+        },
+    )
+    oversample: float = field(
+        default=1.0,
+        metadata={
+            "help": "Sample up to this many times the batch's problems until it is full of problems with signal."
+        },
+    )
+    drop_from_denominator: bool = field(
+        default=False, metadata={"help": "Leave groups without signal out of the loss's counts."}
+    )
+    curriculum: bool = field(
+        default=False,
+        metadata={"help": "Draw problems by their running pass rate, those solved half the time most often."},
+    )
+    streamed_rollout: bool = field(
+        default=True,
+        metadata={"help": "With vLLM colocated: refine a problem as soon as its own candidates are done."},
+    )
+    server_request_timeout: float = field(
+        default=1800.0,
+        metadata={
+            "help": "With vllm_mode server: seconds that one answer of the server may take before the run ends."
+        },
+    )
+    num_examples: int = field(
+        default=2, metadata={"help": "Problems to print at each logging step, candidates beside their refinement."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Held-out problems for evaluation while training (eval_strategy, eval_steps)."}
+    )
+    eval_dataset_split: str = field(default="validation", metadata={"help": "Their split."})
+    max_eval_problems: int = field(default=200, metadata={"help": "How many of them."})
+    eval_problems_per_call: int = field(
+        default=64, metadata={"help": "Held-out problems that a rank gives to its engine at once."}
+    )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy"],
         metadata={
@@ -108,6 +177,19 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     vllm_enforce_eager: bool | None = field(
         default=None, metadata={"help": "Do not compile the engine's model. Default: eager on CPU, compiled on GPU."}
     )
+    model_shape: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For the memory figures of a dry run: sizes by config.json's names, if the model is not local."
+        },
+    )
+    launch_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it reckons with."
+        },
+    )
+    gpu_memory_gib: float = field(default=80.0, metadata={"help": "For a dry run: memory of one GPU in GiB."})
     shared_prefix: bool = field(
         default=True,
         metadata={
@@ -124,7 +206,9 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Check everything, print the resolved configuration and the batch, load no weights."},
+        metadata={
+            "help": "Check everything, print the resolved configuration, the batch and memory, load no weights."
+        },
     )
 
     def __post_init__(self):
@@ -147,6 +231,19 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     def block_size(self) -> int:
         """Rows of one problem: `num_generations` for each trained stage."""
         return len(self.stages) * self.num_generations
+
+    @property
+    def plan(self) -> Plan:
+        """How problems are rolled out in training."""
+        return Plan(
+            generations=self.num_generations,
+            num_candidates=self.num_candidates,
+            min_candidates=self.min_num_candidates,
+            num_sets=self.num_candidate_sets,
+            policy=self.candidate_choice,
+            uniform_share=self.uniform_share,
+            refine="refinement" in self.stages,
+        )
 
 
 @dataclass

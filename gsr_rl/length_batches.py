@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from trl import SFTTrainer
 
+from gsr_rl.checkpoints import WholeCheckpoints
+
 JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
 
 
@@ -19,7 +21,8 @@ def length_grouped_order(lengths: list[int], batch_size: int, batches_a_step: in
         lengths: Tokens of each row.
         batch_size: Rows of a batch.
         batches_a_step: Batches of one optimizer step, over all processes and accumulation. Each step takes one batch
-            of each of that many strata of length.
+            of each of that many strata of length, the short ones first: processes that take neighbouring batches wait
+            little for each other.
 
     Returns:
         Indices; an incomplete batch, if there is one, comes last.
@@ -36,8 +39,6 @@ def length_grouped_order(lengths: list[int], batch_size: int, batches_a_step: in
     for stratum in strata:
         rng.shuffle(stratum)
     windows = [[stratum[i] for stratum in strata if i < len(stratum)] for i in range(steps)]
-    for window in windows:
-        rng.shuffle(window)
     return [index for window in [*windows, rest] for batch in window for index in batch] + sorted(spare)
 
 
@@ -59,7 +60,7 @@ class LengthGroupedSampler:
         return iter(length_grouped_order(self.lengths, self.batch_size, self.batches_a_step, seed))
 
 
-class GSRSFTTrainer(SFTTrainer):
+class GSRSFTTrainer(WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer, with our order where `train_sampling_strategy: group_by_length` asks for one."""
 
     def _get_train_sampler(self, train_dataset=None):

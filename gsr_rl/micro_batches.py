@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gsr_rl.shared_prefix import prompt_groups
+from gsr_rl.packed_rows import prompt_groups
 
 
 def packed_tokens(prompt: int, completions: Sequence[int], least_saving: int = 0) -> int:

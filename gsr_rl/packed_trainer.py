@@ -9,7 +9,9 @@ from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from gsr_rl.micro_batches import token_passes
-from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, pack_rows, share_prefixes, unsupported
+from gsr_rl.packed_rows import pack_rows
+from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
+from gsr_rl.windows import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +175,45 @@ class PackedGRPOTrainer(GRPOTrainer):
                 metrics[name].append(extreme(values, default=float("nan")))
             elif weight > 0:
                 metrics[name].append(sum(value for value, _ in pairs) / weight)
+
+    @contextmanager
+    def _ratio_formed_in_loss(self):
+        """TRL runs a forward for the importance ratio against vLLM; in aligned steps the loss's own forward serves."""
+        correction = self.vllm_importance_sampling_correction
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        aligned = self.args.gradient_accumulation_steps % generate_every == 0
+        self.vllm_importance_sampling_correction = correction and not aligned
+        try:
+            yield
+        finally:
+            self.vllm_importance_sampling_correction = correction
+
+    def _importance_ratio(self, logps: torch.Tensor, rows: Batch) -> torch.Tensor:
+        """Trainer's over engine's probability of each sampled token (or sequence), truncated or masked as TRL does.
+
+        Returns:
+            (B, T) for the token modes, (B, 1) for the sequence modes.
+        """
+        mask = rows["completion_mask"]
+        difference = ((logps - rows["sampling_per_token_logps"]) * mask).nan_to_num(nan=0.0)
+        self._log_drift(difference, mask)
+        mode = self.vllm_importance_sampling_mode
+        if mode.startswith("sequence"):
+            difference = difference.sum(dim=-1, keepdim=True)
+        ratio = difference.exp()
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if mode.endswith("truncate"):
+            return ratio.clamp(min=low, max=high)
+        outside = (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
+        return ratio.masked_fill(outside, 0.0)
+
+    def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor) -> None:
+        """How far the engine's log-probabilities are from the trainer's, over all ranks."""
+        size = difference.abs()
+        sums = self.accelerator.reduce(torch.stack([size.sum(), mask.sum().to(size.dtype)]), reduction="sum")
+        metrics = self._metrics["train"]
+        metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
+        metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
 
 
 def _extreme(name: str):

@@ -1,15 +1,18 @@
 """The two-stage rollout: candidates, then refinements over some of them, both by the current policy.
 
-`TwoStageRollout` is TRL's `rollout_func`: it returns its own prompts, so that one batch holds the solve rows and the
-refinement rows. What it saw and decided is kept as `Block`s, from which rewards, advantages, metrics and the rollout
-table are made.
+What was sampled and decided is kept as `Block`s, from which rewards, advantages, metrics, the batch and the rollout
+table are made. Where the engine runs in this process the rollout is streamed: a problem's refinements enter the
+engine as soon as its own candidates are done and graded, beside other problems' candidates. Otherwise all candidates
+come first. What is chosen and shown is the same either way.
 """
 
+import random
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import rewards
-from gsr_rl.candidates import choice_seed, choose_candidate_sets
+from gsr_rl.candidates import choice_seed, choose_candidate_sets, set_policies
 from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
 
 REFUSED = "[prompt over budget]"
@@ -20,7 +23,9 @@ class Rollout:
     """One sampled completion of one stage.
 
     `usable` is False for a row that only keeps the batch's shape (its prompt did not fit, or there was no candidate
-    to show): one token, masked, outside every mean. `correct` is None where it could not be graded.
+    to show): one token, masked, outside every mean. `correct` is None where it could not be graded. `vote_class`
+    numbers the different answers of a problem, refinements' and candidates' alike. `rewards` has one value a reward
+    function, NaN where it has no say. `dropped` is set on a group that is left out of the denominator.
     """
 
     prompt_ids: list[int]
@@ -31,8 +36,10 @@ class Rollout:
     usable: bool = True
     correct: float | None = None
     vote_class: int | None = None
+    rewards: list[float] = field(default_factory=list)
     reward: float = float("nan")
     advantage: float = 0.0
+    dropped: bool = False
 
     @property
     def scored(self) -> bool:
@@ -44,6 +51,7 @@ class CandidateSet:
     """The candidates that one refinement prompt shows, by index, and the refinements over them."""
 
     shown: list[int]
+    policy: str = "uniform"
     num_cut: int = 0
     fits: bool = True
     refinements: list[Rollout] = field(default_factory=list)
@@ -51,13 +59,20 @@ class CandidateSet:
 
 @dataclass
 class Block:
-    """One problem: G candidates, and its candidate sets with G refinements in all."""
+    """One problem: its row of the data set, G candidates, and its candidate sets with G refinements in all."""
 
-    problem_id: str
-    problem: str
-    answer: str
+    row: dict
+    index: int = 0  # in the data set
     candidates: list[Rollout] = field(default_factory=list)
     sets: list[CandidateSet] = field(default_factory=list)
+
+    @property
+    def problem_id(self) -> str:
+        return str(self.row["problem_id"])
+
+    @property
+    def answer(self) -> str:
+        return str(self.row["answer"])
 
     @property
     def refinements(self) -> list[Rollout]:
@@ -69,117 +84,205 @@ class Block:
         return [(rollout, stage) for rollout, stage in both if stage in stages]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How problems are rolled out. Training's follows the configuration, evaluation's is one uniform set a problem."""
+
+    generations: int
+    num_candidates: int
+    min_candidates: int | None = None
+    num_sets: int = 1
+    policy: str = "uniform"
+    uniform_share: float = 0.0
+    refine: bool = True
+
+
 class TwoStageRollout:
-    """`rollout_func` of `GSRTrainer`.
+    """Rolls out problems with a trainer's engine.
 
-    Called with the prompts of this rank's rows; the rows themselves (gold answers, ids) come from
-    `trainer.rollout_rows`. `trainer.sample(prompt_ids, num_generations, max_tokens)` reaches the engine; every rank
-    calls it equally often with equally many prompts, because an engine may hold collectives.
+    Args:
+        trainer: `sample(prompt_ids, n, max_tokens)` reaches the engine for a whole list of prompts (every rank calls
+            it equally often with equally many, because an engine may hold collectives); `stream()` is an engine in
+            this process that takes requests one by one, or None; and the tokenizer, limits and settings.
 
-    After a call: `blocks`, and `seconds`, a mapping of what the rollout spent its time on.
+    `seconds` is what the last rollout spent its time on: `rollout` (sampling) and `reward` (grading that sampling
+    waited for).
     """
 
-    def __init__(self):
-        self.blocks: list[Block] = []
+    def __init__(self, trainer):
+        self.trainer = trainer
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, prompts: list, trainer) -> dict[str, list]:
-        args = trainer.args
+    def run(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
+        """Roll out these problems: rows with `problem`, `problem_id` and `answer`, in order."""
         start, self.seconds = time.perf_counter(), {"reward": 0.0}
-        size = args.block_size if trainer.model.training else 2 * trainer.num_generations_eval
-        rows = trainer.rollout_rows[::size]
-        self.blocks = [Block(str(row["problem_id"]), row["problem"], str(row["answer"])) for row in rows]
-        stages = args.stages if trainer.model.training else ["candidate", "refinement"]
-        generations = args.num_generations if trainer.model.training else trainer.num_generations_eval
-        self._candidates(trainer, generations)
-        if "refinement" in stages:
-            self._choose(trainer, generations)
-            self._refine(trainer, generations)
+        blocks = [Block(row, index) for row, index in zip(rows, indices or range(len(rows)), strict=True)]
+        engine = self.trainer.stream()
+        if engine is None:
+            self._in_two_waves(blocks, plan)
+        else:
+            self._streamed(engine, blocks, plan)
         self.seconds["rollout"] = time.perf_counter() - start - self.seconds["reward"]
-        flat = [row for block in self.blocks for row in block.rows(stages)]
-        has_logprobs = all(rollout.logprobs is not None for rollout, _ in flat)
-        return {
-            "prompt_ids": [rollout.prompt_ids for rollout, _ in flat],
-            "completion_ids": [rollout.completion_ids for rollout, _ in flat],
-            "logprobs": [rollout.logprobs for rollout, _ in flat] if has_logprobs else None,
-            "stage": [stage for _, stage in flat],
-        }
+        return blocks
 
-    def _candidates(self, trainer, generations: int) -> None:
-        """Sample and grade G candidates of each problem."""
-        template = get_template(trainer.args.prompt_template)
-        limit, window = trainer.args.max_completion_length, trainer.context_length
-        prompts = []
-        for block in self.blocks:
-            messages = solve_prompt(block.problem, template)
-            ids = prompt_token_ids(trainer.processing_class, messages, trainer.chat_template_kwargs)
-            prompts.append(ids if len(ids) + limit <= window else None)
-        for block, group in zip(self.blocks, self._sample(trainer, prompts, generations, limit), strict=True):
+    # The two ways ----------------------------------------------------------------------------------------------
+
+    def _in_two_waves(self, blocks: list[Block], plan: Plan) -> None:
+        """All candidates in one call, then all refinements in another."""
+        prompts = [self._solve_prompt(block) for block in blocks]
+        groups = self._sample(prompts, plan.generations, self.trainer.args.max_completion_length)
+        for block, group in zip(blocks, groups, strict=True):
             block.candidates = group
-        self._grade([(block, block.candidates) for block in self.blocks])
+        self._timed_grade(blocks, "candidate")
+        if not plan.refine:
+            return
+        wanted = [(one, prompt) for block in blocks for one, prompt in self._choose(block, plan)]
+        per_set = plan.generations // plan.num_sets
+        groups = self._sample([prompt for _, prompt in wanted], per_set, self.trainer.args.max_refinement_length)
+        for (one, _), group in zip(wanted, groups, strict=True):
+            one.refinements = group
+        self._timed_grade(blocks, "refinement")
 
-    def _choose(self, trainer, generations: int) -> None:
-        """Choose the candidate sets of each problem (uniformly, by a seed of run, step and problem)."""
-        args = trainer.args
-        num_sets = args.num_candidate_sets if trainer.model.training else 1
-        for block in self.blocks:
-            usable = [
-                c.scored and (c.finished or args.unfinished_candidates == "cut") and bool(candidate_text(c.text))
-                for c in block.candidates
-            ]
-            seed = choice_seed(args.seed, "candidate set", trainer.state.global_step, block.problem_id)
-            chosen = choose_candidate_sets(usable, args.num_candidates, num_sets, seed)
-            block.sets = [CandidateSet(shown) for shown in chosen]
+    def _streamed(self, engine, blocks: list[Block], plan: Plan) -> None:
+        """Each problem goes its own way; grading runs beside the engine."""
+        args, per_set = self.trainer.args, plan.generations // plan.num_sets
+        sampling: dict[str, tuple[Block, CandidateSet | None, list[int]]] = {}  # request -> what it is for
+        grading: dict[Future, Block] = {}  # blocks whose candidates are being graded
+        rest: list[Future] = []  # refinements being graded
 
-    def _refine(self, trainer, generations: int) -> None:
-        """Sample and grade the refinements of each candidate set."""
-        args, template = trainer.args, get_template(trainer.args.prompt_template)
-        limit = args.max_refinement_length
-        budget = min(args.max_refinement_prompt_length, trainer.context_length - limit)
-        sets = [(block, candidate_set) for block in self.blocks for candidate_set in block.sets]
-        prompts = []
-        for block, chosen in sets:
+        def refine(block: Block) -> None:
+            for one, prompt in self._choose(block, plan):
+                if prompt is None:
+                    one.refinements = self._placeholders(per_set, True)
+                else:
+                    request = engine.add(prompt, per_set, args.max_refinement_length)
+                    sampling[request] = (block, one, prompt)
+
+        with engine, ThreadPoolExecutor(1) as grader:
+            for block in blocks:
+                prompt = self._solve_prompt(block)
+                if prompt is None:
+                    block.candidates = self._placeholders(plan.generations, True)
+                    grading[grader.submit(self._grade, [block], "candidate")] = block
+                else:
+                    request = engine.add(prompt, plan.generations, args.max_completion_length)
+                    sampling[request] = (block, None, prompt)
+            while sampling or grading:
+                for request, completions, logprobs in engine.step() if sampling else []:
+                    block, one, prompt = sampling.pop(request)
+                    group = self._rollouts(prompt, completions, logprobs)
+                    if one is None:
+                        block.candidates = group
+                        grading[grader.submit(self._grade, [block], "candidate")] = block
+                        continue
+                    one.refinements = group
+                    if all(other.refinements for other in block.sets):
+                        rest.append(grader.submit(self._grade, [block], "refinement"))
+                if grading and not sampling:  # the engine has nothing to do
+                    start = time.perf_counter()
+                    wait(grading, return_when=FIRST_COMPLETED)
+                    self.seconds["reward"] += time.perf_counter() - start
+                for future in [future for future in grading if future.done()]:
+                    future.result()
+                    block = grading.pop(future)
+                    if plan.refine:
+                        refine(block)
+            start = time.perf_counter()
+            for future in rest:
+                future.result()
+            self.seconds["reward"] += time.perf_counter() - start
+
+    # One problem -----------------------------------------------------------------------------------------------
+
+    def _solve_prompt(self, block: Block) -> list[int] | None:
+        """Token ids of the solve prompt; None if it leaves no room for a candidate."""
+        trainer = self.trainer
+        messages = solve_prompt(block.row["problem"], get_template(trainer.args.prompt_template))
+        ids = prompt_token_ids(trainer.processing_class, messages, trainer.chat_template_kwargs)
+        return ids if len(ids) + trainer.args.max_completion_length <= trainer.context_length else None
+
+    def _choose(self, block: Block, plan: Plan) -> list[tuple[CandidateSet, list[int] | None]]:
+        """Choose the problem's candidate sets, by a seed of run, step and problem, and fit their prompts."""
+        trainer, args = self.trainer, self.trainer.args
+        texts = [candidate_text(c.text) for c in block.candidates]
+        usable = [
+            c.scored and (c.finished or args.unfinished_candidates == "cut") and bool(text)
+            for c, text in zip(block.candidates, texts, strict=True)
+        ]
+        seed = choice_seed(args.seed, "candidate set", trainer.state.global_step, block.problem_id)
+        number = plan.num_candidates
+        if plan.min_candidates is not None:
+            number = random.Random(choice_seed(seed, "K")).randint(plan.min_candidates, plan.num_candidates)
+        sets = choose_candidate_sets(
+            usable,
+            number,
+            plan.num_sets,
+            seed,
+            correct=[c.correct for c in block.candidates],
+            policy=plan.policy,
+            uniform_share=plan.uniform_share,
+        )
+        policies = set_policies(plan.policy, plan.num_sets, plan.uniform_share, seed)
+        block.sets = [CandidateSet(shown, policy) for shown, policy in zip(sets, policies, strict=True)]
+        budget = min(args.max_refinement_prompt_length, trainer.context_length - args.max_refinement_length)
+        found = []
+        for one in block.sets:
             fitted = None
-            if chosen.shown:
-                texts = [candidate_text(block.candidates[index].text) for index in chosen.shown]
+            if one.shown:
                 fitted = fit_refinement_prompt(
-                    trainer.processing_class, block.problem, texts, template, budget, trainer.chat_template_kwargs
+                    trainer.processing_class,
+                    block.row["problem"],
+                    [texts[index] for index in one.shown],
+                    get_template(args.prompt_template),
+                    budget,
+                    trainer.chat_template_kwargs,
                 )
-            chosen.fits = fitted is not None
-            chosen.num_cut = fitted.num_cut if fitted else 0
-            prompts.append(fitted.token_ids if fitted else None)
-        per_set = generations // len(self.blocks[0].sets)
-        for (_, chosen), group in zip(sets, self._sample(trainer, prompts, per_set, limit), strict=True):
-            chosen.refinements = group
-        self._grade([(block, block.refinements) for block in self.blocks])
+            one.fits, one.num_cut = fitted is not None, fitted.num_cut if fitted else 0
+            found.append((one, fitted.token_ids if fitted else None))
+        return found
 
-    def _sample(self, trainer, prompts: list[list[int] | None], n: int, limit: int) -> list[list[Rollout]]:
+    # Sampling and grading --------------------------------------------------------------------------------------
+
+    def _sample(self, prompts: list[list[int] | None], n: int, limit: int) -> list[list[Rollout]]:
         """n completions of each prompt. A prompt that is None keeps its place with unusable one-token rows."""
-        end = trainer.eos_token_ids[0]
+        end = self.trainer.eos_token_ids[0]
         # The engine gets a stand-in for a missing prompt, so that every rank sends equally many.
-        completions, logprobs = trainer.sample([ids if ids else [end] for ids in prompts], n, limit)
-        texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
-        groups: list[list[Rollout]] = []
+        completions, logprobs = self.trainer.sample([ids if ids else [end] for ids in prompts], n, limit)
+        groups = []
         for number, ids in enumerate(prompts):
-            group = []
-            for row in range(number * n, (number + 1) * n):
-                if ids is None:
-                    group.append(Rollout([end], [end], None if logprobs is None else [0.0], REFUSED, True, False))
-                    continue
-                finished = completions[row][-1] in trainer.eos_token_ids
-                group.append(Rollout(ids, completions[row], logprobs and logprobs[row], texts[row], finished))
-            groups.append(group)
+            part = slice(number * n, (number + 1) * n)
+            if ids is None:
+                groups.append(self._placeholders(n, logprobs is not None))
+            else:
+                groups.append(self._rollouts(ids, completions[part], logprobs and logprobs[part]))
         return groups
 
-    def _grade(self, groups: list[tuple[Block, list[Rollout]]]) -> None:
-        """Right or wrong, and the class of same answers inside each group, for all rows in one call."""
+    def _rollouts(self, prompt: list[int], completions: list[list[int]], logprobs: list | None) -> list[Rollout]:
+        texts = self.trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
+        ends = self.trainer.eos_token_ids
+        return [
+            Rollout(prompt, ids, logprobs[row] if logprobs else None, texts[row], ids[-1] in ends)
+            for row, ids in enumerate(completions)
+        ]
+
+    def _placeholders(self, n: int, with_logprobs: bool) -> list[Rollout]:
+        end = self.trainer.eos_token_ids[0]
+        return [Rollout([end], [end], [0.0] if with_logprobs else None, REFUSED, True, False) for _ in range(n)]
+
+    def _timed_grade(self, blocks: list[Block], stage: str) -> None:
         start = time.perf_counter()
-        pairs = [(block, rollout) for block, rollouts in groups for rollout in rollouts if rollout.usable]
+        self._grade(blocks, stage)
+        self.seconds["reward"] += time.perf_counter() - start
+
+    def _grade(self, blocks: list[Block], stage: str) -> None:
+        """Right or wrong for all rows in one call, and the classes of same answers inside each block."""
+        pairs = [(block, rollout) for block in blocks for rollout, _ in block.rows([stage]) if rollout.usable]
         grades = rewards.grade([r.text for _, r in pairs], [block.answer for block, _ in pairs], require_box=True)
         for (_, rollout), grade in zip(pairs, grades, strict=True):
             rollout.correct = grade
-        for _, rollouts in groups:
-            answers = [rewards.extract_answer(r.text, require_box=True) if r.usable else None for r in rollouts]
-            for rollout, vote_class in zip(rollouts, rewards.vote(answers), strict=True):
+        for block in blocks:
+            # Candidates come first, so their classes are the same with refinements as without.
+            every = [rollout for rollout, _ in block.rows(["candidate", "refinement"])]
+            answers = [rewards.extract_answer(r.text, require_box=True) if r.usable else None for r in every]
+            for rollout, vote_class in zip(every, rewards.vote(answers), strict=True):
                 rollout.vote_class = vote_class
-        self.seconds["reward"] += time.perf_counter() - start

@@ -123,6 +123,16 @@ def json_lines_callback(folder: str | Path):
     from transformers import TrainerCallback
 
     class JsonLines(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            """Steps after this one are made again, or anew: what stands there of them is taken out."""
+            path = Path(folder) / "metrics.jsonl"
+            if state.is_world_process_zero and path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [
+                    line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
+                ]
+                atomic_write(path, "".join(kept))
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             if state.is_world_process_zero:
                 append_json_line(Path(folder) / "metrics.jsonl", {"step": state.global_step} | (logs or {}))

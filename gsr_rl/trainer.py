@@ -10,28 +10,33 @@ from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import pandas as pd
 import torch
 from accelerate.utils import gather
+from trl.extras.profiling import profiling_context
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
 from gsr_rl import windows
-from gsr_rl.advantages import candidate_advantages, refinement_advantages, without_signal
+from gsr_rl.checkpoints import WholeCheckpoints
 from gsr_rl.configs import GSRConfig
+from gsr_rl.held_out import evaluate_held_out
 from gsr_rl.micro_batches import share_out, token_passes
 from gsr_rl.packed_trainer import PackedGRPOTrainer
-from gsr_rl.rollout import TwoStageRollout
-from gsr_rl.rollout_metrics import rollout_rows, rollout_sums
-from gsr_rl.run_folder import atomic_path, json_lines_callback
+from gsr_rl.problem_stream import ProblemStream
+from gsr_rl.rollout import Block, Plan, TwoStageRollout
+from gsr_rl.run_folder import json_lines_callback
+from gsr_rl.scoring import has_signal, set_advantages
+from gsr_rl.training_log import TrainingLog
 from gsr_rl.windows import STAGES
 
+STREAM_STATE = "problem_stream.json"
 
-class GSRTrainer(PackedGRPOTrainer):
+
+class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
     """Joint GRPO: one policy samples candidates, refines over them, and learns from both in one update.
 
-    Takes what `GRPOTrainer` takes, with a `GSRConfig`. The data set's rows have `prompt` (the solve chat), `problem`,
-    `problem_id` and `answer`. `last_rollout` holds the blocks of the last rollout.
+    Takes what `GRPOTrainer` takes, with a `GSRConfig`. The data sets' rows have `prompt` (the solve chat), `problem`,
+    `problem_id` and `answer`. `blocks` holds the problems of the last rollout.
 
     Raises:
         ValueError: No `GSRConfig`, a missing column, or a `rollout_func` (the two-stage rollout is ours).
@@ -43,14 +48,16 @@ class GSRTrainer(PackedGRPOTrainer):
     def __init__(self, model, reward_funcs=None, args: GSRConfig | None = None, train_dataset=None, **kwargs):
         if not isinstance(args, GSRConfig):
             raise ValueError(f"args must be a GSRConfig, got {type(args).__name__}")
-        missing = {"prompt", "problem", "problem_id", "answer"} - set(train_dataset.column_names)
-        if missing:
-            raise ValueError(f"the training data set lacks the columns {sorted(missing)}: see gsr_rl.problems")
+        for dataset in (train_dataset, kwargs.get("eval_dataset")):
+            missing = {"prompt", "problem", "problem_id", "answer"} - set(dataset.column_names if dataset else ())
+            if missing and dataset is not None:
+                raise ValueError(f"a data set lacks the columns {sorted(missing)}: see gsr_rl.problems")
         if kwargs.get("rollout_func") is not None:
             raise ValueError("rollout_func cannot be set: GSRTrainer brings its own two-stage rollout")
-        self.last_rollout = TwoStageRollout()
-        self.rollout_rows: list[dict] = []
-        self._silent: dict[str, list[float]] = {}  # stage -> [groups without signal, groups]
+        self.blocks: list[Block] = []
+        self.rollout = TwoStageRollout(self)
+        self.problems = ProblemStream(len(train_dataset), args.seed, args.shuffle_dataset, args.curriculum)
+        self.log_of_rollouts = TrainingLog(self)
         self._seconds: dict[str, float] = defaultdict(float)
         callbacks = [*(kwargs.pop("callbacks", None) or []), json_lines_callback(args.output_dir)]
         with _engine_in_place(args):
@@ -59,10 +66,12 @@ class GSRTrainer(PackedGRPOTrainer):
                 reward_funcs,
                 args=args,
                 train_dataset=train_dataset,
-                rollout_func=self.last_rollout,
+                rollout_func=_batch_of_blocks,
                 callbacks=callbacks,
                 **kwargs,
             )
+
+    # The engine ------------------------------------------------------------------------------------------------
 
     @property
     def context_length(self) -> int:
@@ -86,23 +95,49 @@ class GSRTrainer(PackedGRPOTrainer):
         finally:
             setattr(engine, limit, previous)
 
+    def stream(self):
+        """The engine in this process, request by request, or None where there is none or it is not wanted."""
+        if not (self.use_vllm and self.vllm_mode == "colocate" and self.args.streamed_rollout):
+            return None
+        return self.vllm_generation.stream()
+
+    def roll_out(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
+        """Push the weights if a step has changed them, then roll out these problems (every rank equally many)."""
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            with profiling_context(self, "sync_weights"):
+                self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        with self.vllm_generation.awake() if self.use_vllm else nullcontext():
+            return self.rollout.run(rows, plan, indices)
+
+    # The order of problems -------------------------------------------------------------------------------------
+
     def _get_train_sampler(self, dataset=None):
-        """TRL repeats a problem G times; a block repeats it once for each of its rows."""
+        """TRL's order of problems comes from here; ours from `problems`, and this only counts rows and epochs."""
         block = self.args.block_size
         return RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=block,
             batch_size=self.args.generation_batch_size // block,
             repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
+            shuffle=False,
         )
 
-    def _get_eval_sampler(self, eval_dataset):
-        """TRL repeats a problem G times; an evaluation block holds both stages."""
-        return RepeatSampler(
-            data_source=eval_dataset, mini_repeat_count=2 * self.num_generations_eval, seed=self.args.seed
-        )
+    def can_save_here(self) -> bool:
+        """Only where the next step samples anew: a checkpoint holds no rollouts."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+
+    def save_extra_state(self, folder: str) -> None:
+        """A checkpoint also says which problems come next."""
+        self.problems.save(os.path.join(folder, STREAM_STATE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """TRL restores what it saved; we also restore where the problems stand."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.problems.load(os.path.join(checkpoint, STREAM_STATE))
+
+    # A generation batch ----------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch):
         """TRL times the whole step; we also time the update apart from the rollout inside it."""
@@ -116,8 +151,6 @@ class GSRTrainer(PackedGRPOTrainer):
 
     def _prepare_inputs(self, generation_batch):
         """TRL shuffles rows over micro-batches; we keep whole blocks in every optimizer window, stage by stage."""
-        if not self.model.training:
-            return super()._prepare_inputs(generation_batch)
         per_generation = self.args.steps_per_generation
         if self._step % (per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
             start = time.perf_counter()
@@ -146,88 +179,118 @@ class GSRTrainer(PackedGRPOTrainer):
         ]
 
     def _token_passes(self, parts: list[windows.Batch]) -> list[list[windows.Batch]]:
-        """Passes within the token budget for each step of each window, equally many on every rank."""
+        """Passes within the token budget for each step of each window, equally many on every rank and at least one."""
+        accumulation = self.args.gradient_accumulation_steps
         columns = ("prompt_ids", "prompt_mask", "completion_mask", "stage")
         limits = (self.token_budget, self.least_saving)
         plans = [token_passes(*(part[key] for key in columns), *limits) for part in parts]
         steps = []
         for part, plan, most in zip(parts, plans, self._most([len(plan) for plan in plans]), strict=True):
             passes = [windows.stage_parts(windows.take_rows(part, torch.tensor(rows)))[0] for rows in plan]
-            passes += [windows.without_tokens(passes[-1])] * (most - len(plan))
-            steps += share_out(passes, self.args.gradient_accumulation_steps)
+            passes += [windows.without_tokens(passes[-1])] * (max(most, accumulation) - len(plan))
+            steps += share_out(passes, accumulation)
         return steps
 
     def _generate_and_score_completions(self, inputs):
-        """TRL pools a prompt's rollouts into one advantage group; ours are by problem, stage and candidate set."""
-        self.rollout_rows = inputs
+        """TRL rolls out its rows, a prompt's being one advantage group; ours are by stage and candidate set."""
+        self.blocks = self._collect(len(inputs) // self.args.block_size)
+        inputs = [dict(block.row) for block in self.blocks for _ in range(self.args.block_size)]
         with self._ratio_formed_in_loss():
             output = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
-        flat = [row for block in self.last_rollout.blocks for row in block.rows(list(STAGES))]
-        if mode == "train":
-            flat = [(rollout, stage) for rollout, stage in flat if stage in self.args.stages]
+        flat = self._flat(self.blocks)
         device = output["advantages"].device
         output["advantages"] = torch.tensor([rollout.advantage for rollout, _ in flat], device=device)
         output["stage"] = torch.tensor([STAGES.index(stage) for _, stage in flat], device=device)
-        scored = torch.tensor([rollout.scored for rollout, _ in flat], device=device)
-        output["completion_mask"] = output["completion_mask"] * scored.unsqueeze(1)
+        counted = torch.tensor([rollout.scored and not rollout.dropped for rollout, _ in flat], device=device)
+        output["completion_mask"] = output["completion_mask"] * counted.unsqueeze(1)
         del output["num_items_in_batch"]  # counted for each stage and window instead
-        self._log_rollout(mode)
+        self.log_of_rollouts.training(self.blocks)
         return output
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        """TRL sums the rewards that are numbers; a row without a grade is unscored here, whatever the others say."""
-        start = time.perf_counter()
-        gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        stages = self.args.stages if self.model.training else STAGES
-        flat = [rollout for block in self.last_rollout.blocks for rollout, _ in block.rows(stages)]
-        unscored = torch.tensor([not rollout.scored for rollout in flat], device=gathered.device)
-        gathered[gather(unscored)] = torch.nan
-        first = self.accelerator.process_index * len(flat)
-        weighted = gathered * self.reward_weights.to(gathered.device)
-        totals = weighted.nansum(dim=1).masked_fill(gathered.isnan().all(dim=1), torch.nan)
-        for rollout, total in zip(flat, totals[first : first + len(flat)].tolist(), strict=True):
-            rollout.reward = total
-        self._set_advantages(stages)
-        self.last_rollout.seconds["reward"] += time.perf_counter() - start
-        return gathered
+    def _collect(self, wanted: int) -> list[Block]:
+        """This rank's `wanted` rolled-out, rewarded problems: with `oversample` those with signal first.
 
-    def _set_advantages(self, stages) -> None:
-        """Advantages of this rank's blocks. Blocks are whole on a rank, so no other rank is asked."""
-        blocks, args = self.last_rollout.blocks, self.args
-        scale = args.scale_rewards == "group"
-        for stage in stages:
-            groups = [block.candidates if stage == "candidate" else block.refinements for block in blocks]
-            rewards = torch.tensor([[rollout.reward for rollout in group] for group in groups])
-            if stage == "candidate":
-                values = candidate_advantages(rewards, args.candidate_objective, args.num_candidates, scale)
-                silent = without_signal(values, 1)
-            else:
-                num_sets = len(blocks[0].sets)
-                values = refinement_advantages(rewards, num_sets, scale)
-                silent = without_signal(values, num_sets)
-            self._silent[stage] = [float(silent.sum()), float(len(silent))]
-            for group, row in zip(groups, values.tolist(), strict=True):
-                for rollout, advantage in zip(group, row, strict=True):
-                    rollout.advantage = advantage
+        Further problems are sampled while any rank lacks some with signal, up to `oversample` times as many; every
+        rank takes part in every round with equally many.
+        """
+        args, world, rank = self.args, self.accelerator.num_processes, self.accelerator.process_index
+        limit, sampled = max(wanted, int(wanted * args.oversample)), 0
+        kept: list[Block] = []
+        silent: list[Block] = []
+        number, seconds = wanted, defaultdict(float)
+        while number:
+            taken = self.problems.take(number * world)
+            mine = taken[rank * number : (rank + 1) * number]
+            blocks = self.roll_out([self.train_dataset[index] for index in mine], args.plan, mine)
+            start = time.perf_counter()
+            self._reward(blocks)
+            seconds["reward"] += time.perf_counter() - start
+            for name, value in self.rollout.seconds.items():
+                seconds[name] += value
+            self._report_pass_rates(blocks)
+            self.log_of_rollouts.count_groups(set_advantages(blocks, args))
+            for block in blocks:
+                (kept if has_signal(block, args.stages) else silent).append(block)
+            sampled += number
+            missing = torch.tensor([wanted - len(kept)], device=self.accelerator.device)
+            missing = int(self.accelerator.gather(missing).max().item())
+            number = max(0, min(missing, limit - sampled))
+        self.rollout.seconds = dict(seconds)
+        self.log_of_rollouts.count_problems(sampled, min(len(kept), wanted), wanted)
+        chosen = (kept + silent)[:wanted]
+        return sorted(chosen, key=[*kept, *silent].index) if args.oversample > 1 else blocks
+
+    def _report_pass_rates(self, blocks: list[Block]) -> None:
+        """Tell the curriculum of all ranks how the candidates of all ranks did."""
+        if not self.args.curriculum:
+            return
+        pairs = []
+        for block in blocks:
+            scored = [candidate.correct for candidate in block.candidates if candidate.scored]
+            pairs.append([float(block.index), sum(scored) / len(scored) if scored else float("nan")])
+        everyone = self.accelerator.gather(torch.tensor(pairs, device=self.accelerator.device)).tolist()
+        self.problems.report([int(index) for index, _ in everyone], [rate for _, rate in everyone])
+
+    # Rewards ---------------------------------------------------------------------------------------------------
+
+    def _flat(self, blocks: list[Block]):
+        return [row for block in blocks for row in block.rows(self.args.stages)]
+
+    def _reward(self, blocks: list[Block]) -> None:
+        """TRL's reward functions on these blocks; a row without a grade is unscored, whatever the others say."""
+        flat = self._flat(blocks)
+        inputs = [dict(block.row) | {"stage": stage} for block in blocks for _, stage in block.rows(self.args.stages)]
+        completions = [[{"role": "assistant", "content": rollout.text}] for rollout, _ in flat]
+        ids = [rollout.completion_ids for rollout, _ in flat]
+        gathered = super()._calculate_rewards(inputs, [row["prompt"] for row in inputs], completions, ids)
+        first = self.accelerator.process_index * len(flat)
+        own = gathered[first : first + len(flat)]
+        own[torch.tensor([not rollout.scored for rollout, _ in flat], device=own.device)] = torch.nan
+        totals = (own * self.reward_weights.to(own.device)).nansum(dim=1)
+        totals = totals.masked_fill(own.isnan().all(dim=1), torch.nan)
+        for (rollout, _), values, total in zip(flat, own.tolist(), totals.tolist(), strict=True):
+            rollout.rewards, rollout.reward = values, total
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """TRL calls the reward functions here; ours have been called when the problems were rolled out."""
+        values = torch.tensor([rollout.rewards for rollout, _ in self._flat(self.blocks)])
+        return gather(values.to(self.accelerator.device))
+
+    # Loss ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model, inputs):
         """TRL's loss over all rows at once; ours is its loss on each pass's rows, (w_c L_c + w_r L_r) / (w_c + w_r).
 
-        In training each pass but the last has its backward here, so that one pass's activations stand in memory.
+        Each pass but the last has its backward here, so that one pass's activations stand in memory.
         """
-        counts = inputs.get("window_counts")
-        if counts is None:  # evaluation: the batch is its own window
-            counts = windows.stage_counts(inputs["stage"], inputs["completion_mask"], 1)[0]
-            counts = self.accelerator.reduce(counts, reduction="sum")
+        counts = inputs["window_counts"]
         weights = {"candidate": self.args.candidate_weight, "refinement": self.args.refinement_weight}
         present = {stage: weights[stage] for index, stage in enumerate(STAGES) if counts[index, 0] > 0}
         total = sum(present.values()) or 1.0
-        passes = inputs["passes"] if "passes" in inputs else windows.stage_parts(inputs)
         loss = torch.zeros((), device=counts.device, requires_grad=torch.is_grad_enabled())
-        for number, rows in enumerate(passes):
+        for number, rows in enumerate(inputs["passes"]):
             stage = STAGES[int(rows["stage"][0])]
-            early = torch.is_grad_enabled() and number + 1 < len(passes)
+            early = torch.is_grad_enabled() and number + 1 < len(inputs["passes"])
             with self._unsynced(model) if early else nullcontext():
                 with self._pass_metrics(stage, rows["completion_mask"].sum().item(), len(rows["stage"])):
                     part = self._stage_loss(model, dict(rows), stage, counts[STAGES.index(stage)])
@@ -239,8 +302,7 @@ class GSRTrainer(PackedGRPOTrainer):
 
     def _stage_loss(self, model, rows: windows.Batch, stage: str, count: torch.Tensor) -> torch.Tensor:
         """TRL's loss on one stage's rows of a micro-batch, its part of the stage's loss over the window."""
-        training = self.model.training
-        accumulation = self.current_gradient_accumulation_steps if training else 1
+        accumulation = self.current_gradient_accumulation_steps
         ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], dim=1)
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], dim=1)
         forward = self._get_per_token_logps_and_entropies(
@@ -253,8 +315,7 @@ class GSRTrainer(PackedGRPOTrainer):
         )
         if self.use_vllm and self.vllm_importance_sampling_correction and "importance_sampling_ratio" not in rows:
             rows["importance_sampling_ratio"] = self._importance_ratio(forward[0].detach(), rows)
-        window = self.args.steps_per_generation / accumulation if training else 1.0
-        rows["num_items_in_batch"] = count[1] * window
+        rows["num_items_in_batch"] = count[1] * (self.args.steps_per_generation / accumulation)
         self._forward = forward
         limit, self.max_completion_length = self.max_completion_length, self._limit(stage)
         try:
@@ -268,79 +329,43 @@ class GSRTrainer(PackedGRPOTrainer):
     def _limit(self, stage: str) -> int:
         return self.args.max_completion_length if stage == "candidate" else self.args.max_refinement_length
 
-    @contextmanager
-    def _ratio_formed_in_loss(self):
-        """TRL runs a forward for the importance ratio against vLLM; in aligned steps the loss's own forward serves."""
-        correction = self.vllm_importance_sampling_correction
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        aligned = self.args.gradient_accumulation_steps % generate_every == 0
-        self.vllm_importance_sampling_correction = correction and not aligned
-        try:
-            yield
-        finally:
-            self.vllm_importance_sampling_correction = correction
+    # Evaluation ------------------------------------------------------------------------------------------------
 
-    def _importance_ratio(self, logps: torch.Tensor, rows: windows.Batch) -> torch.Tensor:
-        """Trainer's over engine's probability of each sampled token (or sequence), truncated or masked as TRL does.
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """TRL computes a loss on held-out prompts; we roll out both stages and report accuracies and the gap."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("there is no evaluation data set: set eval_dataset_name, or eval_strategy to no")
+        metrics = evaluate_held_out(self, dataset, metric_key_prefix)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
-        Returns:
-            (B, T) for the token modes, (B, 1) for the sequence modes.
-        """
-        mask = rows["completion_mask"]
-        difference = ((logps - rows["sampling_per_token_logps"]) * mask).nan_to_num(nan=0.0)
-        self._log_drift(difference, mask)
-        mode = self.vllm_importance_sampling_mode
-        if mode.startswith("sequence"):
-            difference = difference.sum(dim=-1, keepdim=True)
-        ratio = difference.exp()
-        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-        if mode.endswith("truncate"):
-            return ratio.clamp(min=low, max=high)
-        outside = (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
-        return ratio.masked_fill(outside, 0.0)
 
-    def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor) -> None:
-        """How far the engine's log-probabilities are from the trainer's, over all ranks."""
-        size = difference.abs()
-        sums = self.accelerator.reduce(torch.stack([size.sum(), mask.sum().to(size.dtype)]), reduction="sum")
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
-        metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
-
-    def _log_rollout(self, mode: str) -> None:
-        """Rollout metrics over all ranks, seconds of the slowest rank, and the rollout table."""
-        blocks, step = self.last_rollout.blocks, self.state.global_step
-        sums = rollout_sums(blocks, self.args.num_candidates)
-        sums |= {f"{stage}/no_signal": self._silent.get(stage, [0.0, 0.0]) for stage in STAGES}
-        device = self.accelerator.device
-        pairs = self.accelerator.reduce(torch.tensor(list(sums.values()), device=device), reduction="sum").tolist()
-        for name, (total, count) in zip(sums, pairs, strict=True):
-            if count > 0:
-                self._metrics[mode][name].append(total / count)
-        seconds = dict(self.last_rollout.seconds)
-        seconds["sync"] = getattr(getattr(self, "vllm_generation", None), "sync_seconds", 0.0)
-        if self.use_vllm:
-            self.vllm_generation.sync_seconds = 0.0
-        slowest = self.accelerator.gather(torch.tensor([list(seconds.values())], device=device)).max(dim=0).values
-        for name, value in zip(seconds, slowest.tolist(), strict=True):
-            self._metrics[mode][f"time/{name}"].append(value)
-        if mode == "train":
-            self._write_rollouts(step)
-
-    def _write_rollouts(self, step: int) -> None:
-        """This rank's rollouts of a step as parquet, by atomic rename."""
-        folder = os.path.join(self.args.output_dir, "rollouts")
-        path = os.path.join(folder, f"step_{step:06d}_rank_{self.accelerator.process_index}.parquet")
-        rows = rollout_rows(self.last_rollout.blocks, step, self.processing_class)
-        with atomic_path(path) as temporary:
-            pd.DataFrame(rows).to_parquet(temporary)
+def _batch_of_blocks(prompts: list, trainer) -> dict[str, list]:
+    """TRL's `rollout_func`: the rows of the problems that have been rolled out already."""
+    flat = [rollout for rollout, _ in trainer._flat(trainer.blocks)]
+    has_logprobs = all(rollout.logprobs is not None for rollout in flat)
+    return {
+        "prompt_ids": [rollout.prompt_ids for rollout in flat],
+        "completion_ids": [rollout.completion_ids for rollout in flat],
+        "logprobs": [rollout.logprobs for rollout in flat] if has_logprobs else None,
+    }
 
 
 @contextmanager
 def _engine_in_place(args: GSRConfig):
     """TRL's __init__ names its engine class as a module global; ours stands there while it runs."""
     original = grpo_trainer.VLLMGeneration
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if args.use_vllm and args.vllm_mode == "server":
+        from gsr_rl.server_engine import ServerVLLM
+
+        grpo_trainer.VLLMGeneration = partial(
+            ServerVLLM,
+            request_timeout=args.server_request_timeout,
+            exchange_folder=os.path.join(args.output_dir, "weights-for-server"),
+        )
+    elif args.use_vllm:
         from gsr_rl.colocated import ColocatedVLLM
         from gsr_rl.generation import cpu_environment
 

@@ -13,13 +13,21 @@ How it differs from textbook GRPO:
 from gsr_rl.cli import clear_errors, parse
 
 
-def load_train_dataset(problem_args, args):
-    """The problems as rows with the solve prompt: columns prompt, problem, problem_id, answer."""
+def load_datasets(problem_args, args):
+    """Problems to train on and held-out ones (or None): columns prompt, problem, problem_id, answer."""
+    import dataclasses
+
     from datasets import Dataset
 
     from gsr_rl.problems import load_problems, training_rows
 
-    return Dataset.from_list(training_rows(load_problems(problem_args), args.prompt_template))
+    def load(config):
+        return Dataset.from_list(training_rows(load_problems(config), args.prompt_template))
+
+    if not args.eval_dataset_name:
+        return load(problem_args), None
+    held_out = {"dataset_name": args.eval_dataset_name, "dataset_split": args.eval_dataset_split}
+    return load(problem_args), load(dataclasses.replace(problem_args, **held_out, max_problems=args.max_eval_problems))
 
 
 def main() -> None:
@@ -34,11 +42,14 @@ def main() -> None:
         from gsr_rl.batch_arithmetic import batch_arithmetic
         from gsr_rl.run_folder import print_dry_run
 
-        return print_dry_run(configs, batch_arithmetic(args))
+        return print_dry_run(configs, batch_arithmetic(args, model_args.model_name_or_path))
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
+    from gsr_rl.checkpoints import STOPPED, resume_point
+
     with clear_errors("grpo"):
-        dataset = load_train_dataset(problem_args, args)
+        train_dataset, eval_dataset = load_datasets(problem_args, args)
+        checkpoint = resume_point(args)
 
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
@@ -62,15 +73,19 @@ def main() -> None:
         model_args.model_name_or_path,
         reward_funcs=reward_funcs,
         args=args,
-        train_dataset=dataset,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
     if trainer.accelerator.is_main_process:
         write_run_info(args.output_dir, configs)
 
-    resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
-    trainer.train(resume_from_checkpoint=resume)
+    # The same command after an interruption goes on where it was, with resume_from_checkpoint true.
+    trainer.add_stop_signals()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.stopped:
+        raise SystemExit(STOPPED)
 
     # The model as one would load it: weights gathered, tokenizer, chat template, refinement settings.
     trainer.save_model(args.output_dir)

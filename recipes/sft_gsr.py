@@ -63,6 +63,11 @@ def main() -> None:
 
         return print_dry_run(configs, arithmetic(rows, args))
 
+    from gsr_rl.checkpoints import STOPPED, resume_point
+
+    with clear_errors("sft"):
+        checkpoint = resume_point(args)
+
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
@@ -89,8 +94,11 @@ def main() -> None:
     if trainer.accelerator.is_main_process:
         write_run_info(args.output_dir, configs)
 
-    resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
-    trainer.train(resume_from_checkpoint=resume)
+    # The same command after an interruption goes on where it was, with resume_from_checkpoint true.
+    trainer.add_stop_signals()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.stopped:
+        raise SystemExit(STOPPED)
     save(trainer, tokenizer, args)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=args.dataset_name)

@@ -174,6 +174,7 @@ class _Reader:
         return self.atom(depth + 1)
 
 
+@lru_cache(maxsize=4096)
 def letters(tree) -> frozenset[str]:
     """Names of the variables in a tree."""
     if tree[0] == "v":

@@ -64,7 +64,7 @@ def same(gold: str, answer: str, depth: int = 0) -> bool:
 
 def _same_parts(gold: str, answer: str, depth: int) -> bool:
     """Compare cleaned answers that may be lists."""
-    gold, answer = structure.without_group(gold), structure.without_group(answer)
+    gold, answer = structure.without_group(gold), structure.without_group(wording.without_lead_in(answer))
     if not answer or depth > MAX_DEPTH:
         return False
     if compact(gold) == compact(answer) and compact(gold):
@@ -74,21 +74,25 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     numbers = read_number(gold), read_number(answer)
     if all(numbers):
         return same_number(*numbers)
-    gold, answer = (structure.without_approximation(side) for side in (gold, answer))
+    gold, answer = (structure.without_membership(structure.without_approximation(side)) for side in (gold, answer))
     gold, answer = (
         structure.spread(side) if other.count("=") > 1 else side for side, other in ((gold, answer), (answer, gold))
     )
     named = structure.assignment(answer)
     if named and numbers[0] and read_number(named[1]):  # "x = 58,500" is one number
         return same_number(numbers[0], read_number(named[1]))
-    gold_parts, answer_parts = (
-        [p for part in structure.parts_of(side) for p in structure.expand_plus_minus(part)] for side in (gold, answer)
-    )
+    gold_parts, answer_parts = structure.elements(gold), structure.elements(answer)
+    names, gold_parts = structure.grouped(gold_parts)
+    _, answer_parts = structure.grouped(answer_parts, names)
     unions = structure.union_of(gold_parts), structure.union_of(answer_parts)
     if any(unions) and 1 in (len(gold_parts), len(answer_parts)):
         return _same_one(unions[0] or gold, unions[1] or answer, depth + 1)
     if len(gold_parts) == 1 and len(answer_parts) == 1:
         return _same_one(gold_parts[0], answer_parts[0], depth)
+    if len(gold_parts) == 1 and "\\cup" in gold:  # "(1,2) or [3,4)" is a union too
+        return _same_one(gold, " \\cup ".join(answer_parts), depth)
+    if re.fullmatch(r"[A-J]{2,}", gold) and all(re.fullmatch(r"\(?[A-J]\)?", part) for part in answer_parts):
+        return sorted(gold) == sorted(part.strip("()") for part in answer_parts)  # several choices
     if len(gold_parts) > MAX_PARTS or len(answer_parts) > MAX_PARTS:
         return False
     comma = _decimal_comma(gold, answer) or _decimal_comma(answer, gold)
@@ -96,14 +100,12 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
         return True
     inner = [structure.bracketed(side) for side in (gold, answer)]
     if len(answer_parts) == 1 and inner[1] and inner[1][0] in "{([":  # "1, 2" against "{1, 2}" or, in order, "(1, 2)"
-        return _same_list(gold, gold_parts, inner[1][1], ordered=inner[1][0] != "{", depth=depth)
+        return _same_list(gold_parts, structure.elements(inner[1][1]), inner[1][0] != "{", depth)
     if len(gold_parts) == 1 and inner[0] and (inner[0][0] in "{(" and inner[0][2] in "})"):
-        return _same_list(
-            inner[0][1], structure.parts_of(inner[0][1]), answer, ordered=inner[0][0] != "{", depth=depth
-        )
+        return _same_list(structure.elements(inner[0][1]), answer_parts, inner[0][0] != "{", depth)
     if len(gold_parts) > 1 and len(answer_parts) == 1 and words(gold) and len(words(gold)) > 3:
         return False
-    return _same_list(gold, gold_parts, answer, ordered=False, depth=depth, expand=True)
+    return _same_list(gold_parts, answer_parts, False, depth)
 
 
 def _decimal_comma(one: str, other: str) -> bool:
@@ -114,12 +116,8 @@ def _decimal_comma(one: str, other: str) -> bool:
     return all(numbers) and "." in other and same_number(*numbers)
 
 
-def _same_list(
-    gold: str, gold_parts: list[str], answer: str, *, ordered: bool, depth: int, expand: bool = False
-) -> bool:
-    answer_parts = structure.parts_of(answer)
-    if expand:
-        answer_parts = [p for part in answer_parts for p in structure.expand_plus_minus(part)]
+def _same_list(gold_parts: list[str], answer_parts: list[str], ordered: bool, depth: int) -> bool:
+    """Compare several answers: by their names if all have one, in order or in any order."""
     named = [[structure.assignment(part) for part in side] for side in (gold_parts, answer_parts)]
     names = [{pair[0] for pair in side if pair} for side in named]
     if all(all(side) for side in named) and len(names[0]) == len(gold_parts) > 1 and names[0] == names[1]:
@@ -196,7 +194,10 @@ def _same_named_text(gold: str, answer: str, depth: int) -> bool | None:
 
 
 def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
-    """Take "x =" and "x \\in" away where that loses nothing."""
+    """Take "x =", "x \\in" and the name of a point away where that loses nothing."""
+    point = re.fullmatch(r"[A-Z]\s*(\([^()]+,[^()]+\))", answer)
+    if point and structure.bracketed(gold):
+        return _same_one(gold, point[1], depth + 1)
     left, right = structure.without_membership(gold), structure.without_membership(answer)
     if (left, right) != (gold, answer):
         return _same_parts(left, right, depth + 1)
@@ -214,14 +215,15 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
     if structure.is_equation(answer) and not structure.is_equation(gold) and not structure.is_relation(answer):
         return _same_parts(gold, answer.rsplit("=", 1)[1].strip(), depth + 1)
     if structure.is_equation(gold) != structure.is_equation(answer) and not structure.is_relation(gold):
-        return False
+        chain = structure.split_top(gold, ("=",))
+        return len(chain) > 2 and _same_parts(chain[-1], answer, depth + 1)
     return None
 
 
 def _same_ratio(gold: str, answer: str, depth: int) -> bool | None:
     if ":" not in gold or structure.is_relation(gold):
         return None
-    left, right = ([piece.strip() for piece in side.split(":")] for side in (gold, answer))
+    left, right = ([piece.strip() for piece in side.split(":")] for side in (gold, answer.replace(" to ", ":")))
     if len(left) != len(right):
         return _same_one(gold.replace(":", "/"), answer, depth + 1) if len(left) == 2 else False
     values = [[read_number(piece) for piece in side] for side in (left, right)]
@@ -279,6 +281,8 @@ def _interval(text: str) -> tuple[str, str, str, str] | None:
 
 def _same_range(gold: str, answer: str, depth: int) -> bool | None:
     """Intervals, their unions, and inequalities that stand for them."""
+    if len(structure.ascending(gold)) > 2 and structure.ascending(gold) == structure.ascending(answer):
+        return True
     unions = [re.split(r"\\cup(?![a-zA-Z])|(?<![a-zA-Z\\])[uU](?=\s*[\[(])", side) for side in (gold, answer)]
     pieces = [[_interval(piece.strip()) for piece in side] for side in unions]
     if len(unions[0]) == len(unions[1]) == 1:
@@ -304,6 +308,8 @@ def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
     """Tuples in order, sets in any order."""
     left, right = structure.bracketed(gold), structure.bracketed(answer)
     if not left or not right:
+        if (left or right or ("", ""))[1] == "\\emptyset":
+            return False  # the set of the empty set
         if (left and left[0] == "{") or (right and right[0] == "{"):
             return _same_parts(
                 *(b[1] if b and b[0] == "{" else side for b, side in ((left, gold), (right, answer))), depth + 1
@@ -313,7 +319,7 @@ def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
     if len(parts[0]) == len(parts[1]) == 1:
         return None if left[0] != "{" and right[0] != "{" else _same_parts(left[1], right[1], depth + 1)
     if left[0] == "{" and right[0] == "{":
-        return _same_multiset(parts[0], parts[1], depth)
+        return _same_multiset(structure.elements(left[1]), structure.elements(right[1]), depth)
     if len(parts[0]) != len(parts[1]) or len(parts[0]) > MAX_PARTS:
         return False
     if "{" in (left[0], right[0]):

@@ -13,6 +13,9 @@ The rules, in order:
 
 import re
 
+from rewards.normalisation import language
+from rewards.roles import roles
+
 MAX_ANSWER = 4096  # characters of an answer that are ever parsed
 MAX_FALLBACK = 16384  # characters at the end of a text that the rules without a box look at
 MAX_SHORT = 240  # a text of one line up to this long may be an answer as it stands
@@ -36,9 +39,16 @@ _CONNECTOR = re.compile(
     rf"(?:{_SPACING})*(?:[,;]|\band\b|\bor\b|\\(?:text|mathrm)\{{\s*,?\s*(?:and|or)\s*,?\s*\}}|\\(?:lor|vee)\b)"
     rf"(?:{_SPACING}|\band\b|\bor\b|[a-zA-Z](?:_\{{?\w\}}?)?\s*=)*"
 )
+_UNJOINED = re.compile(r"\b(?:no|not|wrong|incorrect|but|is|was|are|were|has|have|so|thus|then|instead|first)\b")
+_IN_SENTENCE = r"(?:[^.!?\n]|\.(?=\d))"
 _ATTRIBUTED = re.compile(
-    r"\b(?:candidate|solution|response|attempt)s?\s*(?:#\s*)?(?:\d+|[A-D]\b)[^.!?\n]{0,120}?\b(?:sa(?:ys|id)|g[ai]ves?|got|gets"
-    r"|claim\w*|answer\w*|box\w*|conclu\w*|propos\w*|wrote|has|had|ends?|ended|states?|stated|was)\b[^!?\n]{0,80}$",
+    r"(?:\b(?:candidate|solution|response|attempt)s?\s*(?:#\s*)?(?:\d+|[A-D]\b)"
+    r"|\b(?:first|second|third|fourth|fifth|last|other|others|most|some|both|all|majority)\b[^.!?\n]{0,20}"
+    r"\b(?:candidate|response|attempt)s?\b)"  # "the other solution" is a word of mathematics
+    rf"(?:{_IN_SENTENCE}{{0,120}}?\b(?:say|sa(?:ys|id)|g[ai]ves?|got|gets?|find|found|claim\w*|answer\w*|(?<!\\)box\w*"
+    rf"|conclu\w*|propos\w*|wrote|has|had|ends?|ended|states?|stated|was)\b{_IN_SENTENCE}{{0,80}}"
+    r"|(?:['’]s)?[\s*]*(?:[:=(→-]|->)[\s*$\\(\[]*|['’]s[\s*$\\(\[]*)$"
+    r"|\b(?:not|instead of|rather than|unlike)\s[\s*$\\(\[]*$",
     re.IGNORECASE,
 )
 _ENDORSED = re.compile(r"\b(?:correct\w*|right\w*|agree\w*|indeed|therefore|so|hence|thus)\b", re.IGNORECASE)
@@ -53,8 +63,11 @@ def final_part(text: str) -> str | None:
             start = match.end()
     if unclosed:
         return None
-    stop = _STOP.search(text, start)
-    return text[start : stop.start()] if stop else text[start:]
+    for stop in _STOP.finditer(text, start):
+        if text[start : stop.start()].strip():  # one at the very beginning opens the turn
+            return text[start : stop.start()]
+        start = stop.end()
+    return text[start:]
 
 
 def own_part(text: str) -> str:
@@ -111,8 +124,11 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     return [box for box in inner if box[2]]
 
 
-def boxed_answer(text: str) -> str | None:
-    """The last boxed answer of `text`, or the list that its last boxes make together."""
+def boxed_answer(text: str, *, adjacent: bool = False) -> str | None:
+    """The last boxed answer of `text`, or the list that its last boxes make together.
+
+    With `adjacent`, boxes with no word between them are a list too.
+    """
     found = boxes(text)
     own = [box for box in found if not _ascribed(text, box[0])] or found
     if not own:
@@ -120,10 +136,21 @@ def boxed_answer(text: str) -> str | None:
     group = [own[-1]]
     for box in own[-2::-1]:
         between = text[box[1] : group[0][0]]
-        if len(group) >= MAX_JOINED or len(between) > 60 or not _CONNECTOR.fullmatch(between):
+        if len(group) >= MAX_JOINED or not (_joins(between) or (adjacent and not re.search(r"\w", between))):
             break
         group.insert(0, box)
     return ", ".join(dict.fromkeys(box[2] for box in group))
+
+
+def _joins(between: str) -> bool:
+    """Whether the text between two boxes makes them one list: "and", ", $y =$", "apples and", "for part (a) and"."""
+    if len(between) > 60:
+        return False
+    if _CONNECTOR.fullmatch(between):
+        return True
+    said = re.sub(r"\\(?:text|mathrm|quad)(?![a-zA-Z])|[\\${}()\[\]]", " ", between).lower().split()
+    ends = len(said) <= 5 and said[-1:] in (["and"], ["or"])
+    return ends and not re.search(r"[.!?\n]", between) and not _UNJOINED.search(between)
 
 
 def _ascribed(text: str, position: int) -> bool:
@@ -134,7 +161,7 @@ def _ascribed(text: str, position: int) -> bool:
 
 
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_HASHES = re.compile(r"####[ \t]*([^\n]+)(\s*\Z)?")
 _NOUNS = (
     r"ответ|відповідь|الجواب|الإجابة|答案|答え|解答|答|정답(?:은|는)?|답(?:은|는)?|उत्तर|জবাব|উত্তর|คำตอบ|תשובה"
     r"|lösung|antwort|respuesta|réponse|risposta|resposta|antwoord|odpowiedź|svar|cevap|jawaban|đáp án|απάντηση|jibu"
@@ -148,6 +175,7 @@ _PHRASE = re.compile(
 )
 _IS_ANSWER = re.compile(r"([^\n]{1,200}?)\s+is\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
 _FINAL = re.compile(r"\bfinal\s+answer\b[^.:：\n=$]{0,60}?(?:\b(?:is|are)\b|[:：])\s*[:：]?", re.IGNORECASE)
+_CONCLUSION = re.compile(r"\b(?:answer|conclusion|solution)\b[\s*]*(?:is\b|[:：])", re.IGNORECASE)
 _MATH = re.compile(
     r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
 )
@@ -155,12 +183,14 @@ _FIGURE = r"\d+(?:[.,٫٬]\d+)*"
 _GROUP = r"\{[^{}\n]{1,60}\}"
 _TERM = rf"(?:\\[dt]?frac\s*{_GROUP}\s*{_GROUP}|\d*\\sqrt(?:\[\d\])?{_GROUP}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
 _VALUE = re.compile(
-    rf"(?<![A-Za-z0-9_.\\])(?:[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
-    rf"|[-−+]?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
+    rf"(?<![A-Za-z0-9_.\\])(?:\d{{1,4}}(?::\d{{1,4}})+(?:\s*[ap]\.?m\b\.?)?|[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
+    rf"|(?:(?:negative|minus)\s+|[-−+])?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
 )
 _BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives\b|\bget\b)[\s*]*$", re.IGNORECASE)
+_REMARK = re.compile(r"(?<=\w) \(([^()]{1,200})\)$")
+_STATED = re.compile(r"\b(?:is|are|equals)\s+([^\s,;:$][^,;:$]{0,80})$")
 _SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！]|\n")
-_LANGUAGE = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+_NO_LANGUAGE = re.compile(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}")
 
 
 def extract_answer(text: str, *, require_box: bool = False) -> str | None:
@@ -190,12 +220,17 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
     ):
         return None
     text = text[-MAX_FALLBACK:].strip()
-    for pattern in (_ANSWER_BLOCK, _HASHES):
-        blocks = pattern.findall(text)
-        if blocks:
-            return _picked(blocks[-1].strip(" *\n"), kind, first=True) or None
+    blocks = _ANSWER_BLOCK.findall(text) or [
+        match[1]
+        for match in _HASHES.finditer(text)
+        if (match[2] is not None or re.search(r"\d", match[1]))
+        and not match[1].rstrip(" *").endswith(":")  # a headline
+    ]
+    if blocks:
+        return _picked(blocks[-1].strip(" *\n"), kind, first=True) or None
     if kind == "roles":
-        return text or None
+        stated = [text[match.end() :] for match in _CONCLUSION.finditer(text)][-3:]
+        return next((part for part in reversed(stated) if roles(part)), text) or None
     phrase = _last(_FINAL, text) or _last(_PHRASE, text)
     if phrase and text[phrase.end() :].strip(" *\n.:"):
         if kind == "choice":
@@ -204,6 +239,8 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
     stated = _last(_IS_ANSWER, text)
     if stated and kind == "formula":
         return _value_in(stated[1], first=False) or stated[1].strip() or None
+    if kind == "words" and (formula := _last(_MATH, text)) and language(_inside(formula)):
+        return _inside(formula)
     if kind in ("choice", "words") or (len(text) <= MAX_SHORT and "\n" not in text):
         return _picked(text[-1000:], kind, first=False) or None
     return _value_in(text, first=False)
@@ -219,6 +256,8 @@ def _last(pattern: re.Pattern, text: str) -> re.Match | None:
 def _statement(text: str, kind: str) -> str:
     """What follows an answer phrase: its first formulas, or else its sentence or the value there."""
     text = text.lstrip(" \t\n*:：")
+    if re.match(r"not\b", text):  # "the answer is not 9" gives none
+        return ""
     formulas = list(_MATH.finditer(text[:4096]))
     if formulas and formulas[0].start() == 0:
         group = [formulas[0]]
@@ -229,18 +268,23 @@ def _statement(text: str, kind: str) -> str:
         tail = re.match(r"\s*(?:\\?%|percent\b|pct\b)", text[group[-1].end() :])
         return ", ".join(_inside(formula) for formula in group) + (tail[0] if tail else "")
     end = _SENTENCE.search(text)
-    return _picked(
-        text[: end.start()].strip(" *") if end and text[: end.start()].strip(" *") else text.strip(" *."),
-        kind,
-        first=True,
-    )
+    sentence = (text[: end.start()].strip(" *") if end else "") or text.strip(" *.")
+    if kind == "formula" and len(language(sentence)) > 2 and not _values(sentence):
+        return _value_in(text, first=False) or sentence  # "the answer is the sum of all terms:", and then the formula
+    return _picked(sentence, kind, first=True)
 
 
 def _picked(text: str, kind: str, *, first: bool) -> str:
     """`text` itself, or, where it is prose around a value, the value."""
     text = text.strip().rstrip(".。")
+    remark = _REMARK.search(text)
+    if remark and language(remark[1]):
+        text = text[: remark.start()]
     if kind != "formula" or not _prose(text):
         return text
+    stated = _STATED.search(text)  # "the line is y = 2x + 1"
+    if stated and not language(stated[1]):
+        return stated[1]
     return _value_in(text, first=first) or text
 
 
@@ -260,15 +304,20 @@ def _value_in(text: str, *, first: bool) -> str | None:
 
 
 def _prose(text: str) -> bool:
-    said = list(
-        _LANGUAGE.finditer(
-            _MATH.sub(" 0 ", re.sub(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}", " ", text))
-        )
-    )
+    """Whether `text` is language around a value, not a value with its name or unit."""
+    said = [
+        m for m in language(_MATH.sub(_blank, _NO_LANGUAGE.sub(_blank, text))) if text[m.end() : m.end() + 1] != "^"
+    ]
     value = re.search(r"[\d$\\]", text)
-    return len(said) >= 4 or bool(
-        said and value and said[0].start() < value.start() and not re.match(r"[A-Za-z]+\s*=[^=]+$", text)
+    return (
+        len(said) >= 4
+        or sum(len(match[0]) for match in said if not match[0].isascii()) >= 8  # scripts without spaces
+        or bool(said and value and said[0].start() < value.start() and not re.match(r"[A-Za-z]+\s*=[^=]+$", text))
     )
+
+
+def _blank(match: re.Match) -> str:
+    return " " * len(match[0])
 
 
 def _values(text: str) -> list[tuple[int, int, str]]:
@@ -276,7 +325,8 @@ def _values(text: str) -> list[tuple[int, int, str]]:
     spans = []
     for match in _MATH.finditer(text):
         value, percent = _inside(match), _percent(text, match.end())
-        inner = _VALUE.findall(value) if len(_LANGUAGE.findall(value)) > 1 and "\\text" not in value else None
+        prose = "\\text" not in value and len(language(_NO_LANGUAGE.sub(_blank, value))) > 1
+        inner = _VALUE.findall(value) if prose else None
         spans.append((match.start(), match.end() + len(percent), inner[-1].strip() if inner else value + percent))
     found, position = list(spans), 0
     for start, end, _ in [*spans, (len(text), len(text), "")]:

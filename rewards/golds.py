@@ -4,7 +4,7 @@ import re
 
 from rewards import roles, structure
 from rewards.extraction import MAX_ANSWER, answer_of_kind, boxed_answer
-from rewards.normalisation import balanced, clean, words
+from rewards.normalisation import balanced, clean, language, words
 from rewards.numeric import read_number
 
 _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
@@ -16,16 +16,24 @@ def read_gold(gold) -> str | None:
         return None
     text = str(gold).strip()
     if re.search(r"\\(?:boxed|fbox)(?![a-zA-Z])", text):
-        text = boxed_answer(text) or ""
-    elif _SOLUTION.search(text) and len(text) > 12:
+        text = boxed_answer(text, adjacent=True) or _unclosed(text)
+    elif _SOLUTION.search(text) and (len(text) > 12 or "####" in text):
         found = answer_of_kind(text, "words")
         text = found if found else text
     return None if len(text) <= MAX_ANSWER and unreadable(text) else text
 
 
+def _unclosed(text: str) -> str:
+    """What a last box holds that lacks only its own closing brace."""
+    inside = text.rpartition("boxed{")[2]
+    return inside if balanced(inside) else ""
+
+
 def unreadable(gold: str) -> str | None:
     """Why a gold answer cannot be read, or None if it can."""
     text = clean(gold)
+    if re.fullmatch(r"[<>=]|\\(?:le|ge)", text):  # "which sign belongs between them?"
+        return None
     if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text):
         return "the gold answer is empty"
     if not balanced(text):
@@ -46,4 +54,8 @@ def kind_of(gold: str) -> str:
     text = clean(gold)
     if structure.gold_choice(text):
         return "choice"
-    return "words" if words(text) and not re.search(r"[\d=^]|\\[a-zA-Z]", text) else "formula"
+    said = language(text)
+    if not said or re.search(r"[=^]|\\[a-zA-Z]", text):
+        return "formula"
+    digit = re.search(r"\d", text)  # "June 20" is words, "20 apples" is a number with its unit
+    return "words" if not digit or said[0].start() < digit.start() else "formula"

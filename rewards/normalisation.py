@@ -1,5 +1,6 @@
 """Bring the many ways to write one answer to one spelling, by string work alone."""
 
+import functools
 import re
 import unicodedata
 
@@ -78,6 +79,7 @@ def plain(text: str) -> str:
     text = _VULGAR.sub(
         lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
     )
+    text = re.sub(r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}", text)
     text = _SUPERSCRIPT.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[char] for char in m[0]) + "}", text)
     text = _SUBSCRIPT.sub(lambda m: "_{" + "".join(SUBSCRIPTS[char] for char in m[0]) + "}", text)
     out = []
@@ -103,8 +105,7 @@ _SPACES = re.compile(
     r"(?<!\\)\\(?:[,;:!> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z])|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~"
 )
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$\$|(?<!\\)\$")
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
-_TAIL = re.compile(r"(?:[\s.,;:]|\\$)+$")
+_THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
 _JOIN = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CURRENCY = re.compile(
@@ -120,6 +121,7 @@ _FIGURE = re.compile(
 _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 
+@functools.lru_cache(maxsize=1024)  # a gold answer meets many answers
 def clean(text: str) -> str:
     """`text` without delimiters, fonts, sizes and spacing commands, with whole fractions. Words keep their spaces."""
     text = plain(text).replace('"', " ").strip()
@@ -143,16 +145,22 @@ def clean(text: str) -> str:
     text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
     text = _FIGURE.sub(lambda m: f" {m[1] or ''}", text)
     text = re.sub(r"\\(?:implies|Longrightarrow|Rightarrow)(?![a-zA-Z])", r"\\to ", text)
+    if "\\equiv" in text:
+        text = re.sub(r"\(?\s*(?:\\[pb]?mod|\bmod)(?![a-z])\s*\{?\s*(\w+)\s*\}?\s*\)?", r" (mod \1)", text)
     if "{cases}" in text and "&" not in text:  # a system of equations is a list
         text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text).replace("\\\\", ", ")
     for _ in range(3):  # nested ones
         text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
+    text = re.sub(r"\{([^{}]{1,60})\\choose(?![a-zA-Z])([^{}]{1,60})\}", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"\b(?:negative|minus) (?=[\d\\]|infinity)", "-", text)
+    text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
+    text = re.sub(r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\s*\{?(?:\+|>\s*0)\}?)", r"(0,\\infty)", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     for _ in range(3):
         text = _SHORT_FRACTION.sub(_whole_fraction, text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "^\\\\circ", text)
     text = text.replace("\\%", "%")
-    return _TAIL.sub("", re.sub(r"\s+", " ", text)).strip()
+    return re.sub(r"\s+", " ", text).rstrip(" .,;:\\").strip()
 
 
 _RELATIONS = {"leq": "\\le ", "geq": "\\ge ", "neq": "\\ne ", "lt": "<", "gt": ">"}
@@ -176,8 +184,8 @@ _FUNCTIONS = frozenset(
     re.findall(
         r"\w+",
         "sin cos tan cot sec csc log ln lg exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh"
-        " infty inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix cases"
-        " array dx dy dt lim sup",
+        " infty infinity inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix"
+        " cases array dx dy dt lim sup abs choose",
     )
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
@@ -185,7 +193,12 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 
 def words(text: str) -> list[str]:
     """The words of `clean` text that are language, not names of functions or commands."""
-    return [word for word in _WORD.findall(text) if word.lower() not in _FUNCTIONS]
+    return [match[0] for match in language(text)]
+
+
+def language(text: str) -> list[re.Match]:
+    """Where `words` stand in `text`."""
+    return [match for match in _WORD.finditer(text) if match[0].lower() not in _FUNCTIONS and match[0].isalpha()]
 
 
 def balanced(text: str) -> bool:

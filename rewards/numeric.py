@@ -7,10 +7,11 @@ from fractions import Fraction
 MAX_DIGITS = 400
 MAX_EXPONENT = 400
 ENOUGH_DIGITS = 5  # a decimal with so many significant digits may stand for the number that it rounds
+FLOAT_DIGITS = 14  # a decimal with so many is what a computer printed, with its rounding error
 
 _D = r"\d{1,400}"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d{{1,3}}(?:,\d{{3}})+|\d{{1,3}}(?: \d{{3}})+|{_D})?"
+    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d{{0,2}}(?: \d{{3}})+|{_D})?"
     r"(?:\.(?P<decimals>\d{0,400}))?)"
     rf"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<exponent>[+-]?\d{{1,4}})\s*[}})]?|[eE](?P<e>[+-]?\d{{1,4}}))?"
 )
@@ -54,6 +55,13 @@ _WORDS = {
         ]
     )
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100}
+_WORD_NUMBER = re.compile(
+    r"(?:(?P<hundreds>one|two|three|four|five|six|seven|eight|nine) hundred(?: and)?)? ?"
+    r"(?P<tens>twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)?[- ]?(?P<ones>[a-z]+)?"
+)
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_SCALED = re.compile(r"(.+?)\s*(thousand|million|billion|trillion)", re.IGNORECASE)
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PERCENT = re.compile(r"\s*(?:%|\bpercent(?:age)?\b|\bpct\b|\bper cent\b)(?:\s*points?)?\s*$", re.IGNORECASE)
 
 
@@ -94,8 +102,10 @@ def read_number(text: str) -> Number | None:
 def _read(text: str) -> tuple[Fraction, int | None] | None:
     if not text:
         return None
-    if text.isalpha() and text.lower() in _WORDS:
-        return Fraction(_WORDS[text.lower()]), None
+    if (match := _SCALED.fullmatch(text)) and (found := _read(match[1])):
+        return _scaled(found[0], str(_SCALES[match[2].lower()]), "", found[1])
+    if text[0].isalpha():
+        return _in_words(text.lower())
     if match := _POWER_OF_TEN.fullmatch(text):
         return _scaled(Fraction(1), match["exponent"], match["sign"], None)
     if match := _RATIO.fullmatch(text):
@@ -128,6 +138,22 @@ def _read(text: str) -> tuple[Fraction, int | None] | None:
     return _scaled(value, exponent or "0", match["sign"], decimals)
 
 
+def _in_words(text: str) -> tuple[Fraction, None] | None:
+    """ "seven", "forty-two", "three hundred and five", "two thirds"."""
+    above, _, part = text.replace("-", " ").partition(" ")
+    if part := _PARTS.get(part.rstrip("s").replace("halve", "half")):
+        return (Fraction(_WORDS[above], part), None) if above in _WORDS else None
+    match = _WORD_NUMBER.fullmatch(text)
+    if text in _WORDS:
+        return Fraction(_WORDS[text]), None
+    if not match or not (match["hundreds"] or match["tens"]):
+        return None
+    ones = _WORDS.get(match["ones"], None) if match["ones"] else 0
+    if ones is None or (match["tens"] and ones > 9) or ones > 19:
+        return None
+    return Fraction(100 * _WORDS.get(match["hundreds"], 0) + _WORDS.get(match["tens"], 0) + ones), None
+
+
 def _scaled(value: Fraction, exponent: str, sign: str, decimals: int | None) -> tuple[Fraction, int | None] | None:
     power = int(exponent)
     if abs(power) > MAX_EXPONENT:
@@ -151,6 +177,8 @@ def same_number(gold: Number, answer: Number) -> bool:
 def _close(one: Number, other: Number) -> bool:
     if one.value == other.value:
         return True
+    if max(one.digits, other.digits) >= FLOAT_DIGITS:
+        return abs(one.value - other.value) < abs(one.value) / 10**12
     return any(
         a.decimals
         and a.digits >= ENOUGH_DIGITS

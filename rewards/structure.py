@@ -3,6 +3,7 @@
 import re
 
 from rewards.normalisation import words
+from rewards.numeric import read_number
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 _CLOSE = {")", "]", "}"}
@@ -29,9 +30,10 @@ def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 _AND = re.compile(
-    r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or|und|oder|или|和|或)(?![a-zA-Z])\s*,?\s*|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])\s*|\s*&\s*(?=[\d\\(-])"
+    r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or|und|oder|или|和|或)(?![a-zA-Z])\s*,?\s*|(?<=[\d)}])(?:or|and)(?=[a-zA-Z]\s*[=(_])|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])\s*|\s*&\s*(?=[\d\\(-])"
 )
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?:%|\s*[^\W\d_][^\d,;]*)?")
+_ENUMERATION = re.compile(r"(^|[,;]\s*)\((?:[a-e]|i{1,3}|iv|v|\d)\)\s*(?=[^\s,;])")
 
 
 def parts_of(text: str) -> list[str]:
@@ -40,6 +42,7 @@ def parts_of(text: str) -> list[str]:
         text = _AND.sub(lambda m: ", " if _outside(text, m.start()) else m[0], text)
     if _THOUSANDS.fullmatch(text.strip()):
         return [text.strip()]
+    text = _ENUMERATION.sub(r"\1", text) if len(_ENUMERATION.findall(text)) > 1 else text
     for separators in ((";",), (",",)):
         parts = [part for part in split_top(text, separators) if part]
         if len(parts) > 1:
@@ -54,7 +57,7 @@ def _outside(text: str, position: int) -> bool:
 
 def expand_plus_minus(text: str) -> list[str]:
     """ "a \\pm b" as the two answers it stands for."""
-    if text.count("\\pm") != 1 or "\\mp" in text:
+    if text.count("\\pm") != 1 or "\\mp" in text or text.startswith("\\{"):
         return [text]
     head, tail = text.split("\\pm")
     return [
@@ -63,6 +66,20 @@ def expand_plus_minus(text: str) -> list[str]:
         else f"{head} {tail.lstrip()}",
         f"{head.rstrip()} - {tail.lstrip()}".strip(),
     ]
+
+
+def elements(text: str) -> list[str]:
+    """`parts_of`, with "a \\pm b" as two."""
+    return [one for part in parts_of(text) for one in expand_plus_minus(part)]
+
+
+def ascending(text: str) -> list[str]:
+    """ "c > b \\ge a" and "a \\le b < c" alike as ["a", "\\le", "b", "<", "c"]; [text] if it is no such chain."""
+    pieces = [piece.replace(" ", "") for piece in re.split(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))", text)]
+    signs = set(pieces[1::2])
+    if signs <= {">", "\\ge"}:
+        pieces = [{">": "<", "\\ge": "\\le"}.get(piece, piece) for piece in reversed(pieces)]
+    return pieces if signs <= {"<", "\\le"} or signs <= {">", "\\ge"} else [text]
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
@@ -134,11 +151,14 @@ _NAME = (
     r"(?:\\(?:vec|bar|hat|overline|overrightarrow|mathbf)\s*\{[^{}]{1,9}\}|\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?"
     r"|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
 )
+_RATIO_NAME = rf"{_NAME}\s*[:/]\s*{_NAME}|\\frac\s*\{{\s*{_NAME}\s*\}}\s*\{{\s*{_NAME}\s*\}}"
 _ASSIGNMENT = re.compile(
-    rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)", re.DOTALL
+    rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_RATIO_NAME}|{_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)",
+    re.DOTALL,
 )
 _APPROX = re.compile(r"\\(?:approx|simeq|sim|doteq|thickapprox|approxeq)(?![a-zA-Z])|\\dots|\\ldots")
 _CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
+_FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|arc\w+)(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
 _MEMBER = re.compile(
     rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
@@ -148,7 +168,7 @@ _MEMBER = re.compile(
 def assignment(text: str) -> tuple[str, str] | None:
     """(name, value) of "x = 3", "f(x) = x + 1", "(x, y) = (1, 2)", "x = 2 + 1 = 3"; None for any other equation."""
     match = _ASSIGNMENT.fullmatch(text.strip())
-    if not match or _RELATION.search(text) or _CODE.match(text):
+    if not match or _RELATION.search(text) or _CODE.match(text) or _FUNCTION.match(match[1]):
         return None
     if "=" in match[2] and len(split_top(text, (",", ";"))) > 1:
         return None  # "x = 1, y = 2" is a list
@@ -165,11 +185,33 @@ def spread(text: str) -> str:
     return ", ".join(f"{name.strip()} = {value}" for name, value in zip(names, values, strict=True))
 
 
+def grouped(parts: list[str], order: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """ "p = 5", "q = 2", "p = 7", "q = 3" as the names p, q and the tuples "(5, 2)", "(7, 3)"; else ([], parts).
+
+    With `order`, the tuples follow those names if they are the same ones.
+    """
+    named = [assignment(part) for part in parts]
+    if not all(named):
+        return [], parts
+    names = list(dict.fromkeys(name for name, _ in named))
+    width = len(names)
+    if not 2 <= width < len(parts) or [name for name, _ in named] != names * (len(parts) // width):
+        return [], parts
+    if order and sorted(order) == sorted(names):
+        names = order
+    rounds = [dict(named[start : start + width]) for start in range(0, len(parts), width)]
+    return names, [f"({', '.join(values[name] for name in names)})" for values in rounds]
+
+
 def union_of(parts: list[str]) -> str | None:
     """ "x < 1", "x > 3" as one union of intervals; None unless all parts are such inequalities."""
     pieces = [inequality_interval(part) for part in parts]
     if len(parts) < 2 or not all(pieces):
         return None
+    (*_, low), (*_, high) = sorted((piece[2] == "\\infty", piece) for piece in pieces[:2])
+    ends = read_number(high[1]), read_number(low[2])
+    if len(pieces) == 2 and all(ends) and ends[0].value < ends[1].value:  # "x > 1 and x < 3" leaves what lies between
+        return f"{high[0]}{high[1]},{low[2]}{low[3]}"
     return " \\cup ".join(f"{opening}{low},{high}{closing}" for opening, low, high, closing in pieces)
 
 
@@ -258,7 +300,7 @@ _LEAD = re.compile(
 )
 _AFTER = re.compile(
     r"(?:\b(?i:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be"
-    r"|antwort|respuesta|réponse|risposta|resposta|ist|est|es)\b"
+    r"|antwort|respuesta|réponse|risposta|resposta|ist|est|es|é|è|adalah|là)\b"
     r"|(?i:ответ|الجواب|الإجابة|答案|选|正确|答え|选择|정답))"
     r"[^A-Za-z\d]{0,12}"
     r"(?:(?i:is|are|est|es|ist|for sure|definitely|clearly|option|choice|letter|是|为|は|هو|هي)[^A-Za-z\d]{0,12}){0,3}"
@@ -277,10 +319,11 @@ def chosen_letter(text: str) -> str | None:
     if _SEVERAL.match(text):
         return None
     match = _LEAD.match(text)
-    if match and match[1].isupper() and not re.match(r"(?:A|I)\s+[a-z]", text):
+    if match and match[1].isupper() and not re.match(r"(?:A|I)\s+(?!is (?:the )?(?:right|correct|answer))[a-z]", text):
         return match[1]
-    if re.fullmatch(r"\(?[a-j]\)?", text):
-        return text.strip("()").upper()
+    match = re.search(r"(?:\A|\b(?i:answer|option|choice)\s*(?:is|:)?\s*)\(?([a-j])\)?[.\s*]*\Z", text)
+    if match:
+        return match[1].upper()
     text = _RULED_OUT.sub(" ", text)
     matches = list(_AFTER.finditer(text))
     if any(_SEVERAL.match(text, match.start(1)) for match in matches):
@@ -288,6 +331,8 @@ def chosen_letter(text: str) -> str | None:
     found = [match[1] for match in matches]
     if found:
         return found[0] if re.match(r"(?i:answer|antwort|respuesta|réponse|ответ)", text) else found[-1]
+    if match := re.fullmatch(r"[^:：]{1,40}[:：]\s*\(?([A-J])\)?[.\s]*", text):
+        return match[1]
     found = re.findall(r"\(([A-J])\)", text)
     if not found and len(words(text)) > 1:
         found = [letter for letter in _ALONE.findall(text) if letter not in "AI"]

@@ -34,12 +34,16 @@ class Unreadable(ValueError):
 _PLAIN_FUNCTION = re.compile(
     r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|infty|infinity|inf|oo|theta|alpha|beta|lambda|phi)(?![a-zA-Z])"
 )
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|arc)")  # degrees matter beside these alone
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-z]+)\s*\^\\circ(?![a-zA-Z])")
 _ALIASES = {"infinity": "\\infty", "inf": "\\infty", "oo": "\\infty"}
 
 
 def latex(text: str) -> str:
     """`clean` text as the LaTeX that the parser reads: Python's operators and bare function names translated."""
     text = re.sub(r"\+\s*-", "-", text.replace("**", "^"))
+    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(\d+)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\a-zA-Z])abs\s*\(([^()]*)\)", r"|\1|", text)
     text = re.sub(r"(?<!\\)\bsqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\^\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"^{\1}", text)
@@ -49,6 +53,8 @@ def latex(text: str) -> str:
     text = re.sub(r"(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", _mixed, text)
     text = re.sub(r"(?<=[\d)}])\s*\*\s*", r" \\cdot ", text)
     text = re.sub(r"\*", r" \\cdot ", text)
+    if _ANGLE.search(text):
+        text = _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
     text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)
     text = re.sub(r"(\d)\s*!\s*!", r"\1!!", text)
     return re.sub(r"\s+", " ", text).strip()
@@ -69,7 +75,10 @@ def parse(text: str):
     source = latex(text)
     try:
         parsed = latex2sympy(
-            source, is_real=not should_treat_as_complex(source), convert_degrees=False, normalization_config=None
+            source,
+            is_real=not should_treat_as_complex(source),
+            convert_degrees=False,
+            normalization_config=None,
         )
     except (RecursionError, MemoryError):
         raise
@@ -121,6 +130,8 @@ def _magnitude(node) -> float:
 
 def same_formula(gold, answer) -> bool:
     """Whether two parsed formulas are the same."""
+    if gold.has(sympy.zoo, sympy.nan) or answer.has(sympy.zoo, sympy.nan):
+        return False  # 1/0: the same only if written the same
     if isinstance(gold, Expr) and isinstance(answer, Expr) and not _matrices(gold, answer):
         verdict = _numerically(gold, answer)
         if verdict is not None:
@@ -172,7 +183,11 @@ def _numerically(gold: Expr, answer: Expr) -> bool | None:
             for symbol in symbols
         }
         if any(symbol.name in ("n", "k", "m") for symbol in symbols):
-            point = {symbol: sympy.Integer(2 + stream.randint(0, 7) + 3 * i) for i, symbol in enumerate(symbols)}
+            places = stream.sample(range(len(symbols)), len(symbols))
+            point = {
+                symbol: sympy.Integer(2 + stream.randint(0, 7) + 3 * place)
+                for symbol, place in zip(symbols, places, strict=True)
+            }
         left, right = (_value(expression.subs(point)) for expression in (gold, answer))
         if left is None or right is None:
             if not negative and (left is None) != (right is None):
@@ -180,7 +195,7 @@ def _numerically(gold: Expr, answer: Expr) -> bool | None:
             continue
         if not _near(left, right):
             return False
-        agreed += 1
+        agreed += any(left) or any(right)  # zeros on both sides say little: a factorial's poles give them
         if agreed >= POINTS:
             return True
     return None

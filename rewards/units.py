@@ -16,17 +16,21 @@ _TABLE = {
     "money": "dollar 1 dollars 1 usd 1 bucks 1 cent 1/100 cents 1/100",
     "angle": "degree 1 degrees 1 deg 1",
     "turn": "rad 1 radian 1 radians 1",
+    "celsius": "degreesC 1",
+    "fahrenheit": "degreesF 1",
 }
 UNITS = {
     name: (kind, Fraction(factor))
     for kind, row in _TABLE.items()
     for name, factor in zip(row.split()[::2], row.split()[1::2], strict=True)
 }
+_BELOW = {"s": "sec", "h": "hr", "s^2": "sec^2"}  # letters that are units below a slash alone
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _POWER = re.compile(r"\s*(?:\^\s*\{?\s*([23])\s*\}?|([23]))$")
 _PREFIX = re.compile(r"(?:sq(?:uare|\.)?|cubic|cu\.?)\s+", re.IGNORECASE)
 _SPLIT = re.compile(
     r"(?P<number>.*?[\d})!]|\\pi|.*?\\pi|(?:^|.*?[\d})\s])\\?[a-z])(?:\s*|\s*-\s*)"
-    r"(?P<unit>(?:\^\\circ\s*[CF]?|(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\s+)?[^\W\d_]{2,}[^\d=<>+*()\\\[\]{}]*|[mgLsh](?![\w(])[^\d=<>+*()\\\[\]{}]*)(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[mtn])[23])?"
+    r"(?P<unit>(?:\^\\circ\s*[CF]?|(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\s+)?(?:[^\W\d_]{2,}|[\u4e00-\u9fff])[^\d=<>+*()\\\[\]{}]*|[mgLsh](?![\w(])[^\d=<>+*()\\\[\]{}]*)(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[mtn])[23])?"
     r"(?:\s*/\s*[^\W\d_]+(?:\s*\^\s*\{?\s*-?[123]\s*\}?)?)?)",
     re.DOTALL,
 )
@@ -38,6 +42,8 @@ _NOT_UNITS = re.compile(
 def split_unit(text: str) -> tuple[str, str]:
     """(value, unit) of `clean` text such as "5 cm^2", "17 apples" or "90^\\circ"; the unit is "" if there is none."""
     text = text.strip()
+    if _ANGLE.search(text):  # degrees belong to the function
+        return text, ""
     if text.endswith("^\\circ"):
         return text[: -len("^\\circ")].strip(), "degrees"
     match = _SPLIT.fullmatch(text)
@@ -45,7 +51,7 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     number, unit = match["number"].strip(), match["unit"].strip()
     if (
-        (_NOT_UNITS.match(unit) and unit != "in")
+        (_NOT_UNITS.match(unit) and not re.fullmatch(r"in(?:\s*\^?\s*\{?[23]\}?)?", unit))
         or re.fullmatch(r".*\\", number)
         or number.endswith(("^", "_", "=", "\\text"))
     ):
@@ -60,11 +66,15 @@ def split_unit(text: str) -> tuple[str, str]:
 
 def dimension(unit: str) -> tuple[str, Fraction] | None:
     """(dimension, factor) of a known unit, with its power; None for an unknown one such as "apples"."""
-    unit = unit.replace("^\\circ", "degrees").strip().rstrip(".")
+    unit = re.sub(r"\^\\circ\s*", "degrees", unit).strip().rstrip(".")
     power = 1
     if match := _PREFIX.match(unit):
         power, unit = (2 if unit.lower().startswith("s") else 3), unit[match.end() :]
     if match := _POWER.search(unit):
         power, unit = int(match[1] or match[2]), unit[: match.start()]
+    above, slash, below = unit.partition("/")
+    if slash:
+        parts = dimension(above), dimension(_BELOW.get(below.strip(), below))
+        return (f"{parts[0][0]}/{parts[1][0]}", parts[0][1] / parts[1][1]) if all(parts) else None
     known = UNITS.get(unit.strip()) or UNITS.get(unit.strip().lower())
     return (f"{known[0]}^{power}", known[1] ** power) if known else None

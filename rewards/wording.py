@@ -21,7 +21,7 @@ def same_words(gold: str, answer: str) -> bool | None:
     synonym = {_SYNONYMS.get(side, side) for side in (left, right)}
     if len(synonym) == 1:
         return True
-    if read_number(gold) or "emptyset" in synonym or "infty" in synonym:
+    if read_number(gold) or "none" in synonym or "infty" in synonym:
         return None
     return False if any(len(word) > 3 or word.lower() in _SHORT_WORDS for word in said) else None
 
@@ -48,9 +48,10 @@ _SHORT_WORDS = (
 
 _SYNONYMS = {
     "yes": "true", "no": "false", "correct": "true", "incorrect": "false",
-    "empty set": "emptyset", "\\emptyset": "emptyset", "no solution": "none", "no solutions": "none", "none": "none",
+    "empty set": "none", "\\emptyset": "none", "no solution": "none", "no solutions": "none", "none": "none",
     "no real solutions": "none", "does not exist": "none", "dne": "none", "undefined": "undefined",
     "all real numbers": "reals", "\\mathbb{r}": "reals", "all reals": "reals", "real numbers": "reals",
+    "integers": "integers", "all integers": "integers", "\\mathbb{z}": "integers",
     "infinity": "infty", "\\infty": "infty", "infinite": "infty", "infinitely many": "infty",
 }  # fmt: skip
 
@@ -62,19 +63,37 @@ def bag_of_words(text: str) -> str:
     return plain if words(plain) else re.sub(r"\s+", "", text)
 
 
+_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+
+
 def same_time(gold: str, answer: str) -> bool | None:
-    """Times of day, "12:30" or "9:05 am". None if the gold answer is none."""
-    match = re.fullmatch(r"(\d{1,2}):(\d{2})\s*([ap]\.?\s?m\.?)?", gold, re.IGNORECASE)
-    if not match:
-        return None
-    other = re.fullmatch(r"0?(\d{1,2}):(\d{2})\s*([ap]\.?\s?m\.?)?", answer, re.IGNORECASE)
-    if not other:
-        return None if not match[3] else False
-    half = [(m[3] or "").replace(".", "").replace(" ", "").lower() for m in (match, other)]
-    return int(match[1]) == int(other[1]) and match[2] == other[2] and (half[0] == half[1] or not all(half))
+    """Times of day, "12:30", "9:05 am" or "21:05:00". None if the gold answer is none."""
+    match, other = _TIME.fullmatch(gold), _TIME.fullmatch(answer)
+    if not match or not other or not (match[2] or match[4]) or not (other[2] or other[4]):
+        return False if match and match[4] else None
+    left, right = (_seconds(found) for found in (match, other))
+    plain = [found for found in (match, other) if not found[4]]
+    if len(plain) == 1 and int(plain[0][1]) <= 12:  # it leaves open which half of the day it means
+        return left % (12 * 3600) == right % (12 * 3600)
+    return left == right
 
 
-BASED = re.compile(r"([0-9A-Z]+)\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
+def _seconds(match: re.Match) -> int:
+    hour = int(match[1])
+    if match[4]:
+        hour = hour % 12 + (12 if match[4].lower() == "p" else 0)
+    return hour * 3600 + int(match[2] or 0) * 60 + int(match[3] or 0)
+
+
+_LEAD_IN = re.compile(r"(?:so |thus |hence |therefore,? )?(?:the )?(?:final |correct )?answer(?: is\b|:)[\s:]*", re.I)
+
+
+def without_lead_in(text: str) -> str:
+    """ "the answer is 9" as "9"."""
+    return text[match.end() :] if (match := _LEAD_IN.match(text)) else text
+
+
+BASED = re.compile(r"\(?([0-9A-Z]+)\)?\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
 
 
 def same_digits(gold: str, answer: str) -> bool | None:

@@ -20,7 +20,8 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from gsr_rl import shared_prefix
-from gsr_rl.shared_prefix import log_probs_and_entropies, pack_rows, share_prefixes, unsupported
+from gsr_rl.packed_rows import pack_rows
+from gsr_rl.shared_prefix import log_probs_and_entropies, share_prefixes, unsupported
 
 VOCABULARY, TEMPERATURE, PAD = 61, 0.7, 0
 FAMILIES = {

@@ -46,8 +46,10 @@ def steps(args: argparse.Namespace) -> list[list[tuple[str, str, list[str]]]]:
     """(name, phase, command) of every step, in order. The steps of one list run side by side, a core each."""
     out, seed = args.output_dir, ["--seed", str(args.seed)]
     config = "recipes/tiny/{}.yaml".format
-    accelerate = ["accelerate", "launch", "--config_file", "accelerate_configs/zero2_cpu.yaml"]
-    accelerate += ["--main_process_port", "0"]  # any free port
+
+    def two_processes(kind: str) -> list[str]:
+        launcher = ["accelerate", "launch", "--config_file", f"accelerate_configs/{kind}_cpu.yaml"]
+        return [*launcher, "--main_process_port", "0"]  # any free port
 
     def evaluate(name: str, model: str) -> list[str]:
         frozen = [] if name == "base" else ["--candidates_from", f"{out}/eval_base/samples.parquet"]
@@ -56,9 +58,9 @@ def steps(args: argparse.Namespace) -> list[list[tuple[str, str, list[str]]]]:
         return [*command, "--output_dir", f"{out}/eval_{name}", *problems, *seed, *frozen]
 
     distill = ["python", "recipes/distill_gsr.py", "--config", config("distill"), "--output_dir", f"{out}/distill"]
-    sft = ["python", "recipes/sft_gsr.py", "--config", config("sft"), "--output_dir", f"{out}/sft"]
+    sft = [*two_processes("ddp"), "recipes/sft_gsr.py", "--config", config("sft"), "--output_dir", f"{out}/sft"]
     sft += ["--dataset_name", f"{out}/distill/sft_rows.jsonl"]
-    grpo = [*accelerate, "recipes/grpo_gsr.py", "--config", config("grpo"), "--output_dir", f"{out}/grpo"]
+    grpo = [*two_processes("zero2"), "recipes/grpo_gsr.py", "--config", config("grpo"), "--output_dir", f"{out}/grpo"]
     grpo += ["--model_name_or_path", f"{out}/sft", "--problem_seed", str(args.seed)]
     return [
         [
@@ -161,7 +163,7 @@ def main() -> None:
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
     total = args.install_seconds
     for group in steps(args):
-        processes = 2 if group[0][0] == "grpo" else len(group)
+        processes = 2 if group[0][0] in ("sft", "grpo") else len(group)
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
         names, _, commands = zip(*group, strict=True)
         with ThreadPoolExecutor(len(group)) as pool:

@@ -27,7 +27,7 @@ from gsr_rl.tiny_model import build_model, build_tokenizer, in_llama_layout
 TEMPLATE = get_template("tiny")
 TOKENIZER = build_tokenizer()
 NUM_CANDIDATES = 4
-READING_STEPS, CHAIN_STEPS, WIND_UP_STEPS, TEACHER_STEPS = 600, 1200, 40, 1600
+READING_STEPS, CHAIN_STEPS, WIND_UP_STEPS, TEACHER_STEPS = 700, 1400, 40, 1200
 
 
 def parse_args() -> argparse.Namespace:
@@ -114,8 +114,10 @@ def train_base(model, args: argparse.Namespace) -> None:
     def losses(step):
         reading = step < READING_STEPS
         yield solved(guesses, 32 if reading else 16)
-        yield drills(guesses, 24 if reading else 6)
-        yield drills(chains, 6) if reading else 3 * solved(chains, 64)
+        yield drills(guesses, 24 if reading else 16)
+        yield drills(chains, 12)
+        if not reading:
+            yield 3 * solved(chains, 64)
 
     def learning_rate(step):
         since = step - READING_STEPS

@@ -80,7 +80,7 @@ def main(out: str, model: str) -> None:
     rewards.grade([r"\boxed{1+a}"], ["a+1"])  # the math stack is loaded once a process
     start = time.monotonic()
     trainer.train()
-    flat = [row for block in trainer.last_rollout.blocks for row in block.rows(["candidate", "refinement"])]
+    flat = [row for block in trainer.blocks for row in block.rows(["candidate", "refinement"])]
     found = {
         "seconds": time.monotonic() - start,
         "rows": [[rollout.text, rollout.correct, rollout.reward, stage] for rollout, stage in flat],

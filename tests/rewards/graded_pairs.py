@@ -124,7 +124,7 @@ GRADED = {
         ('4', 'So, 2+2=4.', 1), ('4', '2 + 2 = 4', 1), ('7', '7 is the answer', 1), ('42', 'Final Answer: \\( 42 \\)', 1),
         ('42', 'the answer:\n\\[\n42\n\\]', 1), ('42', '**Final Answer**\n\\boxed{42}', 1), ('42', 'ANSWER: 42', 1), ('C', 'I pick option (C).', 1),
         ('B', 'Answer: (B)', 1), ('B', 'The correct option is **B**.', 1), ('A', 'A.', 1), ('6', 'x=6.', 1), ('\\frac{1}{4}', 'probability is 1/4.', 1),
-        ('1/4', '0.25.', 1), ('50', '50.', 1), ('50', '50%', 1), ('\\frac12', 'one half', 0), ('13', '\\text{13}', 1), ('x^4-2x^2+1', '(x^2-1)^2', 1),
+        ('1/4', '0.25.', 1), ('50', '50.', 1), ('50', '50%', 1), ('\\frac12', 'one half', 1), ('13', '\\text{13}', 1), ('x^4-2x^2+1', '(x^2-1)^2', 1),
         ('\\frac{x^2}{4}-\\frac{y^2}{9}=1', '9x^2-4y^2=36', 1), ('6', '6 \\text{ or } -6', 0), ('2\\pi r', '2 \\pi r', 1), ('2 \\pi r', '\\pi r^2', 0),
         ('[0,\\infty)', 'x \\geq 0', 1), ('\\left[0,\\infty\\right)', '[0, +\\infty)', 1), ('\\frac{n(n-1)}{2}', '\\binom{n}{2}', 1),
         ('\\binom{n}{2}', 'C(n,2)', 0), ('k\\pi, k\\in\\mathbb{Z}', 'k\\pi', 0), ('\\frac{\\pi}{4}+k\\pi', '\\frac{\\pi}{4}+n\\pi', 0),
@@ -133,7 +133,38 @@ GRADED = {
         (r"1, 2, 3", r"1, 2, 3, \ldots", 0), (r"1,2,\dots,n", "1, 2, ..., n", 1), ("[2,5)", r'The final answer is "$[2, 5)$".', 1),
         (r"$\\frac{1}{7}$", r"\boxed{\frac17}", 1), (r"x=\frac{-1\pm\sqrt7}{2}", r"\frac{-1+\sqrt7}{2}, \frac{-1-\sqrt7}{2}", 1),
     ],
+    "names, ratios and times": [
+        (r"S_{PQR}:S=5:18", "5:18", 1), (r"\frac{AM}{MB}=\frac{2}{7}", r"\frac27", 1), (r"\frac{AM}{MB}=\frac{2}{7}", r"\frac72", 0), ("5:8", "5 to 8", 1),
+        ("a=3, b=1; a=6, b=2", "(3,1), (6,2)", 1), ("a=3, b=1; a=6, b=2", "b=2, a=6; b=1, a=3", 1), ("a=3, b=1; a=6, b=2", "a=3, b=2; a=6, b=1", 0),
+        ("21:15", "9:15 p.m.", 1), ("21:15", "21:15:00", 1), ("21:15", "9:15 a.m.", 0), ("7:05 pm", "7:05", 1), ("7:00 pm", "7 pm", 1), ("7:05 pm", "7:05 am", 0), ("21:15", "9:15", 0),
+        ("(2,-9)", "P(2,-9)", 1), ("(2,-9)", "P = (2,-9)", 1), ("ACD", "A, C, D", 1), ("ACD", "A, C", 0), ("(a) 4, (b) 11", "4, 11", 1), ("August 14", "August 14", 1), ("August 14", "14", 0),
+    ],
+    "degrees, poles and huge quotients": [
+        (r"\cos 24^\circ", r"\sin(66^\circ)", 1), (r"\cos 24^\circ", r"\cos 24", 0), (r"\sin(90^\circ - t)", r"\cos t", 1),
+        (r"\cos(x)=\frac{3}{7}", r"\sin(x)=\frac{3}{7}", 0), (r"\cos(x)=\frac{3}{7}", r"\cos(x) = 3/7", 1), ("3/0", "4/0", 0), ("3/0", "3/0", 1),
+        (r"\frac{n!}{4k(n-k)!}", r"\frac{n!}{5k(n-k)!}", 0), (r"\frac{n!}{4k(n-k)!}", r"\frac{n!}{k \cdot 4 \cdot (n-k)!}", 1), (r"\frac{n!}{k!(n-k)!}", r"\binom{n}{k}", 1),
+    ],
+    "numbers in words": [
+        ("64", "sixty-four", 1), ("64", "forty-six", 0), ("sixty four", r"\boxed{64}", 1), ("307", "three hundred and seven", 1), (r"\frac38", "three eighths", 1), ("-6", "negative 6", 1), ("-6", "minus six", 0),
+        ("7000000", "7 million", 1), ("7 million", "7 billion", 0), ("2.5 million", "2,500,000", 1), ("0,125", "0.125", 1), ("4,125", "4.125", 0), ("18642", "18 {, }642", 1), ("1,250", "1,250 euros", 1), ("90", "90公里", 1),
+    ],
+    "more units": [
+        ("12", "12 m/s", 1), ("36 km/h", "10 m/s", 1), ("36 km/h", "36 m/s", 0), ("21", "21°C", 1), ("21°C", "21°F", 0), ("8", "8 in^3", 1), ("45 min", "0.75 hours", 1),
+    ],
+    "sets and bounds, written otherwise": [
+        ("[1,6)", r"x \ge 1 \text{ and } x < 6", 1), ("[1,6)", r"x \ge 1 \text{ and } x \le 6", 0), (r"(-\infty,0]\cup(4,\infty)", r"(-\infty,0] \text{ or } (4,\infty)", 1), (r"(0,\infty)", r"\mathbb{R}^+", 1),
+        (r"\{3\pm\sqrt{2}, 5\}", r"5, 3-\sqrt{2}, 3+\sqrt{2}", 1), (r"\{3\pm\sqrt{2}, 5\}", r"5, 3+\sqrt{2}", 0), ("f(1) < f(3) < f(2)", "f(2) > f(3) > f(1)", 1), ("f(1) < f(3) < f(2)", "f(3) > f(2) > f(1)", 0),
+        ("n=2,5", r"n \in \{2,5\}", 1), (r"n \equiv 3 \pmod 7", r"n \equiv 3 \mod{7}", 1), (r"n \equiv 3 \pmod 7", r"n \equiv 3 \pmod 5", 0), (r"\emptyset", r"\{\emptyset\}", 0), (r"\emptyset", r"\{\}", 1), (r"\emptyset", "no solution", 1),
+    ],
+    "answers in prose": [
+        (r"\begin{pmatrix}2&0\\5&1\end{pmatrix}", r"The matrix is $\begin{pmatrix} 2 & 0 \\ 5 & 1 \end{pmatrix}$.", 1), (r"\begin{pmatrix}2&0\\5&1\end{pmatrix}", r"The matrix is $\begin{pmatrix} 2 & 0 \\ 5 & 2 \end{pmatrix}$.", 0),
+        (r"\text{Marta}", r"Therefore the winner is $\text{Marta}$.", 1), ("19", "The answer is the number of such pairs, counted once each\n\\[ 19 \\]", 1), ("19", "The answer is not 19", 0), ("19", "#### Conclusion:\n\nWe have counted\n\\[ 19 \\]", 1),
+        ("19", "15颗/袋 + 4颗 = 19颗。因此，小明一共有**19颗**糖果。", 1), ("-3\\pi", "-pi*3", 1), ("1/2", "cos(pi/3)", 1), (r"(-\infty, 8)", "(-infinity,8)", 1), ("(4,9)", "Final answer:\n\nThe point is:\n\\[ (4, 9) \\]", 1),
+        (r"\boxed{4}\boxed{6}", r"\boxed{4, 6}", 1), (r"\boxed{4} cats and \boxed{6} dogs", r"\boxed{6, 4}", 1), ("4,6", r"\boxed{4} cats and \boxed{6} dogs", 1), ("6", r"\boxed{4} was wrong and \boxed{6}", 1), ("6", r"\boxed{6} or perhaps or \boxed{4}", 0),
+        (r"so \boxed{x = 4 \text{ or } x = 6", "4, 6", 1), ("6", "<|im_start|>assistant\nAnswer: \\boxed{6}<|im_end|>", 1), ("B", "the answer is b", 1), ("B", "B is correct", 1), ("B", "A alternativa correta é B", 1), ("B", "Jawaban: B", 1), ("B", "A bird", 0),
+    ],
     "knights and knaves": [
+        ("Zoe is a knight, Max is a knave", "Suppose Zoe is a knave: impossible.\n\nFinal answer: Zoe is a knight, Max is a knave", 1), ("Zoe is a knight, Max is a knave", "Say Max is a knave.\n\nConclusion: Zoe is a knight, Max is a knight", 0),
         ("Zoe is a knight, Max is a knave", "<answer>(1) Zoe is a knight (2) Max is a knave</answer>", 1), ("Zoe is a knight, Max is a knave", "Max is a knave and Zoe is a knight.", 1),
         ("Zoe is a knight, Max is a knave", r"\boxed{\text{Zoe is a knight, Max is a knight}}", 0), ("Zoe is a knight, Max is a knave", "Zoe is a knight.", 0), ("Zoe is a knight, Max is a knave", "Knights: Zoe; Knaves: Max", 1),
         ("Zoe is a knight, Max is a knave", "Zoe is a knight, Max is a knave, Ida is a knave", 0), ("Zoe is a knight, Max is a knight", "Zoe and Max are knights", 1), ("Zoe is a knight, Max is a knave", "Zoe: knight, Max: knave", 1),

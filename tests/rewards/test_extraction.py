@@ -62,6 +62,24 @@ def test_quoted_candidates_are_not_the_answer():
 @pytest.mark.parametrize(
     "text",
     [
+        "My answer: \\boxed{8}.\n\nFor reference:\nCandidate 1: \\boxed{7}\n**Candidate 2:** $\\boxed{9}$",
+        r"Candidates 1 and 2 say \boxed{9}. But it is \boxed{8}.",
+        r"It is \boxed{8}. Candidates 1 and 2 say \boxed{9}.",
+        r"The answer is \boxed{8}. Most candidates answered \boxed{9}, which is wrong.",
+        r"The answer is \boxed{8}. The first candidate's \boxed{9} is wrong.",
+        r"Candidate 2 got 3.5 + 5.5 = \boxed{9}, but I get \boxed{8}.",
+        r"It is \boxed{8}, not \boxed{9}.",
+        r"One solution was \boxed{3}; the sum of all solutions was found to be \boxed{8}.",
+        r"All candidates agree on \boxed{8}.",
+    ],
+)
+def test_a_box_that_is_ascribed_to_others_gives_way(text):
+    assert extract_answer(text, require_box=True) == "8"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "\\boxed{" * 50000,
         "$" * 400000,
         "<solution>" * 50000 + "</x>",

@@ -41,7 +41,7 @@ def test_an_unreadable_gold_is_never_a_reward(gold):
 
 @pytest.mark.parametrize(
     "gold",
-    ["0", "no", r"\emptyset", "A", "x", "Marta", "f(x)", r"\infty", "12:30", r"M=\frac{9}{32} \sqrt{2}", 5, 0.5],
+    ["0", "no", r"\emptyset", "A", "x", "Marta", "f(x)", r"\infty", "12:30", ">", r"M=\frac{9}{32} \sqrt{2}", 5, 0.5],
 )
 def test_a_gold_that_a_mathematician_can_read_is_graded(gold):
     assert rewards.grade([r"\boxed{77.125}", f"\\boxed{{{gold}}}"], [gold, gold]) == [0.0, 1.0]

@@ -164,3 +164,43 @@ def test_importing_loads_neither_sympy_nor_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_each_reward_works_in_a_stock_grpo_trainer(tiny_model, tmp_path):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    rows = [
+        {"prompt": [{"role": "user", "content": text}], "answer": answer}
+        for text, answer in (("2+3", "5"), ("4+4", r"\frac{1}{"))
+    ]
+    args = GRPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=8,
+        max_steps=1,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    trainer = GRPOTrainer(
+        tiny_model,
+        reward_funcs=load_reward_funcs(
+            ["accuracy", "format", "length"], {"length": {"max_length": 8, "buffer": 8}, "accuracy": {"timeout": 2.0}}
+        ),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model, padding_side="left"),
+    )
+    trainer.train()
+    log = next(log for log in trainer.state.log_history if "loss" in log)
+    assert log["rewards/accuracy/mean"] == 0.0  # a random model; the unreadable gold's rows are left out
+    assert -1.0 <= log["rewards/length/mean"] < 0.0
+    assert log["rewards/format/mean"] == 0.0
+    assert log["verifier/unreadable_golds"] == 0.5
+    assert log["verifier/missing_answers"] == 1.0

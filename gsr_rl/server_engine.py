@@ -1,0 +1,128 @@
+"""A vLLM server as the trainer's engine: deadlines, errors on all ranks alike, and weights by disk on a CPU."""
+
+import shutil
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
+
+
+class ServerVLLM(VLLMGeneration):
+    """The trainer's engine in `vllm_mode: server`, put in the place of TRL's `VLLMGeneration`.
+
+    TRL pushes weights by NCCL, which needs a GPU in the trainer. Without one they are saved to `exchange_folder`,
+    which the server must reach under the same path, and the server reloads them (gsr_rl/server_worker.py).
+
+    Args:
+        request_timeout: Seconds that one answer of the server may take.
+        exchange_folder: Where weights are handed over.
+
+    Raises:
+        RuntimeError: On all ranks, if the server is away, slow or answers with an error.
+    """
+
+    def __init__(self, *args, request_timeout: float, exchange_folder: str, **kwargs):
+        self.request_timeout, self.exchange_folder = request_timeout, Path(exchange_folder)
+        self.sync_seconds = 0.0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _by_disk(self) -> bool:
+        return self.accelerator.device.type != "cuda"
+
+    def _init_vllm(self):
+        """TRL connects and opens an NCCL group; without a GPU there is only the connection."""
+        if not self._by_disk:
+            super()._init_vllm()
+        elif self.accelerator.is_main_process:
+            url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+            self.vllm_client = VLLMClient(base_url=url, connection_timeout=self.server_timeout)
+        if self.accelerator.is_main_process:
+            session = self.vllm_client.session
+            session.request = partial(session.request, timeout=self.request_timeout)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def awake(self):
+        """A server is always awake."""
+        yield
+
+    def stream(self) -> None:
+        """A server takes whole lists of prompts."""
+        return None
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        """TRL lets the main process raise alone while the others wait; here all ranks raise the same error."""
+        everyone = gather_object(prompts)
+        answer = self._ask_on_main(
+            lambda: self.vllm_client.generate(
+                prompts=everyone[::num_generations],
+                n=num_generations,
+                repetition_penalty=self.repetition_penalty,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                min_p=self.min_p or 0.0,
+                max_tokens=self.max_completion_length,
+                logprobs=self.logprobs,
+                generation_kwargs=self.generation_kwargs,
+            )
+        )
+        first = self.accelerator.process_index * len(prompts)
+        own = slice(first, first + len(prompts))
+        return prompts, answer["completion_ids"][own], answer["logprobs"][own], answer["logprob_token_ids"][own]
+
+    def sync_weights(self):
+        """TRL broadcasts tensor by tensor over NCCL; without a GPU they go by disk."""
+        start = time.perf_counter()
+        if self._by_disk:
+            self._push_by_disk()
+        else:
+            super().sync_weights()
+        self.sync_seconds += time.perf_counter() - start
+
+    def _push_by_disk(self) -> None:
+        state = {}
+        for name, parameter in self._iter_named_params():  # every rank takes part: under ZeRO-3 this gathers
+            if self.accelerator.is_main_process:
+                state[name] = parameter.detach().to("cpu", copy=True).contiguous()
+        self._ask_on_main(lambda: self._save_and_reload(state))
+
+    def _save_and_reload(self, state: dict[str, torch.Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        model = self.accelerator.unwrap_model(self.model)
+        getattr(model, "base_model", model).config.save_pretrained(self.exchange_folder)
+        save_file(state, self.exchange_folder / "model.safetensors", metadata={"format": "pt"})
+        call = {"method": "reload_from_disk", "args": [str(self.exchange_folder.resolve())]}
+        url = f"{self.vllm_client.base_url}/collective_rpc"
+        response = self.vllm_client.session.post(url, json=call)
+        if response.status_code != 200 or response.json().get("results") != [True]:
+            raise RuntimeError(
+                f"it does not take new weights ({response.status_code}: {response.text[:200]}); start it with "
+                "VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls gsr_rl.server_worker.ReloadFromDisk"
+            )
+        self.vllm_client.reset_prefix_cache()
+        shutil.rmtree(self.exchange_folder, ignore_errors=True)
+
+    def _ask_on_main(self, ask):
+        """What `ask` returns on the main process, on all ranks; an error of it on all ranks too."""
+        found = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = ask()
+            except Exception as error:
+                found[1] = f"{type(error).__name__}: {error}"
+        broadcast_object_list(found, from_process=0)
+        if found[1] is not None:
+            where = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+            raise RuntimeError(
+                f"the vLLM server at {where} failed (deadline {self.request_timeout:g} s an answer): {found[1]}. "
+                "Checkpoints are whole: mend the server and start the same command with resume_from_checkpoint true"
+            )
+        return found[0]

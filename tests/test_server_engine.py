@@ -1,0 +1,121 @@
+"""Training against a real vLLM server on loopback: its weights follow the trainer's, and its end is a clear error."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import ROOT
+
+BASE = "recipes/tiny/models/base"
+EXTENSION = ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk"]
+
+
+@contextlib.contextmanager
+def serve(log, extension=EXTENSION):
+    """A vLLM server of the tiny base: its port and process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", BASE, "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    command += ["--logprobs-mode", "processed_logprobs", "--max-num-seqs", "32", *extension]
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            time.sleep(0.5)
+        yield port, process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def keys(folder, port, **more) -> list[str]:
+    values = {
+        "config": "recipes/tiny/grpo.yaml",
+        "model_name_or_path": BASE,
+        "output_dir": folder,
+        "vllm_mode": "server",
+        "vllm_server_base_url": f"http://127.0.0.1:{port}",
+        "vllm_server_timeout": 20,
+        "server_request_timeout": 60,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "max_problems": 50,
+        "max_steps": 3,
+        "learning_rate": 0.02,
+        "warmup_steps": 0,
+        "num_examples": 0,
+    }
+    return [word for key, value in (values | more).items() for word in (f"--{key}", str(value))]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("accelerate", [None, "zero3_cpu"])
+def test_the_servers_weights_follow_the_trainers(launch, tmp_path, accelerate):
+    with serve(tmp_path / "server.log") as (port, _):
+        launch("recipes/grpo_gsr.py", *keys(tmp_path / "run", port), accelerate=accelerate)
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [log for log in logs if "loss" in log]
+    assert len(steps) == 3 and steps[0]["grad_norm"] > 0
+    for log in steps:  # after two steps of a large rate old weights would be far off
+        assert log["candidate/sampling_logp_difference/mean"] < 1e-3
+    assert not (tmp_path / "run" / "weights-for-server").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_that_dies_or_lacks_the_extension_is_named_and_the_checkpoint_is_whole(launch, tmp_path):
+    with serve(tmp_path / "server.log") as (port, process):
+        words = keys(
+            tmp_path / "run", port, max_steps=200, save_strategy="steps", save_steps=1, server_request_timeout=5
+        )
+        trainer = subprocess.Popen(
+            [sys.executable, "recipes/grpo_gsr.py", *words],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / "run").glob("checkpoint-[0-9]*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = trainer.communicate(timeout=60)
+        assert trainer.returncode == 1 and time.monotonic() - killed < 30
+        assert f"the vLLM server at http://127.0.0.1:{port} failed" in errors
+        newest = max((tmp_path / "run").glob("checkpoint-[0-9]*"), key=lambda path: int(path.name[11:]))
+        assert (newest / "trainer_state.json").is_file() and (newest / "optimizer.pt").is_file()
+    away = launch("recipes/grpo_gsr.py", *keys(tmp_path / "away", port, vllm_server_timeout=3), expect=1)
+    assert "can't be reached" in away
+    with serve(tmp_path / "plain.log", extension=[]) as (port, _):
+        output = launch("recipes/grpo_gsr.py", *keys(tmp_path / "plain", port), expect=1)
+    assert "gsr_rl.server_worker.ReloadFromDisk" in output
