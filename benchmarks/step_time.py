@@ -260,7 +260,7 @@ def measure_memory(size: int) -> float:
 
 
 def print_peak(side: str, size: int) -> None:
-    """The child of `measure_memory`: one step, then GiB of peak memory beyond what stood before it."""
+    """The child of `measure_memory`: our step or two micro-batches of TRL's, then GiB of peak beyond the model."""
     model = load_model("smollm2")
     parts = joint_rows(model.config.vocab_size)
     trainer = make_trainer(GSRTrainer if side == "ours" else GRPOTrainer, model, G, REFINEMENT)
@@ -271,7 +271,11 @@ def print_peak(side: str, size: int) -> None:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
         before = _resident("VmRSS")
-    our_step(trainer, one_pass_a_stage(parts)) if side == "ours" else trl_step(trainer, [padded_together(parts)], size)
+    if side == "ours":
+        our_step(trainer, one_pass_a_stage(parts))
+    else:  # the second micro-batch has gradients beside it, as all further ones have
+        mixed = padded_together(parts)
+        trl_step(trainer, [windows.take_rows(mixed, torch.arange(min(2 * size, 2 * G)))], size)
     after = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _resident("VmHWM")
     print((after - before) / 2**30)
 
