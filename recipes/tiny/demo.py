@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling, of SFT and of GRPO.")
     parser.add_argument("--split", default="test", help="Problems of the evaluation: test, or validation for tuning.")
-    parser.add_argument("--num_problems", type=int, default=1500, help="Problems of the evaluation.")
+    parser.add_argument("--num_problems", type=int, default=2000, help="Problems of the evaluation.")
     parser.add_argument("--install_seconds", type=float, default=0.0, help="Put into summary.json by `make demo`.")
     return parser.parse_args()
 
