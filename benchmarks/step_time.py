@@ -1,6 +1,6 @@
 """Forward, loss and backward of one joint step: stock TRL's GRPOTrainer against GSRTrainer on the same rollouts.
 
-    python benchmarks/step_time.py [--repeats 5] [--only step|memory|grid]
+    python benchmarks/step_time.py [--repeats 5] [--threads N] [--only step|memory|grid]
 
 The step: SmolLM2-135M in float32 (from `make smollm2`, else random weights of its shape), one problem of 64 tokens,
 8 candidates of 64, 8 refinements of 64 whose prompt holds the problem and 4 candidates (320 tokens). Stock TRL runs
@@ -42,7 +42,7 @@ SMOLLM2_GRID = {  # name: prompt tokens, completion tokens, G
     "short problem": (64, 64, 2),
     "long completions": (16, 128, 4),
     "few refinements": (256, 32, 4),
-    "many candidates": (64, 16, 16),
+    "many candidates": (64, 16, 8),
     "long prompt": (512, 16, 4),
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -135,13 +135,18 @@ def trl_step(trainer: GRPOTrainer, batches: list[windows.Batch], size: int) -> N
             trainer._compute_loss(trainer.model, windows.take_rows(batch, rows)).backward()
 
 
-def our_step(trainer: GSRTrainer, parts: list[windows.Batch]) -> None:
-    """GSRTrainer: one pass a stage."""
+def one_pass_a_stage(parts: list[windows.Batch]) -> dict:
+    """GSRTrainer's training batch."""
     counts = torch.zeros(len(windows.STAGES), 2, device=DEVICE)
     for part in parts:
         counts[part["stage"][0]] = torch.tensor([float(len(part["stage"])), float(part["completion_mask"].sum())])
+    return {"passes": parts, "window_counts": counts}
+
+
+def our_step(trainer: GSRTrainer, batch: dict) -> None:
+    """GSRTrainer: forward, loss and backward of its passes."""
     trainer.current_gradient_accumulation_steps = 1
-    trainer._compute_loss(trainer.model, {"passes": parts, "window_counts": counts}).backward()
+    trainer._compute_loss(trainer.model, batch).backward()
 
 
 def timed(step) -> float:
@@ -154,21 +159,19 @@ def timed(step) -> float:
     return time.perf_counter() - start
 
 
-def fastest_size(trainer, batches, sizes) -> tuple[int, dict[int, float]]:
-    """Stock TRL's fastest micro-batch size: seconds a row, each size warmed up on its first micro-batch."""
+def fastest_size(trainer, batches, sizes, runs: int) -> tuple[int, dict[int, float]]:
+    """Stock TRL's fastest micro-batch size: seconds a row, the best of some runs of one micro-batch."""
     seconds = {}
     for size in sizes:
         part = [windows.take_rows(batch, torch.arange(min(size, len(batch["stage"])))) for batch in batches]
         rows = sum(len(one["stage"]) for one in part)
-        times = [timed(lambda part=part, size=size: trl_step(trainer, part, size)) for _ in range(3)]
-        seconds[size] = min(times[1:]) / rows
-    trainer.model.zero_grad()
+        seconds[size] = min(timed(partial(trl_step, trainer, part, size)) for _ in range(runs)) / rows
     return min(seconds, key=seconds.get), seconds
 
 
-def in_turn(repeats: int, *steps) -> list[float]:
-    """Median seconds of each step, run one after the other `repeats` times after one warm-up."""
-    times = [[timed(step) for step in steps] for _ in range(repeats + 1)][1:]
+def in_turn(repeats: int, *steps, warm: bool = False) -> list[float]:
+    """Median seconds of each step, run one after the other `repeats` times, after one warm-up unless they are warm."""
+    times = [[timed(step) for step in steps] for _ in range(repeats + (not warm))][-repeats:]
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
@@ -207,17 +210,18 @@ def measure_step(repeats: int) -> dict:
     parts = joint_rows(model.config.vocab_size)
     mixed = padded_together(parts)
     first = gradient_of(stock, lambda: trl_step(stock, [mixed], 1))
-    second = gradient_of(ours, lambda: our_step(ours, parts))
+    second = gradient_of(ours, lambda: our_step(ours, one_pass_a_stage(parts)))
     difference = ((first - second).norm() / first.norm()).item()
-    mixed_size, mixed_seconds = fastest_size(stock, [mixed], (1, 2, 4, 8, 16))
-    stage_size, stage_seconds = fastest_size(stock, parts, (1, 2, 4, 8))
+    mixed_size, mixed_seconds = fastest_size(stock, [mixed], (1, 4, 16), 1)  # warm by now
+    stage_size, stage_seconds = fastest_size(stock, parts, (1, 4, 8), 1)
     print("stock TRL, seconds a row by micro-batch size, mixed:", _rounded(mixed_seconds), flush=True)
     print("                                          by stage:", _rounded(stage_seconds), flush=True)
     times = in_turn(
         repeats,
         lambda: trl_step(stock, [mixed], mixed_size),
         lambda: trl_step(stock, parts, stage_size),
-        lambda: our_step(ours, parts),
+        lambda: our_step(ours, one_pass_a_stage(parts)),
+        warm=True,
     )
     unique = PROBLEM * 2 + K * CANDIDATE + G * (CANDIDATE + REFINEMENT - 2)
     computed = [mixed["stage"].numel() * (PROBLEM + K * CANDIDATE + REFINEMENT)]
@@ -256,7 +260,7 @@ def measure_memory(size: int) -> float:
 
 
 def print_peak(side: str, size: int) -> None:
-    """The child of `measure_memory`: one step, then GiB of peak memory beyond what stood before it."""
+    """The child of `measure_memory`: our step or two micro-batches of TRL's, then GiB of peak beyond the model."""
     model = load_model("smollm2")
     parts = joint_rows(model.config.vocab_size)
     trainer = make_trainer(GSRTrainer if side == "ours" else GRPOTrainer, model, G, REFINEMENT)
@@ -267,7 +271,11 @@ def print_peak(side: str, size: int) -> None:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
         before = _resident("VmRSS")
-    our_step(trainer, parts) if side == "ours" else trl_step(trainer, [padded_together(parts)], size)
+    if side == "ours":
+        our_step(trainer, one_pass_a_stage(parts))
+    else:  # the second micro-batch has gradients beside it, as all further ones have
+        mixed = padded_together(parts)
+        trl_step(trainer, [windows.take_rows(mixed, torch.arange(min(2 * size, 2 * G)))], size)
     after = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _resident("VmHWM")
     print((after - before) / 2**30)
 
@@ -293,11 +301,12 @@ def measure_grid(repeats: int) -> float:
         ours = make_trainer(GSRTrainer, load_model(model_name), 2, 16)
         for _, name, (prompt, completion, generations) in group:
             rows = [make_rows(prompt, completion, generations, vocabulary)]
-            size, _ = fastest_size(stock, rows, sorted({1, min(4, generations), generations}))
+            sizes = {1, generations} if model_name == "smollm2" else {1, min(4, generations), generations}
+            size, _ = fastest_size(stock, rows, sorted(sizes), 2)
             theirs, mine = in_turn(
                 repeats,
                 partial(trl_step, stock, rows, size),
-                partial(our_step, ours, rows),
+                partial(our_step, ours, one_pass_a_stage(rows)),
             )
             worst = min(worst, theirs / mine)
             point = f"{model_name:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}"
@@ -312,10 +321,12 @@ def _rounded(seconds: dict[int, float]) -> dict[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch")
     parser.add_argument("--only", choices=("step", "memory", "grid"), help="one part alone")
     parser.add_argument("--micro_batch", type=int, default=4, help="rows of stock TRL with --only memory")
     parser.add_argument("--side", choices=("trl", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.side:
         print_peak(options.side, options.micro_batch)
         return

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import torch
 
-from gsr_rl.shared_prefix import prompt_groups
+from gsr_rl.packed_rows import prompt_groups
 
 
-def packed_tokens(prompt: int, completions: Sequence[int]) -> int:
+def packed_tokens(prompt: int, completions: Sequence[int], least_saving: int = 0) -> int:
     """Tokens that the shared-prefix forward computes for one prompt and completions of these lengths (0: left out)."""
-    return prompt + sum(length - 1 for length in completions if length) if any(completions) else 0
+    kept = [length for length in completions if length]
+    copies = 1 if (len(kept) - 1) * prompt >= least_saving else len(kept)
+    return copies * prompt + sum(kept) - len(kept) if kept else 0
 
 
 def token_passes(
@@ -22,6 +24,7 @@ def token_passes(
     completion_mask: torch.Tensor,
     stage: torch.Tensor,
     budget: int,
+    least_saving: int = 0,
 ) -> list[list[int]]:
     """Rows in passes of at most `budget` computed tokens, by first fit of falling size.
 
@@ -33,6 +36,7 @@ def token_passes(
         completion_mask: (B, T), 0 on padding and in rows that are left out.
         stage: (B,); a pass holds rows of one stage.
         budget: Tokens, at least 1.
+        least_saving: As `pack_rows` is told.
 
     Returns:
         Row indices of each pass, rising, every row in one pass; the passes of the first stage come first.
@@ -42,7 +46,7 @@ def token_passes(
     for name in dict.fromkeys(stages):
         rows = [row for row, own in enumerate(stages) if own == name]
         groups = [[rows[i] for i in group] for group in prompt_groups(prompt_ids[rows], prompt_mask[rows])]
-        parts = [part for group in groups for part in _cut(group, prompts[group[0]], lengths, budget)]
+        parts = [part for group in groups for part in _cut(group, prompts[group[0]], lengths, budget, least_saving)]
         parts.sort(key=lambda part: -part[0])
         bins: list[tuple[int, list[int]]] = []
         for cost, part in parts:
@@ -55,12 +59,14 @@ def token_passes(
     return passes
 
 
-def _cut(group: list[int], prompt: int, lengths: list[int], budget: int) -> list[tuple[int, list[int]]]:
+def _cut(
+    group: list[int], prompt: int, lengths: list[int], budget: int, least_saving: int
+) -> list[tuple[int, list[int]]]:
     """One prompt's rows as (computed tokens, rows), cut where the budget is exceeded."""
     parts: list[tuple[int, list[int]]] = []
     for row in group:
         if parts:
-            cost = packed_tokens(prompt, [lengths[i] for i in [*parts[-1][1], row]])
+            cost = packed_tokens(prompt, [lengths[i] for i in [*parts[-1][1], row]], least_saving)
             if cost <= budget:
                 parts[-1] = (cost, [*parts[-1][1], row])
                 continue

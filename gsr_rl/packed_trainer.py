@@ -9,7 +9,8 @@ from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from gsr_rl.micro_batches import token_passes
-from gsr_rl.shared_prefix import log_probs_and_entropies, pack_rows, share_prefixes, unsupported
+from gsr_rl.packed_rows import pack_rows
+from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
 from gsr_rl.windows import Batch
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.shares_prefixes = args.shared_prefix and self._share_prefixes()
         self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
+        self.least_saving = least_saving(self.model) if self.shares_prefixes else 0
 
     def _share_prefixes(self) -> bool:
         """Prepare the policy and the reference model, or say why it cannot be done."""
@@ -65,20 +67,32 @@ class PackedGRPOTrainer(GRPOTrainer):
             passes = every.split(batch_size)
         else:
             passes = self._planned(input_ids, attention_mask, logits_to_keep)
-        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
-        entropies = torch.zeros_like(logps)
-        for rows in passes:
-            mask = attention_mask[rows]
-            if len(rows) == 0:  # another rank has more passes: one row without a completion keeps step with it
-                rows, mask = every[:1], attention_mask[:1].clone()
-                mask[:, -logits_to_keep:] = 0
-            packed = pack_rows(input_ids[rows], mask, logits_to_keep)
-            with self.accelerator.autocast():
-                found, entropy = log_probs_and_entropies(model, packed)
-            logps = logps.index_add(0, rows, found)
-            if entropy is not None:
-                entropies = entropies.index_add(0, rows, entropy)
+        found = [self._packed_pass(model, input_ids, attention_mask, logits_to_keep, rows) for rows in passes]
+        if len(passes) > 1:  # back to the batch's order, without the passes that only keep step
+            order = torch.cat(passes).argsort()
+            found = [
+                [None if part is None else part[: len(rows)] for part in one]
+                for one, rows in zip(found, passes, strict=True)
+            ]
+            logps, entropies = (
+                None if parts[0] is None else torch.cat(parts)[order] for parts in zip(*found, strict=True)
+            )
+        else:
+            logps, entropies = found[0]
         return logps, entropies if compute_entropy else None, None
+
+    def _packed_pass(self, model, input_ids, attention_mask, logits_to_keep, rows):
+        """Log-probabilities and entropies of some rows, (rows, T); if there is none, of one without a completion."""
+        if len(rows) == len(input_ids):
+            mask = attention_mask
+        elif len(rows):
+            input_ids, mask = input_ids[rows], attention_mask[rows]
+        else:  # another rank has more passes
+            input_ids, mask = input_ids[:1], attention_mask[:1].clone()
+            mask[:, -logits_to_keep:] = 0
+        packed = pack_rows(input_ids, mask, logits_to_keep, self.least_saving)
+        with self.accelerator.autocast():
+            return log_probs_and_entropies(model, packed)
 
     def _planned(self, input_ids, attention_mask, logits_to_keep) -> list[torch.Tensor]:
         """Rows of each pass within the token budget, as many passes on every rank (empty ones at the end)."""
@@ -88,6 +102,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             attention_mask[:, -logits_to_keep:],
             torch.zeros(len(input_ids)),
             self.token_budget,
+            self.least_saving,
         )
         plan += [[]] * (self._most([len(plan)])[0] - len(plan))
         return [torch.tensor(rows, dtype=torch.long, device=input_ids.device) for rows in plan]
@@ -127,7 +142,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         outer, self._metrics[mode] = self._metrics[mode], defaultdict(list)
         whole = self.accelerator
-        if self.token_budget is not None:
+        if self.token_budget is not None or whole.num_processes == 1:
             self.accelerator = _ThisRank(whole)
         try:
             yield
@@ -142,23 +157,24 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _log_loss_metrics(self) -> None:
         """One value a metric for the passes since the last call, over all ranks: a mean by weight, or an extreme."""
         metrics = self._metrics["train" if self.model.training else "eval"]
-        kept, self._loss_metrics = self._loss_metrics, defaultdict(list)
+        kept, self._loss_metrics = sorted(self._loss_metrics.items()), defaultdict(list)
+        extremes = [_extreme(name) for name, _ in kept]
         sums = [
-            [sum(value * weight for value, weight in pairs if weight), sum(weight for _, weight in pairs)]
-            if _extreme(name) is None
-            else [_extreme(name)([value for value, _ in pairs if value == value] or [float("nan")]), 1.0]
-            for name, pairs in sorted(kept.items())
+            (sum(value * weight for value, weight in pairs if weight), sum(weight for _, weight in pairs))
+            if extreme is None
+            else (extreme([value for value, _ in pairs if value == value], default=float("nan")), 1.0)
+            for (_, pairs), extreme in zip(kept, extremes, strict=True)
         ]
-        if not sums:
-            return
-        everyone = self.accelerator.gather(torch.tensor([sums], device=self.accelerator.device)).cpu()
-        for name, column in zip(sorted(kept), everyone.unbind(1), strict=True):
-            values = column[:, 0]
-            if _extreme(name) is not None:
-                values = values[~values.isnan()].tolist() or [float("nan")]
-                metrics[name].append(_extreme(name)(values))
-            elif column[:, 1].sum() > 0:
-                metrics[name].append((values.sum() / column[:, 1].sum()).item())
+        ranks = [sums]
+        if self.accelerator.num_processes > 1 and sums:
+            ranks = self.accelerator.gather(torch.tensor([sums], device=self.accelerator.device)).tolist()
+        for (name, _), extreme, *pairs in zip(kept, extremes, *ranks, strict=True):
+            weight = sum(weight for _, weight in pairs)
+            if extreme is not None:
+                values = [value for value, _ in pairs if value == value]
+                metrics[name].append(extreme(values, default=float("nan")))
+            elif weight > 0:
+                metrics[name].append(sum(value for value, _ in pairs) / weight)
 
     @contextmanager
     def _ratio_formed_in_loss(self):

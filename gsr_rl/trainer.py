@@ -182,7 +182,8 @@ class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
         """Passes within the token budget for each step of each window, equally many on every rank and at least one."""
         accumulation = self.args.gradient_accumulation_steps
         columns = ("prompt_ids", "prompt_mask", "completion_mask", "stage")
-        plans = [token_passes(*(part[key] for key in columns), self.token_budget) for part in parts]
+        limits = (self.token_budget, self.least_saving)
+        plans = [token_passes(*(part[key] for key in columns), *limits) for part in parts]
         steps = []
         for part, plan, most in zip(parts, plans, self._most([len(plan) for plan in plans]), strict=True):
             passes = [windows.stage_parts(windows.take_rows(part, torch.tensor(rows)))[0] for rows in plan]

@@ -30,6 +30,11 @@ def test_a_row_that_is_left_out_costs_nothing():
     assert packed_tokens(5, [0, 0]) == 0
 
 
+def test_a_prompt_too_short_to_share_counts_once_a_row():
+    assert packed_tokens(5, [3, 0, 4], least_saving=5) == 10
+    assert packed_tokens(5, [3, 0, 4], least_saving=6) == 15
+
+
 GROUPS = st.lists(
     st.tuples(st.integers(0, 1), st.integers(1, 30), st.lists(st.integers(0, 20), min_size=1, max_size=6)),
     min_size=1,

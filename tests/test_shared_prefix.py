@@ -20,7 +20,8 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from gsr_rl import shared_prefix
-from gsr_rl.shared_prefix import log_probs_and_entropies, pack_rows, share_prefixes, unsupported
+from gsr_rl.packed_rows import pack_rows
+from gsr_rl.shared_prefix import log_probs_and_entropies, share_prefixes, unsupported
 
 VOCABULARY, TEMPERATURE, PAD = 61, 0.7, 0
 FAMILIES = {
@@ -135,14 +136,23 @@ RAGGED = [(9, [5, 1, 12, 0]), (1, [3, 3]), (30, [44]), (17, [2, 2, 2, 40, 39])]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(GROUPS, st.sampled_from(["left", "right"]), st.sampled_from(["left", "right"]), st.integers(0, 9))
+@given(
+    GROUPS,
+    st.sampled_from(["left", "right"]),
+    st.sampled_from(["left", "right"]),
+    st.integers(0, 9),
+    st.integers(0, 90),
+)
 def test_packed_rows_are_as_near_to_float64_as_padded_rows_with_the_same_gradients(
-    model, kernel, groups, prompt_side, completion_side, seed
+    model, kernel, groups, prompt_side, completion_side, seed, least_saving
 ):
     ids, mask, limit = make_batch(groups, seed=seed)  # padded as TRL must have it
     other_ids, other_mask, _ = make_batch(groups, (prompt_side, completion_side), seed)
     kept, other_kept = mask[:, -limit:].bool(), other_mask[:, -limit:].bool()
     weights = torch.randn(int(kept.sum()), generator=torch.Generator().manual_seed(seed))
+
+    def packed(model, *batch):
+        return log_probs_and_entropies(model, pack_rows(*batch, least_saving))
 
     def of_tokens(forward, *batch):
         return [values[batch[1][:, -limit:].bool()] for values in forward(model, *batch)]
@@ -169,6 +179,17 @@ def test_a_prompt_and_two_completions_packed_by_hand():
     assert found.scored.tolist() == [1, 2, 3, 4, 1, 5, 6]
     assert found.rows.tolist() == [1, 1, 1, 1, 0, 0, 2]
     assert found.columns.tolist() == [0, 1, 2, 3, 0, 1, 0]
+
+
+def test_a_prompt_too_short_to_share_is_packed_with_each_of_its_completions():
+    ids = torch.tensor([[7, 8, 5, 6, 0], [7, 8, 1, 2, 3]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    assert pack_rows(ids, mask, 3, least_saving=2).input_ids.tolist() == [[7, 8, 1, 2, 5]]
+    found = pack_rows(ids, mask, 3, least_saving=3)
+    assert found.input_ids.tolist() == [[7, 8, 1, 2, 7, 8, 5]]
+    assert found.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert found.labels.tolist() == [[1, 2, 3, 5, 6]]
+    assert found.scored.tolist() == [1, 2, 3, 5, 6]
 
 
 def test_a_row_without_a_prompt_is_refused():

@@ -27,11 +27,13 @@ from gsr_rl.trainer import GSRTrainer
 class FixedRollouts(GSRTrainer):
     """An engine whose completions are a function of the prompt and of the place in its group."""
 
+    least_saving = 0  # the model is small, but its prompts are to be shared
     planned = ()  # passes of each window that this rank needs, of the last rollout
 
     def _token_passes(self, parts):
         columns = ("prompt_ids", "prompt_mask", "completion_mask", "stage")
-        self.planned = [len(token_passes(*(part[key] for key in columns), self.token_budget)) for part in parts]
+        limits = (self.token_budget, self.least_saving)
+        self.planned = [len(token_passes(*(part[key] for key in columns), *limits)) for part in parts]
         return super()._token_passes(parts)
 
     def sample(self, prompt_ids, n, max_tokens):

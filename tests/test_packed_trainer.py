@@ -1,0 +1,124 @@
+"""The seam to the trainer, in one process: fallback, planned passes, metrics over passes, refused combinations."""
+
+import logging
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
+
+from gsr_rl.configs import GSRConfig
+from gsr_rl.trainer import GSRTrainer
+
+ROW = {"prompt": [{"role": "user", "content": "1+1"}], "problem": "1+1", "problem_id": "0", "answer": "2"}
+
+
+def make_trainer(model_path, folder, attention="sdpa", **keys) -> GSRTrainer:
+    args = GSRConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        num_candidates=2,
+        prompt_template="tiny",
+        max_completion_length=8,
+        max_refinement_prompt_length=128,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        **keys,
+    )
+    return GSRTrainer(
+        AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=Dataset.from_list([ROW] * 4),
+        processing_class=AutoTokenizer.from_pretrained(model_path, padding_side="left"),
+    )
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two prompts of 3 and 5 tokens with three completions each, of at most 4 tokens, one of them masked out."""
+    stream = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 20, (6, 9), generator=stream)
+    ids[:3, :5], ids[3:, :5] = ids[0, :5].clone(), ids[3, :5].clone()
+    mask = torch.ones_like(ids)
+    mask[:3, :2] = 0
+    for row, length in enumerate((4, 1, 0, 2, 3, 4)):
+        mask[row, 5 + length :] = 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("budget", [None, 8, 1000])
+def test_log_probabilities_without_gradient_come_back_in_the_batchs_order(tiny_model, tmp_path, budget):
+    trainer = make_trainer(tiny_model, tmp_path, max_tokens_per_micro_batch=budget)
+    trainer.least_saving = 0
+    ids, mask = rows()
+    assert trainer.shares_prefixes
+    if budget == 8:
+        assert len(trainer._planned(ids, mask, 4)) > 2
+    with torch.no_grad():
+        found, entropies, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, 4, batch_size=2, compute_entropy=True
+        )
+        plain, plain_entropies, _ = GRPOTrainer._get_per_token_logps_and_entropies(
+            trainer, trainer.model, ids, mask, 4, batch_size=2, compute_entropy=True
+        )
+    assert torch.allclose(found, plain, atol=1e-5)
+    assert torch.allclose(entropies, plain_entropies, atol=1e-5)
+
+
+def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny_model, tmp_path, max_tokens_per_micro_batch=1000)
+    ids, mask = rows()
+    with torch.no_grad():
+        expected = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4, batch_size=2)[0]
+        calls = []
+        hook = trainer.model.register_forward_hook(lambda *_: calls.append(1))
+        monkeypatch.setattr(trainer, "_most", lambda numbers: [number + 2 for number in numbers])
+        found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4, batch_size=2)[0]
+        hook.remove()
+    assert len(calls) == 3
+    assert torch.equal(found, expected)
+
+
+def test_a_model_that_cannot_share_prefixes_warns_and_runs_padded_rows(tiny_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(tiny_model, tmp_path, attention="eager", max_tokens_per_micro_batch=64)
+    assert not trainer.shares_prefixes
+    assert trainer.token_budget is None
+    assert "computes a prompt anew for each completion" in caplog.text
+    assert "attn_implementation is eager" in caplog.text
+    ids, mask = rows()
+    with torch.no_grad():
+        found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4)[0]
+        expected = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 4)[0]
+    assert torch.equal(found, expected)
+
+
+def test_metrics_of_passes_are_weighed_by_their_tokens_and_extremes_stay_extremes(tiny_model, tmp_path):
+    trainer = make_trainer(tiny_model, tmp_path)
+    trainer.model.train()
+    for tokens, entropy, low in ((30, 1.0, 0.5), (10, 3.0, 0.2), (0, math.nan, math.nan)):
+        with trainer._pass_metrics("candidate", tokens, 2):
+            trainer._metrics["train"]["entropy"].append(entropy)
+            trainer._metrics["train"]["clip_ratio/low_min"].append(low)
+    trainer._log_loss_metrics()
+    assert trainer._metrics["train"]["candidate/entropy"] == [1.5]
+    assert trainer._metrics["train"]["candidate/clip_ratio/low_min"] == [0.2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch=0 is below 1"),
+        ({"max_tokens_per_micro_batch": 9, "shared_prefix": False}, "=9 needs shared_prefix: true"),
+        ({"max_tokens_per_micro_batch": 9, "top_entropy_quantile": 0.2}, "top_entropy_quantile=0.2"),
+        ({"max_tokens_per_micro_batch": 9, "entropy_coef": 0.1}, "entropy bonus"),
+    ],
+)
+def test_a_token_budget_is_refused_where_the_loss_would_depend_on_it(tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        GSRConfig(output_dir=str(tmp_path), per_device_train_batch_size=16, num_generations=8, use_cpu=True, **keys)
