@@ -31,7 +31,7 @@ def serve(log, extension=EXTENSION):
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", BASE, "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", BASE, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
     command += ["--logprobs-mode", "processed_logprobs", "--max-num-seqs", "32", *extension]
     with open(log, "w") as file:
