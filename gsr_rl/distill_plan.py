@@ -1,6 +1,6 @@
 """What a distillation will take, before it starts: sizes of the funnel, tokens, requests, disk, time and cost."""
 
-BYTES_A_TOKEN = 4.5  # of stored text, its JSON included; measured on mathematical English
+BYTES_A_TOKEN = 4.5  # of stored text, its JSON included; an estimate for mathematical English
 
 
 def stated_problems(problem_config, config) -> int | None:

@@ -66,6 +66,12 @@ def main() -> None:
     report = write_report(folder, counts, sft_rows, args)
     print(report.split("\n## Rows to read")[0])
     print(f"{len(sft_rows):,} rows: {folder / 'sft_rows.jsonl'}")
+    if not len(sft_rows):
+        print(
+            "distill_gsr.py: warning: no refinement was kept, see the report above for where they were lost: a student "
+            "or teacher that boxes no answer, limits that cut completions off, or problems that are too hard",
+            file=sys.stderr,
+        )
 
     if args.hub_dataset_id:
         from gsr_rl.dataset_card import card_text, push_rows
