@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{len(sft_rows):,} rows: {folder / 'sft_rows.jsonl'}")
     if not len(sft_rows):
         print(
-            "distill_gsr.py: warning: no refinement was kept, see the report above for where they were lost: a student "
+            "distill_gsr.py: warning: no refinement was kept, see the report for where they were lost: a student "
             "or teacher that boxes no answer, limits that cut completions off, or problems that are too hard",
             file=sys.stderr,
         )
