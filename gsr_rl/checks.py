@@ -8,7 +8,14 @@ import json
 import os
 from pathlib import Path
 
-from gsr_rl.data_checks import LOCAL_SUFFIXES, check_distillation, check_model, check_problems, check_sampling
+from gsr_rl.data_checks import (
+    LOCAL_SUFFIXES,
+    check_candidate_choice,
+    check_distillation,
+    check_model,
+    check_problems,
+    check_sampling,
+)
 
 __all__ = [
     "check_distill",
@@ -99,13 +106,7 @@ def check_grpo(c) -> list[str]:
 
 def _check_choice(c) -> list[str]:
     """Which candidates are shown, and which problems are taken."""
-    from gsr_rl.candidates import POLICIES
-
-    found = []
-    if c.candidate_choice not in POLICIES:
-        found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
-    if not 0 <= c.uniform_share <= 1:
-        found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
+    found = check_candidate_choice(c)
     if c.min_num_candidates is not None and not 1 <= c.min_num_candidates <= c.num_candidates:
         found.append(
             f"min_num_candidates={c.min_num_candidates}: from 1 to num_candidates={c.num_candidates} is expected"

@@ -8,11 +8,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gsr_rl.candidates import POLICIES
+from gsr_rl.generation import KINDS as ENGINES
 from gsr_rl.hub_sets import check_split
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 GENERATED = ("tiny/", "reasoning_gym/")
-ENGINES = ("vllm", "transformers", "endpoint")
 EXPECTED = ("problems", "fitting", "candidate_tokens", "refinement_prompt_tokens", "refinement_tokens",
             "refinement_rows")  # fmt: skip
 
@@ -201,10 +201,7 @@ def check_distillation(c) -> list[str]:
     for name in ("refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk"):
         if getattr(c, name) < 1:
             found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
-    if c.candidate_choice not in POLICIES:
-        found.append(f"candidate_choice={c.candidate_choice!r}: use one of {', '.join(POLICIES)}")
-    if not 0 <= c.uniform_share <= 1:
-        found.append(f"uniform_share={c.uniform_share}: a share in [0, 1] is expected")
+    found += check_candidate_choice(c)
     if c.overlong_prompts not in ("cut", "drop"):
         found.append(f"overlong_prompts={c.overlong_prompts!r}: use cut or drop")
     found += _check_shares(c) + _check_shard(c)
@@ -216,6 +213,16 @@ def check_distillation(c) -> list[str]:
     expected = c.expected or {}
     if not isinstance(expected, dict) or set(expected) - set(EXPECTED):
         found.append(f"expected={expected!r}: a mapping is expected, with keys of {', '.join(EXPECTED)}")
+    return found
+
+
+def check_candidate_choice(c) -> list[str]:
+    """The policy of the candidate sets, in distillation and in training."""
+    found = []
+    if c.candidate_choice not in POLICIES:
+        found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
+    if not 0 <= c.uniform_share <= 1:
+        found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
     return found
 
 

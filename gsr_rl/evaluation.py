@@ -21,10 +21,11 @@ def load_benchmark(problem_config, config) -> list[dict]:
     Raises:
         ValueError: `split_by` is a key that a row lacks.
     """
+    from gsr_rl.data_checks import LOCAL_SUFFIXES
     from gsr_rl.problems import load_problems
 
     source = Path(str(problem_config.dataset_name))
-    is_file = source.suffix in (".jsonl", ".json", ".parquet", ".csv")
+    is_file = source.suffix in LOCAL_SUFFIXES
     name = config.benchmark_name or (source.stem if is_file else str(problem_config.dataset_name))
     rows = [{"benchmark": name} | row for row in load_problems(problem_config)]
     for row in rows:

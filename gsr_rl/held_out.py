@@ -3,7 +3,7 @@
 import time
 
 from gsr_rl.rollout import Plan
-from gsr_rl.rollout_metrics import candidates_label, rollout_sums
+from gsr_rl.rollout_metrics import Sums, add_sums, candidates_label, rollout_sums
 
 REPORTED = ("maj", "selfref", "pass")  # @K, of `gap/`
 
@@ -30,7 +30,7 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
     share = -(-len(dataset) // world)  # problems a rank
     mine = range(rank * share, (rank + 1) * share)
     label = candidates_label(plan)
-    sums: dict[str, list[float]] = {}
+    sums: Sums = {}
     was_training = trainer.model.training
     trainer.model.eval()
     try:
@@ -40,10 +40,7 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
             blocks = trainer.roll_out(rows, plan)
             counted = [block for block, index in zip(blocks, indices, strict=True) if index < len(dataset)]
             part = rollout_sums(counted, plan) | {"problems": [float(len(counted)), 0.0]}
-            for name, (total, count) in part.items():
-                known = sums.setdefault(name, [0.0, 0.0])
-                known[0] += total
-                known[1] += count
+            add_sums(sums, part)
     finally:
         trainer.model.train(was_training)
     sums["problems"][1] = 1.0 / world  # a sum, not a mean

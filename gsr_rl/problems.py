@@ -16,13 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gsr_rl import hub_sets
+from gsr_rl.data_checks import LOCAL_SUFFIXES
 from gsr_rl.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
-
-LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
 # whatever the task, its difficulty and the seed. `train` is `sft` and `grpo` together.

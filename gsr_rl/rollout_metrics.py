@@ -60,6 +60,14 @@ def rollout_sums(blocks: list[Block], plan: Plan) -> Sums:
     return sums
 
 
+def add_sums(sums: Sums, part: Sums) -> None:
+    """Add `part` to `sums`, name by name."""
+    for name, (total, count) in part.items():
+        known = sums.setdefault(name, [0.0, 0.0])
+        known[0] += total
+        known[1] += count
+
+
 def _add_set(add, block: Block, one: CandidateSet, label: str) -> None:
     """One candidate set: refinement against the vote over the same candidates."""
     refinements = [r for r in one.refinements if r.scored]

@@ -231,7 +231,9 @@ def load_sft_rows(config) -> list[dict]:
         ValueError: A row that lacks one of the three, an unknown stage, or no row left.
     """
     name = str(config.dataset_name)
-    if name.endswith((".jsonl", ".json", ".parquet", ".csv")):
+    from gsr_rl.data_checks import LOCAL_SUFFIXES
+
+    if name.endswith(LOCAL_SUFFIXES):
         from pathlib import Path
 
         from gsr_rl.problems import read_local

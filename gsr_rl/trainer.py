@@ -48,9 +48,8 @@ class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
     def __init__(self, model, reward_funcs=None, args: GSRConfig | None = None, train_dataset=None, **kwargs):
         if not isinstance(args, GSRConfig):
             raise ValueError(f"args must be a GSRConfig, got {type(args).__name__}")
-        for dataset in (train_dataset, kwargs.get("eval_dataset")):
-            missing = {"prompt", "problem", "problem_id", "answer"} - set(dataset.column_names if dataset else ())
-            if missing and dataset is not None:
+        for dataset in filter(None, (train_dataset, kwargs.get("eval_dataset"))):
+            if missing := {"prompt", "problem", "problem_id", "answer"} - set(dataset.column_names):
                 raise ValueError(f"a data set lacks the columns {sorted(missing)}: see gsr_rl.problems")
         if kwargs.get("rollout_func") is not None:
             raise ValueError("rollout_func cannot be set: GSRTrainer brings its own two-stage rollout")
@@ -237,8 +236,7 @@ class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
             number = max(0, min(missing, limit - sampled))
         self.rollout.seconds = dict(seconds)
         self.log_of_rollouts.count_problems(sampled, min(len(kept), wanted), wanted)
-        chosen = (kept + silent)[:wanted]
-        return sorted(chosen, key=[*kept, *silent].index) if args.oversample > 1 else blocks
+        return (kept + silent)[:wanted] if args.oversample > 1 else blocks
 
     def _report_pass_rates(self, blocks: list[Block]) -> None:
         """Tell the curriculum of all ranks how the candidates of all ranks did."""

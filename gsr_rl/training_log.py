@@ -8,7 +8,7 @@ import torch
 
 from gsr_rl.examples import print_examples
 from gsr_rl.rollout import Block
-from gsr_rl.rollout_metrics import rollout_rows, rollout_sums, warnings_of
+from gsr_rl.rollout_metrics import Sums, add_sums, rollout_rows, rollout_sums, warnings_of
 from gsr_rl.run_folder import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -21,16 +21,13 @@ class TrainingLog:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._counts: dict[str, list[float]] = {}
+        self._counts: Sums = {}
         self._generations = 0
         self._warned: dict[str, int] = {}
 
-    def count_groups(self, counts: dict[str, list[float]]) -> None:
+    def count_groups(self, counts: Sums) -> None:
         """Groups without signal, [number, of how many], of all sampled problems: also of those passed over."""
-        for name, (number, total) in counts.items():
-            known = self._counts.setdefault(name, [0.0, 0.0])
-            known[0] += number
-            known[1] += total
+        add_sums(self._counts, counts)
 
     def count_problems(self, sampled: int, with_signal: int, wanted: int) -> None:
         """How many problems this rank sampled for the `wanted` ones of its batch, and how many have signal."""

@@ -131,4 +131,6 @@ def test_held_out_problems_are_evaluated_and_the_best_checkpoint_is_kept(launch,
         assert 0 <= log["eval_pass@1"] <= log["eval_pass@4"] <= 1
     kept = {int(path.name[11:]) for path in tmp_path.glob("checkpoint-[0-9]*")}
     best = max(evaluations, key=lambda log: log["eval_selfref@4"])
-    assert {3, int(best["step"])} == kept
+    assert kept == {
+        int(best["step"])
+    }  # at the end of a run with a limit of 1, transformers deletes a newest that is worse
