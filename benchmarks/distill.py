@@ -12,13 +12,11 @@ JSON.
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 def configs(args: argparse.Namespace, folder: str):

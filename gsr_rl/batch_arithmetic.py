@@ -16,7 +16,7 @@ def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int
     launch = read_launch(args.launch_config, args.world_size)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * launch.processes
     problems = rows // args.block_size
-    generated_problems = problems * (args.steps_per_generation // args.gradient_accumulation_steps)
+    generated_problems = problems * args.num_windows
     g = args.num_generations
     refining = "refinement" in args.stages
     tokens = g * (args.max_completion_length + (args.max_refinement_length if refining else 0))
@@ -32,7 +32,7 @@ def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int
         "candidates a generation": generated_problems * g,
         "candidate sets a generation": generated_problems * args.num_candidate_sets if refining else 0,
         "refinements a generation": generated_problems * g if refining else 0,
-        "updates on a generation": args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps,
+        "updates on a generation": args.num_iterations * args.num_windows,
         "new tokens a generation, at most": generated_problems * tokens,
         "refinement prompt tokens a generation, at most": (
             generated_problems * args.num_candidate_sets * args.max_refinement_prompt_length if refining else 0

@@ -219,6 +219,11 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         return len(self.stages) * self.num_generations
 
     @property
+    def num_windows(self) -> int:
+        """Optimizer steps that a generation batch is cut into."""
+        return self.steps_per_generation // self.gradient_accumulation_steps
+
+    @property
     def plan(self) -> Plan:
         """How problems are rolled out in training."""
         return Plan(
@@ -340,8 +345,8 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig):
         default=None,
         metadata={
             "help": "What the dry run reckons with: problems (a Hub set is then not read), fitting (share of problems "
-            "with a prompt in its budget), candidate_tokens, refinement_prompt_tokens, refinement_tokens (means), "
-            "refinement_rows (rows kept of a problem)."
+            "with a prompt in its budget), solve_prompt_tokens, candidate_tokens, refinement_prompt_tokens, "
+            "refinement_tokens (means), refinement_rows (rows kept of a problem)."
         },
     )
     student_price: list[float] | None = field(

@@ -13,8 +13,8 @@ from gsr_rl.hub_sets import check_split
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 GENERATED = ("tiny/", "reasoning_gym/")
-EXPECTED = ("problems", "fitting", "candidate_tokens", "refinement_prompt_tokens", "refinement_tokens",
-            "refinement_rows")  # fmt: skip
+EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "refinement_prompt_tokens",
+            "refinement_tokens", "refinement_rows")  # fmt: skip
 
 
 def check_problems(c) -> list[str]:

@@ -14,8 +14,9 @@ def stated_problems(problem_config, config) -> int | None:
 def plan(num_problems: int, config) -> dict[str, str]:
     """The figures of a dry run, each as expected and at most; with `shard`, those of the part.
 
-    `config.expected` gives what is known beforehand. Where it does not, a mean length is taken as half its limit, no
-    prompt as too long, and every refinement as kept by the balance, so the figure is an upper one.
+    `config.expected` gives what is known beforehand. Where it does not, a mean length is taken as half its limit, a
+    solve prompt as 150 tokens, no prompt as too long, and every refinement as kept by the balance, so the figure is an
+    upper one.
 
     Args:
         num_problems: Problems of the whole job.
@@ -34,6 +35,7 @@ def plan(num_problems: int, config) -> dict[str, str]:
     mean_refinement = known.get("refinement_tokens", config.max_refinement_length / 2)
     mean_prompt = known.get("refinement_prompt_tokens", config.max_refinement_prompt_length / 2)
     most_prompt = config.max_refinement_prompt_length
+    solving = known.get("solve_prompt_tokens", 150)
     per_problem = known.get("refinement_rows", sets * config.refinements_per_set)
     ratio = config.direct_ratio if config.direct_source != "none" else 0.0
     rows, most_rows = fitting * per_problem * (1 + ratio), most_refinements * (1 + ratio)
@@ -63,12 +65,15 @@ def plan(num_problems: int, config) -> dict[str, str]:
     found["student, completion tokens"] = _both(*student)
     found["teacher, completion tokens"] = _both(*teacher)
     found["teacher, tokens of refinement prompts"] = _both(*prompts)
+    found["tokens of solve prompts"] = _both(*(2 * [num_problems * solving * (2 if direct else 1)]))
     found["disk, MB"] = _both(*(size / 1e6 for size in disk))
-    for who, completions, read in (("student", student, (0, 0)), ("teacher", teacher, prompts)):
+    read_by_student = 2 * [num_problems * solving]
+    read_by_teacher = [tokens + (num_problems * solving if direct else 0) for tokens in prompts]
+    for who, completions, read in (("student", student, read_by_student), ("teacher", teacher, read_by_teacher)):
         price, speed = getattr(config, f"{who}_price"), getattr(config, f"{who}_tokens_per_second")
         if price:
             cost = [(p * price[0] + c * price[1]) / 1e6 for p, c in zip(read, completions, strict=True)]
-            found[f"{who}, cost (solve prompts not counted)"] = _both(*cost, digits=2)
+            found[f"{who}, cost"] = _both(*cost, digits=2)
         if speed:
             found[f"{who}, hours"] = _both(*(tokens / speed / 3600 for tokens in completions), digits=1)
     return found

@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 from gsr_rl.micro_batches import token_passes
 from gsr_rl.packed_rows import pack_rows
 from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
+from gsr_rl.step_account import StepAccount
 from gsr_rl.windows import Batch
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,13 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     def __init__(self, model, reward_funcs=None, args=None, **kwargs):
         self.shares_prefixes = False
+        self.account = StepAccount()
         self._forward = None  # a forward's result, waiting for TRL's loss to take it
         self._loss_metrics: dict[str, list[tuple[float, float]]] = defaultdict(list)  # name -> (value, weight) a pass
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.shares_prefixes = args.shared_prefix and self._share_prefixes()
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        self.account.start(unwrapped, torch.bfloat16 if args.bf16 else unwrapped.dtype)
         self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
         self.least_saving = least_saving(self.model) if self.shares_prefixes else 0
 
@@ -57,6 +61,9 @@ class PackedGRPOTrainer(GRPOTrainer):
             result, self._forward = self._forward, None
             return result
         if not self.shares_prefixes:
+            rows, width = input_ids.shape
+            scored = logits_to_keep if input_ids.is_cuda else width - 1  # off CUDA TRL's head scores prompts too
+            self.account.add_padded(rows, width, scored, torch.is_grad_enabled())
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
@@ -91,6 +98,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             input_ids, mask = input_ids[:1], attention_mask[:1].clone()
             mask[:, -logits_to_keep:] = 0
         packed = pack_rows(input_ids, mask, logits_to_keep, self.least_saving)
+        self.account.add_packed(packed, torch.is_grad_enabled())
         with self.accelerator.autocast():
             return log_probs_and_entropies(model, packed)
 

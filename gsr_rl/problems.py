@@ -24,8 +24,16 @@ ANSWER_COLUMNS = ("answer", "solution")
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
-# whatever the task, its difficulty and the seed. `train` is `sft` and `grpo` together.
-GYM_SPLITS = {"train": (0, 60), "validation": (60, 80), "test": (80, 100), "sft": (0, 30), "grpo": (30, 60)}
+# whatever the task, its difficulty and the seed. `train` is `sft`, `grpo` and `base` together; `base` is for making a
+# base or a teacher.
+GYM_SPLITS = {
+    "train": (0, 60),
+    "sft": (0, 25),
+    "grpo": (25, 50),
+    "base": (50, 60),
+    "validation": (60, 80),
+    "test": (80, 100),
+}
 _SEEDS_A_SPLIT = 1_000_000_000
 _SEEDS_A_RUN = 1_000_000
 

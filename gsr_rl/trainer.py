@@ -26,6 +26,7 @@ from gsr_rl.problem_stream import ProblemStream
 from gsr_rl.rollout import Block, Plan, TwoStageRollout
 from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.scoring import has_signal, set_advantages
+from gsr_rl.step_account import unique_tokens
 from gsr_rl.training_log import TrainingLog
 from gsr_rl.windows import STAGES
 
@@ -145,7 +146,11 @@ class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
         generation = self._seconds["generation"] - before
         self._seconds["update"] += time.perf_counter() - start - generation
         if self.accelerator.sync_gradients:
-            self._metrics["train"]["time/update"].append(self._seconds.pop("update"))
+            update = self._seconds.pop("update")
+            useful = unique_tokens(self.blocks, self.args.stages) / self.args.num_windows
+            self._metrics["train"]["time/update"].append(update)
+            for name, value in self.account.metrics(update, useful, self.accelerator).items():
+                self._metrics["train"][name].append(value)
         return output
 
     def _prepare_inputs(self, generation_batch):
@@ -161,7 +166,7 @@ class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
     def _split(self, batch: windows.Batch) -> list[windows.Batch]:
         """Micro-batches in the order of training: each its passes, and its window's counts over all ranks."""
         accumulation, block = self.args.gradient_accumulation_steps, self.args.block_size
-        num_windows = self.args.steps_per_generation // accumulation
+        num_windows = self.args.num_windows
         order = windows.window_order(len(batch["stage"]), block, len(self.args.stages), num_windows)
         batch = windows.take_rows(batch, order.to(batch["stage"].device))
         counts = windows.stage_counts(batch["stage"], batch["completion_mask"], num_windows)

@@ -11,12 +11,9 @@
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from gsr_rl.cli import clear_errors, parse
 

@@ -27,7 +27,10 @@ def load_datasets(problem_args, args):
     if not args.eval_dataset_name:
         return load(problem_args), None
     held_out = {"dataset_name": args.eval_dataset_name, "dataset_split": args.eval_dataset_split}
-    return load(problem_args), load(dataclasses.replace(problem_args, **held_out, max_problems=args.max_eval_problems))
+    held_out |= {"max_problems": args.max_eval_problems, "decontaminate_against": None}
+    if args.eval_dataset_name != problem_args.dataset_name:  # what is said of one set does not hold for another
+        held_out |= {"row_filters": None, "problem_column": None, "answer_column": None, "dataset_config": None}
+    return load(problem_args), load(dataclasses.replace(problem_args, **held_out))
 
 
 def main() -> None:

@@ -8,11 +8,6 @@
 3. TRL's SFTTrainer does the rest; gsr_config.json beside the model says how candidates must be shown to it.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
 from gsr_rl.cli import clear_errors, parse
 
 

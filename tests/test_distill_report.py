@@ -88,12 +88,16 @@ def test_hours_and_cost_follow_from_speed_and_price(tmp_path):
     from distilled import config
 
     means = {"candidate_tokens": 20, "refinement_tokens": 30, "refinement_prompt_tokens": 100}
+    means["solve_prompt_tokens"] = 50
     more = {"student_tokens_per_second": 10.0, "teacher_price": [2.0, 4.0], "direct_source": "none"}
+    more["student_price"] = [1.0, 3.0]
     one = config(tmp_path, expected=means, **more)
     found = plan(1000, one)
     assert figures(found["student, hours"])[0] == pytest.approx(1000 * 6 * 20 / 10 / 3600, abs=0.05)
     cost = (1000 * 2 * 100 * 2.0 + 1000 * 2 * 3 * 30 * 4.0) / 1e6
-    assert figures(found["teacher, cost (solve prompts not counted)"])[0] == pytest.approx(cost, abs=0.005)
+    assert figures(found["teacher, cost"])[0] == pytest.approx(cost, abs=0.005)
+    cost = (1000 * 50 * 1.0 + 1000 * 6 * 20 * 3.0) / 1e6
+    assert figures(found["student, cost"])[0] == pytest.approx(cost, abs=0.005)
 
 
 def test_the_dry_run_of_a_hub_set_with_a_stated_size_asks_no_hub(monkeypatch, capsys):

@@ -10,26 +10,17 @@ that has ended is not run again: the same command resumes where it stopped.
 import argparse
 import json
 import os
-import shlex
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = {"base": "recipes/tiny/models/base"}
+import chain
+import yaml
+
+ARMS = Path(__file__).with_name("arms.yaml")
 ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
 COLUMNS = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
 COLUMNS += ["selfref_none"]
-CLAIMS = {  # what the demo is to show: the first figure above the second, by a paired interval
-    "SFT: selfref@4 above the base's pass@1": (("sft", "selfref@4"), ("base", "pass@1")),
-    "SFT: selfref@4 above the base's maj@4": (("sft", "selfref@4"), ("base", "maj@4")),
-    "GRPO: selfref@4 above SFT's": (("grpo", "selfref@4"), ("sft", "selfref@4")),
-    "GRPO: pass@1 above SFT's": (("grpo", "pass@1"), ("sft", "pass@1")),
-    "GRPO: refinement gap above zero": (("grpo", "selfref@4"), ("grpo", "maj@4")),
-    "GRPO: selfref@4 above refinement without candidates": (("grpo", "selfref@4"), ("grpo", "selfref_none")),
-}
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,63 +35,23 @@ def parse_args() -> argparse.Namespace:
 
 def steps(args: argparse.Namespace) -> list[list[tuple[str, str, list[str]]]]:
     """(name, phase, command) of every step, in order. The steps of one list run side by side, a core each."""
-    out, seed = args.output_dir, ["--seed", str(args.seed)]
-    config = "recipes/tiny/{}.yaml".format
+    out, seed = args.output_dir, args.seed
 
-    def two_processes(kind: str) -> list[str]:
-        launcher = ["accelerate", "launch", "--config_file", f"accelerate_configs/{kind}_cpu.yaml"]
-        return [*launcher, "--main_process_port", "0"]  # any free port
+    def evaluate(name: str, model: str) -> tuple[str, str, list[str]]:
+        folder, frozen = out / f"eval_{name}", out / "eval_base" if name != "base" else None
+        return (
+            folder.name,
+            "eval",
+            chain.evaluate(folder, seed, model, args.split, args.num_problems, frozen),
+        )
 
-    def evaluate(name: str, model: str) -> list[str]:
-        frozen = [] if name == "base" else ["--candidates_from", f"{out}/eval_base/samples.parquet"]
-        problems = ["--dataset_split", args.split, "--max_problems", str(args.num_problems)]
-        command = ["python", "recipes/eval_gsr.py", "--config", config("eval"), "--model", model]
-        return [*command, "--output_dir", f"{out}/eval_{name}", *problems, *seed, *frozen]
-
-    distill = ["python", "recipes/distill_gsr.py", "--config", config("distill"), "--output_dir", f"{out}/distill"]
-    sft = [*two_processes("ddp"), "recipes/sft_gsr.py", "--config", config("sft"), "--output_dir", f"{out}/sft"]
-    sft += ["--dataset_name", f"{out}/distill/sft_rows.jsonl"]
-    grpo = [*two_processes("zero2"), "recipes/grpo_gsr.py", "--config", config("grpo"), "--output_dir", f"{out}/grpo"]
-    grpo += ["--model_name_or_path", f"{out}/sft", "--problem_seed", str(args.seed)]
+    sft, grpo = out / "sft", out / "grpo"
     return [
-        [
-            ("eval_base", "eval", evaluate("base", MODELS["base"])),
-            ("distill", "distill", [*distill, *seed, "--problem_seed", str(args.seed)]),
-        ],
-        [("sft", "sft", [*sft, *seed])],
-        [("grpo", "grpo", [*grpo, *seed])],
-        [
-            ("eval_sft", "eval", evaluate("sft", f"{out}/sft")),
-            ("eval_grpo", "eval", evaluate("grpo", f"{out}/grpo")),
-        ],
+        [evaluate("base", chain.BASE), ("distill", "distill", chain.distill(out / "distill", seed))],
+        [("sft", "sft", chain.sft(sft, seed, chain.BASE, f"{out}/distill/sft_rows.jsonl"))],
+        [("grpo", "grpo", chain.grpo(grpo, seed, str(sft)))],
+        [evaluate("sft", str(sft)), evaluate("grpo", str(grpo))],
     ]
-
-
-def run(name: str, command: list[str], folder: Path, threads: int) -> float:
-    """Run one step, its output into a log file. Returns its seconds, which are kept for a resume."""
-    done = folder / "done" / f"{name}.json"
-    if done.is_file():
-        return json.loads(done.read_text())["seconds"]
-    log = folder / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"\n[{name}] {shlex.join(command)}\n    log: {log}", flush=True)
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HF_HUB_OFFLINE": "1",  # nothing here is on the Hub
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": str(threads),
-    }
-    start = time.monotonic()
-    with open(log, "w") as file:
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
-    seconds = time.monotonic() - start
-    if code:
-        tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
-        raise SystemExit(f"{tail}\n[{name}] failed with exit code {code}; the whole log is {log}")
-    print(f"[{name}] {seconds:.0f} s", flush=True)
-    done.parent.mkdir(exist_ok=True)
-    done.write_text(json.dumps({"seconds": round(seconds, 1)}))
-    return seconds
 
 
 def summarise(folder: Path, seconds: dict[str, float]) -> dict:
@@ -133,9 +84,10 @@ def claims(folder: Path) -> dict[str, dict]:
 
     results = {name: metrics_from_samples(folder / f"eval_{name}") for name in ROWS}
     found = {}
-    for text, ((new, high), (old, low)) in CLAIMS.items():
+    for claim in yaml.safe_load(ARMS.read_text())["tables"]["demo"]["claims"]:
+        (new, high), (old, low) = claim["new"], claim["old"]
         differences = next(iter(compare(results[new], results[old], pairs=[(high, low)]).values()))
-        found[text] = next(iter(differences.values()))
+        found[claim["text"]] = next(iter(differences.values()))
     return found
 
 
@@ -167,7 +119,7 @@ def main() -> None:
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
         names, _, commands = zip(*group, strict=True)
         with ThreadPoolExecutor(len(group)) as pool:
-            walls = list(pool.map(run, names, commands, [args.output_dir] * len(group), [threads] * len(group)))
+            walls = list(pool.map(chain.run, names, commands, [args.output_dir] * len(group), [threads] * len(group)))
         for (_, phase, _), wall in zip(group, walls, strict=True):
             seconds[phase] += wall
         total += max(walls)

@@ -1,0 +1,40 @@
+"""What the push of new weights into vLLM costs: seconds, and its share of a joint step.
+
+    python benchmarks/sync.py [--steps 5]
+
+Runs the demo's joint step (0.7 M parameters, ZeRO-2) and, where `make smollm2` has been run, SmolLM2-135M's under
+ZeRO-3, both on two processes of a CPU with vLLM in each, and reads the steps' own logs; the first two steps warm up.
+The last line, of JSON, is the demo's.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+
+from end_to_end import ROOT, run_steps
+
+MODEL = ROOT / "runs" / "SmolLM2-135M-Instruct"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="counted steps a model")
+    args = parser.parse_args()
+    tiny = ["--model_name_or_path", "recipes/tiny/models/base"]
+    runs = {"tiny": ("recipes/tiny/grpo.yaml", "zero2_cpu", tiny)}
+    if MODEL.is_dir():
+        sums = ["--dataset_name", "reasoning_gym/chain_sum", "--dataset_config", "", "--max_problems", "100"]
+        runs["SmolLM2-135M"] = ("recipes/SmolLM2-135M-Instruct/grpo.yaml", "zero3_cpu", sums)
+    found = {}
+    print(f"{'':14}{'push, s':>10}{'step, s':>10}{'share':>9}")
+    for name, (config, sharding, more) in runs.items():
+        logs = run_steps(config, sharding, [*more, "--max_steps", str(args.steps + 2)])
+        seconds, step = (statistics.median(log[key] for log in logs) for key in ("time/sync", "step_time"))
+        found[name] = {"seconds": round(seconds, 4), "step_share": round(seconds / step, 4)}
+        print(f"{name:14}{seconds:10.3f}{step:10.2f}{seconds / step:9.1%}", flush=True)
+    print(json.dumps(found["tiny"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

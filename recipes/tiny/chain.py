@@ -1,0 +1,72 @@
+"""The programs of the tiny world as commands, and how they are run so that what has ended is not run again."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "recipes/tiny/models/base"
+
+
+def _program(name: str, out: Path, seed: int, more: tuple[str, ...]) -> list[str]:
+    config = f"recipes/tiny/{name}.yaml"
+    return [f"recipes/{name}_gsr.py", "--config", config, "--output_dir", str(out), "--seed", str(seed), *more]
+
+
+def _two_processes(sharding: str) -> list[str]:
+    launcher = ["accelerate", "launch", "--config_file", f"accelerate_configs/{sharding}_cpu.yaml"]
+    return [*launcher, "--main_process_port", "0"]  # any free port
+
+
+def distill(out: Path, seed: int, *more: str) -> list[str]:
+    return ["python", *_program("distill", out, seed, ("--problem_seed", str(seed), *more))]
+
+
+def sft(out: Path, seed: int, model: str, rows: str, *more: str) -> list[str]:
+    return [
+        *_two_processes("ddp"),
+        *_program("sft", out, seed, ("--model_name_or_path", model, "--dataset_name", rows, *more)),
+    ]
+
+
+def grpo(out: Path, seed: int, model: str, *more: str) -> list[str]:
+    keys = ("--model_name_or_path", model, "--problem_seed", str(seed), *more)
+    return [*_two_processes("zero2"), *_program("grpo", out, seed, keys)]
+
+
+def evaluate(out: Path, seed: int, model: str, split: str, num_problems: int, frozen: Path | None) -> list[str]:
+    """An evaluation; `frozen` is another one's folder, whose candidate sets are refined too."""
+    keys = ("--model", model, "--dataset_split", split, "--max_problems", str(num_problems))
+    keys += ("--candidates_from", f"{frozen}/samples.parquet") if frozen else ()
+    return ["python", *_program("eval", out, seed, keys)]
+
+
+def run(name: str, command: list[str], folder: Path, threads: int) -> float:
+    """Run one command, its output into a log file. Returns its seconds, which are kept for a resume."""
+    done = folder / "done" / f"{name}.json"
+    if done.is_file():
+        return json.loads(done.read_text())["seconds"]
+    log = folder / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"\n[{name}] {shlex.join(command)}\n    log: {log}", flush=True)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",  # nothing here is on the Hub
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    start = time.monotonic()
+    with open(log, "w") as file:
+        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
+    seconds = time.monotonic() - start
+    if code:
+        tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
+        raise SystemExit(f"{tail}\n[{name}] failed with exit code {code}; the whole log is {log}")
+    print(f"[{name}] {seconds:.0f} s", flush=True)
+    done.parent.mkdir(exist_ok=True)
+    done.write_text(json.dumps({"seconds": round(seconds, 1)}))
+    return seconds
