@@ -140,3 +140,30 @@ def test_resume_true_means_the_newest_or_a_first_start(tmp_path):
     assert point("true").endswith("checkpoint-10")
     with pytest.raises(ValueError, match=r"resume_from_checkpoint=.*nowhere"):
         point(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.distributed
+def test_sigterm_to_the_launcher_of_two_zero_processes_leaves_a_checkpoint_to_go_on_from(launch, tmp_path):
+    """Slurm and torchrun tell the launcher, which tells its processes and waits for them."""
+    out = tmp_path / "run"
+    keys = ["--config", "recipes/tiny/grpo.yaml", "--model_name_or_path", "recipes/tiny/models/base"]
+    keys += ["--output_dir", str(out), "--per_device_train_batch_size", "32", "--max_problems", "100"]
+    keys += ["--max_steps", "40", "--save_strategy", "steps", "--save_steps", "1000"]
+    keys += ["--resume_from_checkpoint", "true", "--num_examples", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 300
+    while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    (checkpoint,) = out.glob("checkpoint-[0-9]*")
+    assert 1 <= int(checkpoint.name[11:]) < 40
+    assert sorted(checkpoint.glob("global_step*/*optim_states.pt")), "each rank's part of the optimizer"
+    launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu")
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, 41))  # none lost, none doubled

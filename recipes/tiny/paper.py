@@ -4,7 +4,7 @@
     python recipes/tiny/paper.py --report            # the tables again, from results/paper alone
 
 Resumable: what has ended is not run again. Models and logs are kept in runs/paper/seedN; what each arm's figures are
-made from goes to results/paper/seedN as soon as the arm ends. Intervals over seeds resample seeds and problems.
+made from goes to results/paper/seedN as soon as the arm ends. README's table is one of those (paper_tables.py).
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import chain
 import pandas as pd
+import paper_tables
 import yaml
+from paper_tables import COLUMNS
 
 ARMS = Path(__file__).with_name("arms.yaml")
-COLUMNS = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
-COLUMNS += ["selfref_none"]
 
 
 def parse_args(config: dict) -> argparse.Namespace:
@@ -96,73 +96,6 @@ def keep(target: Path, evaluation: Path, training: Path, command: str, seconds: 
     atomic_write(target, json.dumps(content, indent=1) + "\n")
 
 
-# Tables -----------------------------------------------------------------------------------------------------
-
-
-def load(results: Path, arm: str, seeds: list[int]) -> list[pd.DataFrame]:
-    """Figures a problem of each seed, all in the order of the first seed's problems."""
-    tables = [pd.read_parquet(results / f"seed{seed}" / f"{arm}.parquet").set_index("problem_id") for seed in seeds]
-    return [table.loc[tables[0].index] for table in tables]
-
-
-def arms_table(values: dict[str, list[pd.DataFrame]], costs: dict[str, list]) -> str:
-    """Arms as rows, each over all problems and then over each family."""
-    from gsr_rl.metrics import estimate_over_seeds, share
-    from gsr_rl.report import figure, markdown_table
-
-    parts = sorted(set(next(iter(values.values()))[0]["part"]))
-    rows = []
-    for part in [None, *parts] if len(parts) > 1 else [None]:
-        for arm, cost in costs.items():
-            frames = [f if part is None else f[f["part"] == part] for f in values[arm]]
-            cells = [figure(estimate_over_seeds([share(frame[column]) for frame in frames])) for column in COLUMNS]
-            rows.append([part.rsplit("/", 1)[-1] if part else "all", arm, *cells, *(cost if part is None else "---")])
-    return markdown_table(["problems", "arm", *COLUMNS, "steps", "tokens", "seconds"], rows)
-
-
-def claims_table(claims: list[dict], values: dict[str, list[pd.DataFrame]]) -> str:
-    """Each claim's paired difference over seeds and problems, and whether its interval bears it out."""
-    from gsr_rl.metrics import estimate_over_seeds, share
-    from gsr_rl.report import figure, markdown_table
-
-    rows = []
-    for claim in claims:
-        (new, high), (old, low) = claim["new"], claim["old"]
-        pairs = zip(values[new], values[old], strict=True)
-        over = estimate_over_seeds([share(a[high] - b.loc[a.index][low]) for a, b in pairs])
-        least = claim.get("at_least", 0) / 100
-        verdict = "holds" if over["low"] > least else "the opposite" if over["high"] < least else "not shown"
-        rows.append([claim["text"], figure(over), ", ".join(f"{100 * one:.1f}" for one in over["seeds"]), verdict])
-    return markdown_table(["claim", "difference, points", "by seed", ""], rows)
-
-
-def section(config: dict, results: Path, seeds: list[int]) -> list[str]:
-    """A table of arms and one of claims, over the seeds that all its arms have; [] if there is none."""
-    arms = list(config["arms"]) + [claim[side][0] for claim in config["claims"] for side in ("new", "old")]
-    run = [seed for seed in seeds if all((results / f"seed{seed}" / f"{arm}.json").is_file() for arm in arms)]
-    if not run:
-        return []
-    values = {arm: load(results, arm, run) for arm in arms}
-    costs = {}
-    for arm in config["arms"]:
-        ones = [json.loads((results / f"seed{seed}" / f"{arm}.json").read_text()) for seed in run]
-        mean = {key: sum(one[key] for one in ones) / len(run) for key in ("optimizer_steps", "training_tokens")}
-        seconds = sum(one["seconds"]["train"] for one in ones) / len(run)
-        costs[arm] = [f"{mean['optimizer_steps']:.0f}", f"{mean['training_tokens']:,.0f}", f"{seconds:.0f}"]
-    number, names = len(values[arms[0]][0]), ", ".join(map(str, run))
-    head = f"{number} problems, seeds {names}; percent with 95 % intervals over seeds and problems."
-    return [
-        f"## {config['title']}",
-        "",
-        head,
-        "",
-        arms_table(values, costs),
-        "",
-        claims_table(config["claims"], values),
-        "",
-    ]
-
-
 def main() -> None:
     config = yaml.safe_load(ARMS.read_text())
     args = parse_args(config)
@@ -172,14 +105,7 @@ def main() -> None:
             for name in needed(config["arms"], ["base", *wanted]):
                 run_arm(name, config["arms"][name], seed, args)
 
-    from gsr_rl.run_folder import atomic_write
-
-    lines = ["# Experiments in the tiny world", "", "Made by `python recipes/tiny/paper.py`; settings of the arms:",
-             "`recipes/tiny/arms.yaml`.", ""]  # fmt: skip
-    for one in config["tables"].values():
-        lines += section(one, args.results_dir, args.seeds)
-    atomic_write(args.results_dir / "tables.md", "\n".join(lines))
-    print("\n".join(lines))
+    paper_tables.write(config["tables"], args.results_dir, args.seeds)
 
 
 if __name__ == "__main__":
