@@ -203,6 +203,12 @@ def head_seconds(model, positions: int) -> float:
     return in_turn(3, step)[0]
 
 
+def sft_share(model, tokens: int, ours: float) -> float:
+    """Our tokens/s over those of a plain packed SFT step: one row, causal attention, cross entropy of every token."""
+    ids = torch.randint(3, model.config.vocab_size, (1, tokens), device=DEVICE)
+    return in_turn(3, lambda: model(input_ids=ids, labels=ids).loss.backward())[0] / ours
+
+
 def measure_step(repeats: int) -> dict:
     model = load_model("smollm2")
     ours = make_trainer(GSRTrainer, model, G, REFINEMENT)
@@ -238,10 +244,13 @@ def measure_step(repeats: int) -> dict:
             f"{name:24}{size:>12}{tokens:8}{seconds:9.2f}{tokens / seconds:9.0f}{share:7.0%}{seconds / times[2]:7.2f}"
         )
     print(f"gradients differ by {difference:.1e} of their norm", flush=True)
+    share = sft_share(stock.model, unique, times[2])
+    print(f"tokens/s over those of a plain SFT step on one packed row of as many tokens: {share:.2f}", flush=True)
     return {
         "ratio_mixed": times[0] / times[2],
         "ratio_by_stage": times[1] / times[2],
         "grad_rel_diff": difference,
+        "sft_share": share,
         "micro_batch_mixed": mixed_size,
     }
 
