@@ -102,7 +102,8 @@ class ServerVLLM(VLLMGeneration):
         call = {"method": "reload_from_disk", "args": [str(self.exchange_folder.resolve())]}
         url = f"{self.vllm_client.base_url}/collective_rpc"
         response = self.vllm_client.session.post(url, json=call)
-        if response.status_code != 200 or response.json().get("results") != [True]:
+        results = response.json().get("results") if response.status_code == 200 else None
+        if not results or any(str(result) != "True" for result in results):  # the server turns results into text
             raise RuntimeError(
                 f"it does not take new weights ({response.status_code}: {response.text[:200]}); start it with "
                 "VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls gsr_rl.server_worker.ReloadFromDisk"

@@ -90,7 +90,7 @@ def test_ten_kills_at_random_moments(uninterrupted, tiny_model, tmp_path):
 def test_what_the_order_of_problems_depends_on_is_resumed(tiny_model, tmp_path, overrides):
     start(tmp_path / "one.pt", tiny_model, {0}, overrides=overrides)
     start(tmp_path / "two.pt", tiny_model, {-signal.SIGKILL}, "moving", overrides=overrides | {"save_steps": 3})
-    start(tmp_path / "two.pt", tiny_model, {-signal.SIGKILL}, "1.5", overrides=overrides)
+    start(tmp_path / "two.pt", tiny_model, {-signal.SIGKILL}, "step 5", overrides=overrides)
     start(tmp_path / "two.pt", tiny_model, {0}, overrides=overrides)
     assert_same_end(torch.load(tmp_path / "two.pt"), torch.load(tmp_path / "one.pt"))
 

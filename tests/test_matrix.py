@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 BASE = "recipes/tiny/models/base"
-LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "learning_rate": 0.05}
+LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": "all-linear", "learning_rate": 0.05}
 
 
 def train(launch, folder, accelerate, **more) -> list[dict]:

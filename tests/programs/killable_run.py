@@ -3,8 +3,8 @@
 usage: killable_run.py OUT MODEL [JSON of config keys]
 
 OUT gets the final weights and the order of problems. KILL in the environment ends the process with SIGKILL: `saving`
-in the middle of the next checkpoint, `moving` when it is written and not yet in its place, or a number of seconds
-after training began. DISK_FULL makes writing a checkpoint fail as a full disk does.
+in the middle of the next checkpoint, `moving` when it is written and not yet in its place, `step N` when that step has
+ended, or a number of seconds after training began. DISK_FULL makes writing a checkpoint fail as a full disk does.
 """
 
 import errno
@@ -47,10 +47,14 @@ class KillLater(TrainerCallback):
             torch.save = die
         elif kill == "moving":
             checkpoints.os = type("os", (), {"path": os.path, "replace": staticmethod(die)})
-        elif kill:
+        elif kill and not kill.startswith("step"):
             threading.Timer(float(kill), die).start()
         if os.environ.get("DISK_FULL"):
             torch.save = disk_full
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if os.environ.get("KILL") == f"step {state.global_step}":
+            die()
 
 
 def main(out: str, model: str, overrides: str = "{}") -> None:
