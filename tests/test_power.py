@@ -40,7 +40,7 @@ def test_no_number_of_runs_makes_up_for_too_few_problems():
     parts = Variance(between=0.04, within=0.2, problems=30, runs=4)
     assert power.runs_needed(parts, 0.05) is None
     assert power.runs_needed(parts, 0.05, problems=1000) == 1
-    assert power.runs_needed(parts, 0.2) == 1
+    assert power.runs_needed(parts, 0.2) == 2
 
 
 @pytest.mark.parametrize("way", ["problems", "runs"])
