@@ -59,7 +59,7 @@ BENCHMARKS = {
     ),
     "math500": Benchmark(
         "HuggingFaceH4/MATH-500", "test", (500,), "latex", "500 problems of MATH's test split",
-        aliases=("math-500", "math_500", "MATH-500"),
+        aliases=("math-500", "math_500"),
     ),
     "olympiadbench": Benchmark(
         "Hothan/OlympiadBench", "train", (674, 675), "latex",
