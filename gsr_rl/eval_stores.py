@@ -15,6 +15,8 @@ SAMPLER = ("model", "engine_dtype", "max_model_length", "endpoint_options", "pro
 CANDIDATE = ("num_generations", "temperature", "top_p", "max_completion_length")
 REFINEMENT = ("num_candidates", "num_candidate_sets", "unfinished_candidates", "max_refinement_prompt_length",
               "refinement_temperature", "refinement_top_p", "max_refinement_length")  # fmt: skip
+MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json",
+               "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
 PIECES, PIECE = 64, 4096  # of a weights file that are looked at
 
 
@@ -27,10 +29,8 @@ def weights_fingerprint(model: str | None) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.blake2b(digest_size=8)
-    names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".jinja"))
-    for path in names:
-        if path.name in ("trainer_state.json", "gsr_config.json", "eval.json"):
-            continue
+    weights = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for path in sorted([*weights, *(folder / name for name in MODEL_FILES if (folder / name).is_file())]):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:

@@ -39,8 +39,9 @@ class ProblemValues:
     spent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def ratios(self) -> dict[str, Ratio]:
-        """Every metric as a ratio of sums over problems."""
+        """Every metric as a ratio of sums over problems; controls that the run has not are left out."""
         found = {name: metrics.share(values) for name, values in self.values.items()}
+        found = {name: ratio for name, ratio in found.items() if ratio.count or name not in ACCURACIES}
         if self.sets and "refinement_gap" in self.values:
             places, _, refined, maj = zip(*self.sets, strict=True)
             for name, rate in (("fix_rate", metrics.fix_rate), ("break_rate", metrics.break_rate)):
@@ -216,9 +217,8 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
 def _other_methods(result: ProblemValues, one: _Problem, methods: set[str]) -> None:
     """Controls, selection, rounds, orders: those that the run has."""
     values, spent, k = result.values, result.spent, one.k
-    for name in ACCURACIES:
-        if name in methods:
-            values[name].append(mean(map(one.value, one.by_method[name])))
+    for name in ACCURACIES:  # NaN in a run without them, so that runs can be put side by side
+        values[name].append(mean(map(one.value, one.by_method[name])))
     if "selfref_none" in methods:
         spent["selfref_none"].append(mean(sample["tokens"] for sample in one.by_method["selfref_none"]))
     if "select" in methods:
