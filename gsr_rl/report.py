@@ -80,7 +80,7 @@ def settings_lines(summary: dict) -> list[str]:
         lines.append(f"{stage}s: {settings}")
     groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', 'resampled')}"
     lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
-    lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in summary["counts"].items()))
+    lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
     versions = summary.get("versions") or {}
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     for key in ("reward_model", "candidates_from"):
@@ -90,7 +90,7 @@ def settings_lines(summary: dict) -> list[str]:
 
 
 def metric_rows(summary: dict, name: str) -> list[list[str]]:
-    """Rows of a benchmark's main table: metric, both gradings, n, what it is."""
+    """Rows of a benchmark's main table: metric, both gradings, n, what it is; then the differences, each `paired`."""
     k, strict = summary["k"], summary["strict"][name]
     rows = [
         [metric, figure(one), figure(strict.get(metric)), f"{one['n']:g}", note(metric, k)]

@@ -33,7 +33,8 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
         {
             "name": name,
             "plots": {title: _data_address(svg) for title, svg in svgs(summary, name).items()},
-            "rows": metric_rows(summary, name),
+            "rows": [row for row in metric_rows(summary, name) if row[4] != "paired"],
+            "differences": [row[:2] for row in metric_rows(summary, name) if row[4] == "paired"],
             "num_correct": num_correct_rows(summary, name),
             "spread": spread_lines(summary, name),
             "examples": examples(by_benchmark[name], num_examples) if name in by_benchmark else [],

@@ -24,7 +24,9 @@ table { border-collapse: collapse; margin: 8px 0; }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.name { font-weight: 600; white-space: nowrap; }
-tr.paired td.name { font-weight: 400; }
+.differences { columns: 3 320px; column-gap: 28px; }
+.differences div { display: flex; justify-content: space-between; border-bottom: 1px solid var(--line);
+  padding: 4px 0; break-inside: avoid; font-variant-numeric: tabular-nums; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: 10px 0; padding: 8px 14px; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); gap: 10px; }
@@ -68,11 +70,19 @@ K = {{ summary.k }}, seed {{ summary.seed }}. Percent with 95 % bootstrap interv
 <thead><tr><th></th><th>any final answer</th><th>boxed only</th><th>n</th><th></th></tr></thead>
 <tbody>
 {% for name, lenient, strict, n, about in section.rows %}
-<tr{% if about == "paired" %} class="paired"{% endif %}><td class="name">{{ name }}</td>
+<tr><td class="name">{{ name }}</td>
 <td class="number">{{ lenient }}</td><td class="number">{{ strict }}</td><td class="number">{{ n }}</td>
 <td class="soft">{{ about }}</td></tr>
 {% endfor %}
 </tbody></table></div>
+{% if section.differences %}
+<h3>Differences, paired by problem, in points</h3>
+<div class="differences">
+{% for name, value in section.differences %}
+<div><span>{{ name }}</span><span>{{ value }}</span></div>
+{% endfor %}
+</div>
+{% endif %}
 {% if section.num_correct %}
 <h3>By the number of right candidates</h3>
 <table>

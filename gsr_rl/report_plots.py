@@ -4,7 +4,13 @@ import io
 
 from gsr_rl.tables import NO_ACCURACY
 
-COLOURS = {"selfref": "#009E73", "maj": "#0072B2", "pass": "#999999", "other": "#D55E00"}  # told apart by everyone
+COLOURS = {
+    "selfref": "#009E73",
+    "maj": "#0072B2",
+    "pass": "#999999",
+}  # with the others told apart by everyone
+OTHERS = ("#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "sD^vP*X"
 
 
 def _has_matplotlib() -> bool:
@@ -16,8 +22,18 @@ def _has_matplotlib() -> bool:
     return True
 
 
-def _colour(metric: str) -> str:
-    return next((colour for name, colour in COLOURS.items() if metric.startswith(f"{name}@")), COLOURS["other"])
+def _styles(metrics: list[str]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each metric."""
+    found = {}
+    for metric in metrics:
+        colour = next((colour for name, colour in COLOURS.items() if metric.startswith(f"{name}@")), None)
+        if colour:
+            found[metric] = {"color": colour, "marker": "o"}
+        else:
+            place = sum(style["color"] in OTHERS for style in found.values())
+            marker = MARKERS[place % len(MARKERS)]
+            found[metric] = {"color": OTHERS[place % len(OTHERS)], "marker": marker}
+    return found
 
 
 def _interval(one: dict) -> list[list[float]]:
@@ -33,10 +49,10 @@ def _accuracies(summary: dict, name: str) -> dict[str, dict]:
 def draw_accuracies(axes, summary: dict, name: str) -> None:
     """All accuracies with their intervals, the best at the top."""
     shown = sorted(_accuracies(summary, name).items(), key=lambda pair: pair[1]["value"])
+    styles = _styles(list(_accuracies(summary, name)))
     for place, (metric, one) in enumerate(shown):
-        axes.errorbar(
-            100 * one["value"], place, xerr=_interval(one), fmt="o", color=_colour(metric), capsize=2, markersize=5
-        )
+        how = {"linestyle": "none", "capsize": 2, "markersize": 5} | styles[metric]
+        axes.errorbar([100 * one["value"]], [place], xerr=_interval(one), **how)
     axes.set_yticks(range(len(shown)), [metric for metric, _ in shown])
     axes.set_xlabel("problems right, %")
     axes.grid(axis="x", alpha=0.3)
@@ -53,11 +69,13 @@ def draw_against_k(axes, summary: dict, name: str) -> None:
             low, middle, high = ([100 * one[side] for _, one in kept] for side in ("low", "value", "high"))
             axes.plot(numbers, middle, marker=".", color=COLOURS[kind], label=f"{kind}@k")
             axes.fill_between(numbers, low, high, color=COLOURS[kind], alpha=0.15, linewidth=0)
-    for metric, one in _accuracies(summary, name).items():
-        if metric.endswith(f"@{k}") and not metric.startswith(("pass@", "maj@")):
-            axes.errorbar(
-                [k], [100 * one["value"]], yerr=_interval(one), fmt="o", color=_colour(metric), capsize=2, label=metric
-            )
+    accuracies = _accuracies(summary, name)
+    styles = _styles(list(accuracies))
+    at_k = [metric for metric in accuracies if metric.endswith(f"@{k}") and not metric.startswith(("pass@", "maj@"))]
+    for place, metric in enumerate(at_k):
+        one, where = accuracies[metric], k * 1.05 ** (place - (len(at_k) - 1) / 2)  # beside each other
+        how = {"linestyle": "none", "capsize": 2, "label": metric} | styles[metric]
+        axes.errorbar([where], [100 * one["value"]], yerr=_interval(one), **how)
     numbers = sorted({int(number) for points in curves.values() for number in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
@@ -65,7 +83,6 @@ def draw_against_k(axes, summary: dict, name: str) -> None:
     axes.set_xlabel("candidates k")
     axes.set_ylabel("problems right, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
     axes.set_title("against the number of candidates")
 
 
@@ -78,18 +95,15 @@ def draw_against_tokens(axes, summary: dict, name: str) -> None:
     if line:
         axes.plot(*zip(*line, strict=True), marker=".", color=COLOURS["maj"], label="maj@k")
     shown = [metric for metric in accuracies if metric in spent and not metric.startswith(("maj@", "pass@"))]
-    markers = "osD^vP*X"
-    for place, metric in enumerate(shown):
+    styles = _styles(list(accuracies))
+    for metric in shown:
         one = accuracies[metric]
-        axes.errorbar(
-            [spent[metric]], [100 * one["value"]], yerr=_interval(one), fmt=markers[place % len(markers)],
-            color=_colour(metric), capsize=2, label=metric,
-        )  # fmt: skip
+        how = {"linestyle": "none", "capsize": 2, "label": metric} | styles[metric]
+        axes.errorbar([spent[metric]], [100 * one["value"]], yerr=_interval(one), **how)
     axes.set_xlabel("completion tokens a problem")
     axes.set_ylabel("problems right, %")
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    if line or shown:
-        axes.legend(fontsize=8)
     axes.set_title("against the tokens spent")
 
 
@@ -100,7 +114,6 @@ def draw_by_num_correct(axes, summary: dict, name: str) -> None:
         points = [(int(number), 100 * one[key]) for number, one in table.items() if one[key] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[key], label=f"{key}@{k}")
-            axes.legend(fontsize=8)
     labels = [f"{number}\nn={table[str(number)]['n']}" if table else str(number) for number in range(k + 1)]
     axes.set_xticks(range(k + 1), labels)
     axes.set_ylim(-4, 104)
@@ -130,8 +143,11 @@ def svgs(summary: dict, name: str) -> dict[str, str]:
         for title, draw in PLOTS.items():
             if draw is draw_by_num_correct and not summary["by_num_correct"].get(name):
                 continue
-            canvas = Figure(figsize=(5.4, 3.6), layout="constrained")
-            draw(canvas.subplots(), summary, name)
+            canvas = Figure(figsize=(5.6, 4.4), layout="constrained")
+            axes = canvas.subplots()
+            draw(axes, summary, name)
+            if axes.get_legend_handles_labels()[0]:
+                canvas.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
             buffer = io.StringIO()
             canvas.savefig(buffer, format="svg", metadata={"Date": None})
             found[title] = buffer.getvalue()
@@ -150,6 +166,8 @@ def png(summary: dict) -> bytes | None:
     draw_accuracies(left, summary, name)
     left.set_title(f"{name}, n = {summary['num_problems']}")
     draw_by_num_correct(right, summary, name)
+    if right.get_legend_handles_labels()[0]:
+        right.legend(fontsize=8)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
