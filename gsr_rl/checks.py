@@ -12,14 +12,12 @@ from gsr_rl.data_checks import (
     LOCAL_SUFFIXES,
     check_candidate_choice,
     check_distillation,
-    check_model,
     check_problems,
     check_sampling,
 )
 
 __all__ = [
     "check_distill",
-    "check_eval",
     "check_grpo",
     "check_problems",
     "check_refinement",
@@ -228,20 +226,4 @@ def check_sft(c) -> list[str]:
         found.append(f"stages={stages}: use candidate, refinement or both")
     if c.max_rows is not None and c.max_rows < 1:
         found.append(f"max_rows={c.max_rows}: at least 1 is needed, or leave it out")
-    return found
-
-
-def check_eval(c) -> list[str]:
-    """The keys of `EvalConfig`."""
-    found = check_refinement(c) + check_sampling(c) + check_model(c, "model")
-    if c.num_generations < c.num_candidates + 1:
-        found.append(
-            f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "
-            f"vote: set num_generations to at least {c.num_candidates + 1}"
-        )
-    controls = [c.controls] if isinstance(c.controls, str) else c.controls
-    if unknown := sorted(set(controls or []) - {"none", "foreign"}):
-        found.append(f"controls={unknown}: use none, foreign, both, or an empty list")
-    if c.candidates_from and not Path(c.candidates_from).is_file():
-        found.append(f"candidates_from={c.candidates_from}: there is no such file, give a run's samples.parquet")
     return found

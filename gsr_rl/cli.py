@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl import checks
+from gsr_rl import checks, eval_checks
 
 # Where the classes are defined: package, file inside it.
 SOURCES = {
@@ -27,6 +27,8 @@ SOURCES = {
     "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
     "EngineConfig": ("gsr_rl", "data_configs.py"),
     "TeacherConfig": ("gsr_rl", "data_configs.py"),
+    "RefinementConfig": ("gsr_rl", "data_configs.py"),
+    "EvalConfig": ("gsr_rl", "eval_configs.py"),
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "SFTConfig": ("trl", "trainer/sft_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
@@ -38,7 +40,7 @@ PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_problems, checks.check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
     "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems, checks.check_grpo)),
-    "eval": (("ProblemConfig", "EvalConfig"), (checks.check_problems, checks.check_eval)),
+    "eval": (("ProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
 }
 
 

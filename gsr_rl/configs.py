@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from trl import GRPOConfig, SFTConfig
 
-from gsr_rl.checks import (
-    check_distill,
-    check_eval,
-    check_grpo,
-    check_refinement,
-    check_sft,
-    raise_if_any,
+from gsr_rl.checks import check_distill, check_grpo, check_sft, raise_if_any
+from gsr_rl.data_configs import (
+    DistillProblemConfig,
+    EngineConfig,
+    ProblemConfig,
+    RefinementConfig,
+    TeacherConfig,
+    mapping,
 )
-from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, TeacherConfig, mapping
+from gsr_rl.eval_configs import EvalConfig
 from gsr_rl.rollout import Plan
 
 __all__ = [
@@ -27,29 +28,6 @@ __all__ = [
     "ProblemConfig",
     "RefinementConfig",
 ]
-
-
-@dataclass
-class RefinementConfig:
-    """How candidates are shown to the model that refines them: the same from distillation to serving."""
-
-    num_candidates: int = field(default=4, metadata={"help": "K: candidates shown in a refinement prompt."})
-    prompt_template: str = field(
-        default="gsr", metadata={"help": "Wording of the two prompts: a name from gsr_rl/prompts.py (gsr, tiny)."}
-    )
-    max_refinement_prompt_length: int = field(
-        default=8192,
-        metadata={"help": "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."},
-    )
-    unfinished_candidates: str = field(
-        default="drop",
-        metadata={
-            "help": "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
-        },
-    )
-
-    def __post_init__(self):
-        raise_if_any(check_refinement(self))
 
 
 @dataclass
@@ -235,35 +213,6 @@ class GSRConfig(RefinementConfig, GRPOConfig):
             uniform_share=self.uniform_share,
             refine="refinement" in self.stages,
         )
-
-
-@dataclass
-class EvalConfig(RefinementConfig, EngineConfig):
-    """Evaluation: candidates, refinements over them, controls."""
-
-    model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model to evaluate."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of eval.json, report and samples.parquet."})
-    benchmark_name: str | None = field(
-        default=None, metadata={"help": "Name of the benchmark in eval.json. Default: from dataset_name."}
-    )
-    split_by: str | None = field(
-        default=None, metadata={"help": "Key of the problem rows; the tables are also given for each of its values."}
-    )
-    controls: list[str] = field(
-        default_factory=lambda: ["none", "foreign"],
-        metadata={"help": "Further refinements: over no candidates (none), over another problem's (foreign)."},
-    )
-    candidates_from: str | None = field(
-        default=None,
-        metadata={"help": "samples.parquet of another run: also refine over that run's candidate sets (frozen)."},
-    )
-
-    def __post_init__(self):
-        self.endpoint_options = mapping("endpoint_options", self.endpoint_options)
-        RefinementConfig.__post_init__(self)
-        if self.max_refinement_length is None:
-            self.max_refinement_length = self.max_completion_length
-        raise_if_any(check_eval(self))
 
 
 @dataclass

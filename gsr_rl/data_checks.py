@@ -71,8 +71,8 @@ def _check_decontamination(c) -> list[str]:
 
 def _check_jsonl(c) -> list[str]:
     """Every row of a local JSON-lines file has a problem; at least the first thousand are read in full."""
-    problem_keys = [c.problem_column] if c.problem_column else ["problem", "question"]
-    answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution"]
+    problem_keys = [c.problem_column] if c.problem_column else ["problem", "question", "quiz"]
+    answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution", "is_knight"]
     limit = c.max_problems or 1_000_000
     with open(c.dataset_name, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

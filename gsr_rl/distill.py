@@ -8,20 +8,16 @@ that was not.
 
 import dataclasses
 import hashlib
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 from gsr_rl.candidates import choice_seed, choose_candidate_sets, set_policies
-from gsr_rl.generation import EngineError, Request, Sampling, open_configured, progress_bar
+from gsr_rl.generation import EngineError, Request, Sampling, open_configured
 from gsr_rl.prompts import get_template, prompt_token_ids, solve_prompt
 from gsr_rl.refining import fit_prompts, shown_texts
 from gsr_rl.sft_rows import Rows, make_rows
 from gsr_rl.shards import ShardStore, Units
-
-SHARD_SECONDS = 60.0  # a shard is written at least so often, if there is anything to write
+from gsr_rl.unit_stream import run_units
 
 # Keys that change how fast units are made, where they are, or what is made of them later, and not what is in them.
 FREE_KEYS = {"output_dir", "dry_run", "problems_per_chunk", "max_num_seqs", "gpu_memory_utilization", "shard", "join"}
@@ -133,74 +129,17 @@ def one_engine(config) -> bool:
 
 
 def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]], store, kind: str, config) -> dict:
-    """Send the requests of all units, store the units as they finish. Grading is beside the sampling, in a thread.
-
-    Returns:
-        The errors of the units that an endpoint gave no answer for, by problem id.
-    """
+    """The units of one stage (see `run_units`). Returns the errors of what an endpoint gave no answer for, by id."""
     golds = {row["id"]: row["answer"] for row in left}
-    open_units: dict[str, tuple[dict, int]] = {}  # unit and the number of answers that it waits for
-    finished: list[dict] = []
-    failed: dict[str, str] = {}
-    empty: list[dict] = []
 
-    def requests() -> Iterable[Request]:
-        for unit, wanted in planned:
-            if wanted:
-                open_units[unit["unit"]] = (unit, len(wanted))
-                yield from wanted
-            else:
-                empty.append(unit)
+    def add(unit: dict, place, completion) -> None:
+        unit["samples"].append(_sample(completion, place))
 
-    with ThreadPoolExecutor(1) as background, progress_bar(total, f"problems, {kind}", total - len(left)) as bar:
-        pending, last, start, before = [], time.monotonic(), time.monotonic(), dict(engine.counts)
+    def store_units(units: list[dict]) -> None:
+        _grade_and_store(units, golds, store, kind)
 
-        def store_finished():
-            nonlocal finished, last
-            last, batch, finished = time.monotonic(), finished, []
-            if batch:
-                pending.append(background.submit(_grade_and_store, batch, golds, store, kind))
-
-        try:
-            for result in engine.stream(requests()):
-                identity, place = result.key
-                unit, waiting = open_units[identity]
-                if result.error:
-                    failed[identity] = result.error
-                for sample in result.completions:
-                    unit["samples"].append(_sample(sample, place))
-                open_units[identity] = (unit, waiting - 1)
-                if waiting == 1:
-                    del open_units[identity]
-                    if identity not in failed:
-                        finished.append(unit)
-                    bar.update()
-                    bar.set_postfix_str(_speed(engine.counts, before, time.monotonic() - start), refresh=False)
-                finished += empty
-                bar.update(len(empty))
-                empty.clear()
-                if len(finished) >= config.problems_per_chunk or time.monotonic() - last > SHARD_SECONDS:
-                    store_finished()
-                    while len(pending) > 4 or (pending and pending[0].done()):  # do not run ahead of the disk
-                        pending.pop(0).result()
-        finally:
-            finished += empty
-            bar.update(len(empty))
-            store_finished()
-            with suppress(Exception):
-                print(f"{kind}: {_speed(engine.counts, before, time.monotonic() - start)}", flush=True)
-            for one in pending:
-                one.result()
-    return failed
-
-
-def _speed(counts: dict, before: dict, seconds: float) -> str:
-    """What the engine has done since `before`, for the progress bar."""
-    made = {key: counts[key] - before.get(key, 0) for key in ("requests", "prompt_tokens", "completion_tokens")}
-    retries = counts.get("retries", 0) - before.get("retries", 0)
-    text = f"{made['completion_tokens'] / max(seconds, 1e-9):,.0f} tokens/s, {made['completion_tokens']:,} tokens, "
-    text += f"{made['prompt_tokens']:,} of prompts, {made['requests']:,} requests"
-    return text + (f", {retries:,} retries" if retries else "")
+    done = total - len(left)
+    return run_units(engine, planned, f"problems, {kind}", total, done, add, store_units, config.problems_per_chunk)
 
 
 def _sample(completion, place) -> dict:

@@ -1,276 +1,280 @@
-"""Evaluation: candidates, refinements over them, controls; every sample stored, every figure made from the store.
+"""Evaluation: candidates, what each method makes of them, controls; every sample stored, every figure from the store.
 
-samples.parquet   one row a sample, with the run's settings in the file's metadata
+shards/KIND/      units of one problem, as they finish: a run that was killed goes on, a further method samples no
+                  candidates again, and each kind refuses units that were made with other settings
+samples.parquet   one row a sample, with the run's settings in the file's metadata (gsr_rl/samples.py)
 eval.json         made from samples.parquet alone (gsr_rl/tables.py)
 """
 
-import json
-import random
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from gsr_rl.candidates import choice_seed, choose_candidate_sets
+from gsr_rl.candidates import choice_seed
+from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
+from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
+from gsr_rl.generation import EngineError, Request, Sampling, open_configured
+from gsr_rl.prompts import get_template, selected_candidate, selection_template
+from gsr_rl.refining import fit_prompts, solve_prompts
+from gsr_rl.samples import GRADINGS, header_of
+from gsr_rl.unit_stream import run_units
 
-GRADINGS = ("lenient", "strict")
+SKIPPED = {"text": "", "tokens": 0, "finished": False, "skipped": True}
+NAMES = {"selfref": "refinements", "select": "selections", "scores": "scores"}
 
 
 def load_benchmark(problem_config, config) -> list[dict]:
     """The problems, each with the name of its benchmark.
 
     Raises:
-        ValueError: `split_by` is a key that a row lacks.
+        ValueError: A benchmark is not what its name says, or `split_by` is a key that a row lacks.
     """
+    from gsr_rl import benchmarks
     from gsr_rl.data_checks import LOCAL_SUFFIXES
     from gsr_rl.problems import load_problems
 
-    source = Path(str(problem_config.dataset_name))
-    is_file = source.suffix in LOCAL_SUFFIXES
-    name = config.benchmark_name or (source.stem if is_file else str(problem_config.dataset_name))
-    rows = [{"benchmark": name} | row for row in load_problems(problem_config)]
+    if config.benchmarks:
+        parts = [benchmarks.load(name, problem_config, config.benchmark_files) for name in config.benchmarks]
+        rows = [row for part in parts for row in part]
+    else:
+        source = Path(str(problem_config.dataset_name))
+        is_file = source.suffix in LOCAL_SUFFIXES
+        name = config.benchmark_name or (source.stem if is_file else str(problem_config.dataset_name))
+        rows = [{"benchmark": name} | row for row in load_problems(problem_config)]
     for row in rows:
         if config.split_by and config.split_by not in row:
             raise ValueError(f"split_by={config.split_by}: problem {row['id']} has no such key, only {sorted(row)}")
     return rows
 
 
-# Sampling ---------------------------------------------------------------------------------------------------
+def requests_of(number: int, config) -> dict[str, object]:
+    """How much is sampled for so many problems: what a dry run shows."""
+    sets, k = number * config.num_candidate_sets, config.num_candidates
+    each = {"orders": 2 * config.order_repeats}
+    found: dict[str, object] = {"problems": number, "candidates": 0, "candidate sets": sets}
+    refinements = 0
+    for kind in kinds_of(config):
+        if kind == "candidates":
+            found["candidates"] = number * config.num_generations if config.own_candidates else 0
+        elif kind == "scores":
+            found["candidates scored by the reward model"] = number * config.num_generations
+        else:
+            refinements += sets * (k if kind.startswith("rounds") else each.get(kind, 1))
+    found["refinements, controls included"] = refinements
+    longest = found["candidates"] * config.max_completion_length + refinements * config.max_refinement_length
+    return found | {"completion tokens at most": longest}
 
 
-@dataclass(frozen=True)
-class Task:
-    """One refinement to sample: of which problem, by which method, over which candidate set."""
+def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict]:
+    """Sample what is missing, and give every sample.
 
-    problem: int
-    method: str  # selfref, selfref_none, selfref_foreign, selfref_frozen
-    set_index: int
-    candidates: list[int]  # indices into the candidates of problem `candidates_of`
-    candidates_of: str | None  # problem id
-    shown: list[str]
+    Args:
+        rows: The problems (`load_benchmark`).
+        problem_config, config: `ProblemConfig` and `EvalConfig`.
 
+    Returns:
+        The rows and the header of samples.parquet, graded strictly (boxed) and leniently. What could not be sampled,
+        because no prompt fits or no candidate can be shown, is wrong, with `skipped` set.
 
-def sample_candidates(engine, rows: list[dict], config) -> list[list]:
-    """`num_generations` completions of each problem's solve prompt."""
-    from gsr_rl.generation import Sampling
-    from gsr_rl.refining import solve_prompts
-
-    sampling = Sampling(config.num_generations, config.temperature, config.top_p, config.max_completion_length)
-    messages, token_ids = solve_prompts(engine.tokenizer, rows, config.prompt_template)
-    return engine.generate(token_ids, sampling, messages)
-
-
-def plan_refinements(rows: list[dict], candidates: list[list], config) -> list[Task]:
-    """The candidate sets, uniformly chosen, and the refinements over them with their controls.
-
-    A set is K of all candidates, as in use, where nobody knows which will finish; what is shown of it follows
-    `unfinished_candidates`. A foreign problem is another one of the same `family`, if the rows have that key and
-    there is one.
+    Raises:
+        ValueError: The folder holds the units of another configuration, another process works in it, or
+            `candidates_from` does not fit.
+        EngineError: An endpoint gave no answer for some problems. The others are stored.
     """
-    from gsr_rl.refining import shown_texts
-
-    def shown(problem: int, chosen: list[int]) -> list[str]:
-        group = candidates[problem]
-        return shown_texts([c.text for c in group], [c.finished for c in group], chosen, config.unfinished_candidates)
-
-    sets = [
-        choose_candidate_sets(
-            [True] * len(group),
-            config.num_candidates,
-            config.num_candidate_sets,
-            choice_seed(config.seed, row["id"], "sets"),
-        )
-        for row, group in zip(rows, candidates, strict=True)
-    ]
-    others = foreign_problems([str(row.get("family", "")) for row in rows], config.seed)
-    tasks = []
-    for problem, row in enumerate(rows):
-        for index, chosen in enumerate(sets[problem]):
-            tasks.append(Task(problem, "selfref", index, chosen, row["id"], shown(problem, chosen)))
-            if "none" in config.controls:
-                tasks.append(Task(problem, "selfref_none", index, [], None, []))
-            if "foreign" in config.controls and (other := others[problem]) is not None:
-                far = sets[other][index]
-                tasks.append(Task(problem, "selfref_foreign", index, far, rows[other]["id"], shown(other, far)))
-    if config.candidates_from:
-        tasks += _frozen_tasks(rows, config)
-    return tasks
+    frozen = frozen_sets(rows, config) if config.candidates_from and config.own_candidates else None
+    taken, seed = (None, config.seed) if config.own_candidates else candidates_of_file(rows, config)
+    stores = open_stores(rows, problem_config, config)
+    with stores["candidates"].lock():
+        if taken and not len(stores["candidates"].load("units")):
+            stores["candidates"].append("units", taken)
+        units = {kind: store.load("units") for kind, store in stores.items()}
+        planner = Planner(rows, config, units, frozen, seed)
+        _sample_missing(planner, stores)
+    return list(_all_samples(planner)), header_of(config, rows) | {"sets_seed": seed}
 
 
-def foreign_problems(families: list[str], seed: int) -> list[int | None]:
-    """For each problem another one, each used once: of the same family where the family has two; None if alone."""
-    groups = defaultdict(list)
-    for problem, family in enumerate(families):
-        groups[family].append(problem)
-    found: list[int | None] = [None] * len(families)
-    for family, members in groups.items():
-        pool = members if len(members) > 1 else [p for p in range(len(families)) if p != members[0]]
-        order = random.Random(choice_seed(seed, family)).sample(pool, len(pool))
-        if len(members) == 1:
-            found[members[0]] = order[0] if order else None
-            continue
-        for place, problem in enumerate(order):
-            found[problem] = order[place - 1]
-    return found
+def _sample_missing(planner: Planner, stores: dict) -> None:
+    """Every kind's missing units, in order; one engine for all that it samples, then the reward model."""
+    config, rows, units = planner.config, planner.rows, planner.units
+    engine = None
+    try:
+        for kind, store in stores.items():
+            left = [row for row in rows if unit_id(row) not in units[kind]]
+            if not left or kind == "scores":
+                continue
+            if engine is None:
+                made = sum(map(len, units.values()))  # not the samples of a run that was killed once more
+                seed = choice_seed(config.seed, "engine", made) % 2**31 if made else config.seed
+                engine = open_configured(config, config.model, seed)
+            failed = _sample_kind(planner, kind, store, left, engine)
+            units[kind] = store.load("units")
+            if failed:
+                raise EngineError(
+                    f"{len(failed)} of {len(left)} problems got no answer, the first because of: "
+                    f"{next(iter(failed.values()))}. The others are stored: the same command tries these again"
+                )
+    finally:
+        if engine is not None:
+            engine.close()
+    if "scores" in stores and (left := [row for row in rows if unit_id(row) not in units["scores"]]):
+        _score(planner, stores["scores"], left)
+        units["scores"] = stores["scores"].load("units")
 
 
-def _frozen_tasks(rows: list[dict], config) -> list[Task]:
-    """Refinements over the candidate sets that another run chose and refined."""
-    from gsr_rl.refining import shown_texts
+def _sample_kind(planner: Planner, kind: str, store, left: list[dict], engine) -> dict[str, str]:
+    """The missing units of one kind. Returns the errors of an endpoint, by unit."""
+    config = planner.config
+    known = {unit_id(row): row for row in left}
+    planned = _candidate_units if kind == "candidates" else _task_units
 
-    columns = ["problem_id", "method", "index", "text", "finished", "candidates"]
-    header, samples = read_samples(config.candidates_from, columns)
-    if header["k"] != config.num_candidates:
-        raise ValueError(
-            f"candidates_from={config.candidates_from} has sets of {header['k']} candidates, num_candidates is "
-            f"{config.num_candidates}: set it to {header['k']} or name another run"
-        )
-    direct, sets = defaultdict(dict), defaultdict(list)
-    for sample in samples:
-        if sample["method"] == "direct":
-            direct[sample["problem_id"]][sample["index"]] = sample
-        elif sample["method"] == "selfref":
-            sets[sample["problem_id"]].append(sample)
-    tasks = []
-    for problem, row in enumerate(rows):
-        if row["id"] not in sets:
-            raise ValueError(
-                f"candidates_from={config.candidates_from} has no problem {row['id']}: evaluate the same problems "
-                "(dataset_name, dataset_split, problem_seed, max_problems, dataset_kwargs) as that run"
-            )
-        group = direct[row["id"]]
-        texts, finished = ([group[i][key] for i in range(len(group))] for key in ("text", "finished"))
-        for one in sets[row["id"]]:
-            visible = shown_texts(texts, finished, one["candidates"], config.unfinished_candidates)
-            tasks.append(Task(problem, "selfref_frozen", one["index"], one["candidates"], row["id"], visible))
-    return tasks
+    def add(unit: dict, place: int, completion) -> None:
+        before = sum(sample["task"] == place for sample in unit["samples"])
+        sampled = {"text": completion.text, "tokens": len(completion.token_ids), "finished": completion.finished}
+        unit["samples"].append(unit["tasks"][place] | sampled | {"skipped": False, "repeat": before})
 
+    def finish(batch: list[dict]) -> None:
+        for unit in batch:
+            unit["samples"].sort(key=lambda sample: (sample["task"], sample["repeat"]))
+            for place, sample in enumerate(unit["samples"]):
+                del sample["task"]
+                if kind == "candidates":
+                    sample |= {"index": place, "repeat": 0}
+                else:
+                    _look_at(sample, sample.pop("shown"))
+        graded = _grade_selections if kind == "select" else _grade
+        graded(batch, known, planner)
+        store.append("units", [{"unit": unit["unit"], "samples": unit["samples"]} for unit in batch])
 
-def sample_refinements(engine, rows: list[dict], tasks: list[Task], config) -> list:
-    """One completion a task, in one engine call; None where no prompt fits or no candidate can be shown."""
-    from gsr_rl.generation import Sampling
-    from gsr_rl.refining import fit_prompts
-
-    items = [(rows[t.problem]["problem"] if t.shown or t.method == "selfref_none" else "", t.shown) for t in tasks]
-    prompts = fit_prompts(config, engine, items)
-    sampling = Sampling(1, config.refinement_temperature, config.refinement_top_p, config.max_refinement_length)
-    sent = [prompt for prompt in prompts if prompt]
-    token_ids, messages = [prompt.token_ids for prompt in sent], [prompt.messages for prompt in sent]
-    sampled = iter(engine.generate(token_ids, sampling, messages))
-    return [next(sampled)[0] if prompt else None for prompt in prompts]
+    label = f"problems, {NAMES.get(kind, kind)}"
+    done, total = len(planner.rows) - len(left), len(planner.rows)
+    return run_units(
+        engine, planned(planner, kind, left, engine), label, total, done, add, finish, config.problems_per_chunk
+    )
 
 
-# The store --------------------------------------------------------------------------------------------------
+def _candidate_units(planner: Planner, kind: str, rows: list[dict], engine) -> Iterator[tuple[dict, list[Request]]]:
+    """A unit a problem with the request for its candidates; none if its prompt does not fit the engine's window."""
+    c = planner.config
+    sampling = Sampling(c.num_generations, c.temperature, c.top_p, c.max_completion_length)
+    for row in rows:
+        (messages,), (ids,) = solve_prompts(engine.tokenizer, [row], c.prompt_template)
+        fields = {"task": 0, "stage": "candidate", "method": "direct", "prompt_tokens": len(ids)}
+        unit = {"unit": unit_id(row), "samples": [], "tasks": [fields]}
+        if len(ids) + sampling.max_tokens <= engine.max_model_length:
+            yield unit, [Request((unit["unit"], 0), ids, sampling, messages)]
+        else:
+            unit["samples"] = [fields | SKIPPED | {"repeat": repeat} for repeat in range(sampling.n)]
+            yield unit, []
 
 
-def graded_samples(rows, candidates, tasks, refinements, config) -> list[dict]:
-    """One row a sample, strictly (boxed) and leniently graded; vote classes for candidates.
+def _task_units(planner: Planner, kind: str, rows: list[dict], engine) -> Iterator[tuple[dict, list[Request]]]:
+    """A unit a problem with the requests of its tasks."""
+    c = planner.config
+    template = get_template(c.prompt_template)
+    template = selection_template(template) if kind == "select" else template
+    for row in rows:
+        unit, requests = {"unit": unit_id(row), "samples": [], "tasks": []}, []
+        for place, task in enumerate(planner.tasks(kind, row)):
+            sampling = Sampling(task.n, c.refinement_temperature, c.refinement_top_p, c.max_refinement_length)
+            asked = row["problem"] if task.shown or task.method == "selfref_none" else ""
+            (prompt,) = fit_prompts(c, engine, [(asked, [text for _, text in task.shown])], template)
+            fields = _fields(task, place) | {"prompt_tokens": len(prompt.token_ids) if prompt else 0}
+            unit["tasks"].append(fields)
+            if prompt is None:
+                unit["samples"] += [fields | SKIPPED | {"repeat": repeat} for repeat in range(task.n)]
+            else:
+                requests.append(Request((unit["unit"], place), prompt.token_ids, sampling, prompt.messages))
+        yield unit, requests
 
-    A refinement that could not be sampled is wrong, with `skipped` set.
-    """
+
+def _fields(task: Task, place: int) -> dict:
+    """What is stored of a task with each of its samples."""
+    stage = "selection" if task.method == "select" else "refinement"
+    return {
+        "task": place,
+        "stage": stage,
+        "method": task.method,
+        "index": task.index,
+        "round": task.round,
+        "order": task.order,
+        "candidates": task.candidates,
+        "candidates_of": task.candidates_of,
+        "shown": task.shown,
+    }
+
+
+def _look_at(sample: dict, shown: list[tuple[int, str]]) -> None:
+    """Set which candidate a selection chose, and whether a refinement is a candidate word by word."""
     import rewards
 
-    samples = []
+    if sample["method"] == "select":
+        place = selected_candidate(rewards.extract_answer(sample["text"], require_box=False), len(shown))
+        sample["chosen"] = None if place is None else shown[place][0]
+    elif shown:
+        sample["copied"] = sample["text"].strip() in {text.strip() for _, text in shown}
 
-    def add(problem: int, stage: str, method: str, index: int, completion, indices=None, candidates_of=None):
-        row = rows[problem]
-        samples.append(
-            {
-                "benchmark": row["benchmark"],
-                "part": str(row[config.split_by]) if config.split_by else None,
-                "problem_id": row["id"],
-                "gold": row["answer"],
-                "stage": stage,
-                "method": method,
-                "index": index,
-                "candidates": indices,
-                "candidates_of": candidates_of,
-                "text": completion.text if completion else "",
-                "tokens": len(completion.token_ids) if completion else 0,
-                "finished": bool(completion and completion.finished),
-                "skipped": completion is None,
-            }
-        )
 
-    for problem, group in enumerate(candidates):
-        for index, completion in enumerate(group):
-            add(problem, "candidate", "direct", index, completion)
-    for task, completion in zip(tasks, refinements, strict=True):
-        add(task.problem, "refinement", task.method, task.set_index, completion, task.candidates, task.candidates_of)
+def _grade(units: list[dict], rows: dict[str, dict], planner: Planner) -> None:
+    """Grade samples, and group their answers: those of the problem's candidates come first, so their classes stay."""
+    import rewards
 
-    texts, golds = [s["text"] for s in samples], [s["gold"] for s in samples]
+    pairs = [(unit, sample) for unit in units for sample in unit["samples"]]
+    golds = [rows[unit["unit"]]["answer"] for unit, _ in pairs]
+    texts = [sample["text"] for _, sample in pairs]
     for grading in GRADINGS:
         boxed = grading == "strict"
         graded = rewards.grade(texts, golds, require_box=boxed)
-        for sample, correct in zip(samples, graded, strict=True):
+        for (_, sample), correct in zip(pairs, graded, strict=True):
             sample[f"answer_{grading}"] = rewards.extract_answer(sample["text"], require_box=boxed)
             sample[f"correct_{grading}"] = correct
-            sample[f"class_{grading}"] = None
-        start = 0
-        for group in candidates:
-            part = samples[start : start + len(group)]
-            start += len(group)
-            classes = rewards.vote([sample[f"answer_{grading}"] for sample in part])
-            for sample, number in zip(part, classes, strict=True):
+        for unit in units:
+            direct = all(sample["method"] == "direct" for sample in unit["samples"])
+            before = [] if direct else planner.candidates(rows[unit["unit"]])
+            first = [one[f"answer_{grading}"] for one in before]
+            classes = rewards.vote(first + [sample[f"answer_{grading}"] for sample in unit["samples"]])
+            for sample, number in zip(unit["samples"], classes[len(first) :], strict=True):
                 sample[f"class_{grading}"] = number
-    return samples
 
 
-def write_samples(path: str | Path, samples: list[dict], header: dict) -> None:
-    """Write samples and the run's settings to a parquet file, whole or not at all."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from gsr_rl.run_folder import atomic_path
-
-    numbers = {f"correct_{g}": pa.float64() for g in GRADINGS} | {f"class_{g}": pa.int64() for g in GRADINGS}
-    texts = dict.fromkeys(("benchmark", "part", "problem_id", "gold", "stage", "method", "candidates_of", "text"))
-    kinds = {name: pa.string() for name in texts} | {f"answer_{g}": pa.string() for g in GRADINGS} | numbers
-    kinds |= {"index": pa.int64(), "candidates": pa.list_(pa.int64()), "tokens": pa.int64()}
-    kinds |= {"finished": pa.bool_(), "skipped": pa.bool_()}
-    schema = pa.schema(list(kinds.items()), metadata={"gsr": json.dumps(header)})
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(samples, schema=schema), temporary)
+def _grade_selections(units: list[dict], rows: dict[str, dict], planner: Planner) -> None:
+    """A selection has the answer of the candidate that it chose; one that names none is wrong."""
+    for unit in units:
+        candidates = planner.candidates(rows[unit["unit"]])
+        for sample in unit["samples"]:
+            chosen = None if sample.get("chosen") is None else candidates[sample["chosen"]]
+            for grading in GRADINGS:
+                for name in ("answer", "class", "correct"):
+                    key = f"{name}_{grading}"
+                    sample[key] = chosen[key] if chosen else 0.0 if name == "correct" else None
 
 
-def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[dict, list[dict]]:
-    """The settings and the rows of a samples.parquet. Raises `ValueError` for another kind of file."""
-    import pyarrow.parquet as pq
+def _score(planner: Planner, store, rows: list[dict]) -> None:
+    """The reward model's score of every candidate, in shards."""
+    from gsr_rl.reward_model import RewardModel
 
-    table = pq.read_table(path, columns=columns)
-    metadata = table.schema.metadata or {}
-    if b"gsr" not in metadata:
-        raise ValueError(f"{path}: not a samples.parquet of eval_gsr.py (it lacks the run's settings)")
-    return json.loads(metadata[b"gsr"]), table.to_pylist()
+    config = planner.config
+    model = RewardModel(config.reward_model, config.reward_batch_size)
+    try:
+        for start in range(0, len(rows), config.problems_per_chunk):
+            units = []
+            for row in rows[start : start + config.problems_per_chunk]:
+                texts = [one["text"] for one in planner.candidates(row)]
+                units.append({"unit": unit_id(row), "scores": model.scores(row["problem"], texts)})
+            store.append("units", units)
+    finally:
+        model.close()
 
 
-def header_of(config, rows: list[dict]) -> dict:
-    """The settings that belong to the figures: model, K, sampling of each stage, seed, versions, hardware."""
-    from gsr_rl.run_folder import hardware, versions
-
-    return {
-        "model": config.model,
-        "k": config.num_candidates,
-        "num_problems": len(rows),
-        "num_samples": config.num_generations,
-        "num_candidate_sets": config.num_candidate_sets,
-        "seed": config.seed,
-        "sampling": {
-            "candidate": {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "max_tokens": config.max_completion_length,
-            },
-            "refinement": {
-                "temperature": config.refinement_temperature,
-                "top_p": config.refinement_top_p,
-                "max_tokens": config.max_refinement_length,
-            },
-            "prompt_template": config.prompt_template,
-            "max_refinement_prompt_length": config.max_refinement_prompt_length,
-            "unfinished_candidates": config.unfinished_candidates,
-        },
-        "engine": config.engine,
-        "candidates_from": config.candidates_from,
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+def _all_samples(planner: Planner) -> Iterator[dict]:
+    """Rows of samples.parquet, problem by problem."""
+    config = planner.config
+    for row in planner.rows:
+        unit = unit_id(row)
+        about = {"benchmark": row["benchmark"], "problem_id": row["id"], "problem": row["problem"]}
+        about |= {"part": str(row[config.split_by]) if config.split_by else None, "gold": row["answer"]}
+        scores = planner.units["scores"][unit]["scores"] if "scores" in planner.units else None
+        for kind in kinds_of(config):
+            if kind == "scores":
+                continue
+            for sample in planner.units[kind][unit]["samples"]:
+                scored = {"score": scores[sample["index"]]} if scores and kind == "candidates" else {}
+                yield about | sample | scored

@@ -15,6 +15,7 @@ import numpy as np
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054
+_UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
 _DIGITS = 6  # figures are rounded to this, so that they do not depend on the order of a machine's summation
 
 
@@ -34,7 +35,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def maj_correct(classes: Sequence[int | None], correct: Sequence[float | None]) -> float:
+def maj_correct(
+    classes: Sequence[int | None], correct: Sequence[float | None], weights: Sequence[float | None] | None = None
+) -> float:
     """Expected correctness of a vote over one candidate set, in [0, 1].
 
     The vote takes one of the largest classes at random; a class is right with the share of its members graded right.
@@ -42,24 +45,43 @@ def maj_correct(classes: Sequence[int | None], correct: Sequence[float | None]) 
     Args:
         classes: Equivalence class of each candidate's answer; None abstains.
         correct: Correctness of each candidate; None or NaN (unscored) takes no part in the vote.
+        weights: What each vote counts, at least 0; None counts nothing. Default: 1 each.
 
     Returns:
         The expectation; 0 if all scored candidates abstain; NaN if none is scored.
     """
-    counts: dict[int, int] = {}
-    right: dict[int, float] = {}
+    members: dict[int, list[tuple[float, float]]] = {}
     any_scored = False
-    for group, value in zip(classes, correct, strict=True):
+    for place, (group, value) in enumerate(zip(classes, correct, strict=True)):
         if value is None or value != value:
             continue
         any_scored = True
-        if group is not None:
-            counts[group] = counts.get(group, 0) + 1
-            right[group] = right.get(group, 0.0) + value
-    if not counts:
+        weight = 1.0 if weights is None else weights[place]
+        if group is not None and weight is not None:
+            members.setdefault(group, []).append((weight, value))
+    if not members:
         return 0.0 if any_scored else math.nan
-    largest = max(counts.values())
-    tied = [right[group] / largest for group, count in counts.items() if count == largest]
+    totals = {group: math.fsum(weight for weight, _ in votes) for group, votes in members.items()}
+    largest = max(totals.values())
+    tied = [members[group] for group, total in totals.items() if total >= largest * (1 - 1e-12)]
+    shares = [sum(value for _, value in votes) / len(votes) for votes in tied]
+    return sum(shares) / len(shares)
+
+
+def best_of(scores: Sequence[float | None], correct: Sequence[float | None]) -> float:
+    """Expected correctness of the candidate with the highest score, a random one of those that share it.
+
+    Returns:
+        The expectation; 0 if no scored candidate has a score; NaN if none is scored.
+    """
+    scored = [(score, value) for score, value in zip(scores, correct, strict=True) if is_scored(value)]
+    if not scored:
+        return math.nan
+    rated = [(score, value) for score, value in scored if score is not None]
+    if not rated:
+        return 0.0
+    highest = max(score for score, _ in rated)
+    tied = [value for score, value in rated if score == highest]
     return sum(tied) / len(tied)
 
 
@@ -83,6 +105,39 @@ def maj_at_k(
     return sum(votes) / len(votes)
 
 
+def maj_at_count(
+    classes: Sequence[int | None], correct: Sequence[float | None], count: float, max_groups: int = 64, seed: int = 0
+) -> float:
+    """`maj_at_k` for a number of votes that is no whole number, as tokens give: between its two neighbours, linearly.
+
+    Not more votes than there are scored samples. NaN without any.
+    """
+    most = sum(is_scored(value) for value in correct)
+    if not most:
+        return math.nan
+    count = min(max(count, 1.0), float(most))
+    low, part = int(count), count - int(count)
+    first = maj_at_k(classes, correct, low, max_groups, seed)
+    return first if not part else (1 - part) * first + part * maj_at_k(classes, correct, low + 1, max_groups, seed)
+
+
+def disagreement(first: Sequence[float | None], second: Sequence[float | None] | None = None) -> float:
+    """Share of pairs of results of which one is right and the other is not.
+
+    Args:
+        first, second: A pair takes one result of each. Without `second`, two different results of `first`.
+
+    Returns:
+        The share; NaN without a pair of scored results.
+    """
+    left = [value for value in first if is_scored(value)]
+    if second is None:
+        pairs = list(combinations(left, 2))
+    else:
+        pairs = [(a, b) for a in left for b in second if is_scored(b)]
+    return sum(abs(a - b) for a, b in pairs) / len(pairs) if pairs else math.nan
+
+
 @dataclass(frozen=True)
 class Ratio:
     """A statistic: the sum of `numerator` over the sum of `denominator`, both of shape (problems,)."""
@@ -93,13 +148,13 @@ class Ratio:
     @property
     def value(self) -> float:
         """The statistic; NaN if its denominator is 0."""
-        total = float(self.denominator.sum())
-        return float(self.numerator.sum()) / total if total > 0 else math.nan
+        total = self.count
+        return math.fsum(self.numerator) / total if total > 0 else math.nan
 
     @property
     def count(self) -> float:
         """The denominator: a number of problems, or for a rate their summed probability."""
-        return float(self.denominator.sum())
+        return math.fsum(self.denominator)
 
 
 def share(values: Sequence[float | None]) -> Ratio:
@@ -178,8 +233,11 @@ def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int =
 
 
 def _resampled(ratio: Ratio, weights: np.ndarray) -> np.ndarray:
-    """The statistic in each resample, shape (resamples,); NaN where the denominator is 0."""
-    top, bottom = weights @ ratio.numerator, weights @ ratio.denominator
+    """The statistic in each resample, shape (resamples,); NaN where the denominator is 0.
+
+    The sums are of whole numbers, so they are the same whatever the order in which a machine and its threads add.
+    """
+    top, bottom = (weights @ np.rint(part * _UNIT) for part in (ratio.numerator, ratio.denominator))
     return np.divide(top, bottom, out=np.full_like(top, math.nan), where=bottom > 0)
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 from gsr_rl import hub_sets
 from gsr_rl.data_checks import LOCAL_SUFFIXES
+from gsr_rl.knights_knaves import with_answer
 from gsr_rl.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
@@ -108,6 +109,14 @@ def read_problems(config) -> Problems:
     return problems
 
 
+def plain_config(name: str, **values) -> SimpleNamespace:
+    """What `read_problems` needs to know of a set called `name`: `ProblemConfig`'s defaults and these values."""
+    defaults = {"dataset_split": "test", "dataset_config": None, "dataset_kwargs": None, "problem_column": None}
+    defaults |= {"answer_column": None, "max_problems": None, "problem_seed": 0, "row_filters": None}
+    defaults |= {"unusable_rows": "error", "decontaminate_against": None}
+    return SimpleNamespace(dataset_name=name, **(defaults | values))
+
+
 def _with(config, **values):
     """A copy of a configuration with other values."""
     return SimpleNamespace(**(vars(config) | values))
@@ -156,10 +165,7 @@ def evaluation_rows(name: str) -> list[dict]:
     Without a split it is `test`, or the only split of a known Hub set.
     """
     source, split = _source(name)
-    config = SimpleNamespace(
-        dataset_name=source, dataset_split=split, dataset_config=None, dataset_kwargs=None, problem_column=None,
-        answer_column=None, max_problems=None, problem_seed=0, row_filters={}, unusable_rows="drop", need_answer=False,
-    )  # fmt: skip
+    config = plain_config(source, dataset_split=split, row_filters={}, unusable_rows="drop", need_answer=False)
     try:
         return _read(config).rows
     except (OSError, ValueError) as error:
@@ -286,6 +292,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
         where = f"{config.dataset_name}, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
+        row = with_answer(row)
         if column := hub_sets.passes(row, filters):
             counts[f"by the filter on {column}"] += 1
             continue

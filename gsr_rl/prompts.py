@@ -4,7 +4,7 @@ Pure: strings, a tokenizer and integers in, strings and token ids out. No engine
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Messages = list[dict[str, str]]
 
@@ -21,6 +21,7 @@ class PromptTemplate:
         refine_head: Start of a refinement prompt, with the field `{problem}`.
         candidate: One candidate's part, with the fields `{index}` (from 1) and `{text}`.
         refine_tail: Closing instruction of a refinement prompt. Never cut.
+        select_head, select_tail: Start and closing instruction of a prompt that asks which candidate is right.
         cut_mark: Stands where the front of a candidate was cut away.
         version: Raised when the wording changes, because a model is tied to the wording it was trained on.
     """
@@ -29,6 +30,8 @@ class PromptTemplate:
     refine_head: str
     candidate: str
     refine_tail: str
+    select_head: str
+    select_tail: str
     cut_mark: str = "[...] "
     version: int = 1
 
@@ -46,10 +49,24 @@ TEMPLATES: dict[str, PromptTemplate] = {
             " right and correct what is wrong. Then write your own complete solution, which may differ from all of"
             " them, and put your final answer within \\boxed{{}}."
         ),
+        select_head=(
+            "Here is a problem and several candidate solutions to it. Some of them, or all of them, may be wrong."
+            "\n\n# Problem\n{problem}\n"
+        ),
+        select_tail=(
+            "\n# Task\nRead the candidate solutions critically and compare them. Say which one is most likely to be"
+            " right: put its number, and nothing else, within \\boxed{{}}."
+        ),
     ),
     # A few tokens only: for the tiny world's models, which read no English.
     "tiny": PromptTemplate(
-        solve="{problem}", refine_head="refine {problem}", candidate="\n#{text}", refine_tail="\n>", cut_mark=""
+        solve="{problem}",
+        refine_head="refine {problem}",
+        candidate="\n#{text}",
+        refine_tail="\n>",
+        select_head="refine {problem}",  # these models have not learned to choose: the prompt differs in its end only
+        select_tail="\n#",
+        cut_mark="",
     ),
 }
 
@@ -74,6 +91,23 @@ def refinement_prompt(problem: str, candidates: list[str], template: PromptTempl
     shown = "".join(template.candidate.format(index=i, text=text) for i, text in enumerate(candidates, 1))
     head = template.refine_head.format(problem=problem)
     return [{"role": "user", "content": head + shown + template.refine_tail.format()}]
+
+
+def selection_template(template: PromptTemplate) -> PromptTemplate:
+    """The same wording for the question which candidate is right, to be used as a refinement prompt's."""
+    return replace(template, refine_head=template.select_head, refine_tail=template.select_tail)
+
+
+def selected_candidate(answer: str | None, number: int) -> int | None:
+    """Which of `number` shown candidates an answer names, counted from 0; None if it names none of them.
+
+    Args:
+        answer: What `rewards.extract_answer` found in the completion: `2`, `Candidate 2`, `#2`.
+    """
+    found = re.findall(r"\d+", answer or "")
+    if len(set(found)) != 1 or not 1 <= int(found[0]) <= number:
+        return None
+    return int(found[0]) - 1
 
 
 def candidate_text(completion: str) -> str:

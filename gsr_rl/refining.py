@@ -18,8 +18,10 @@ def solve_prompts(tokenizer, rows: list[dict], template_name: str) -> tuple[list
     return messages, [prompt_token_ids(tokenizer, chat) for chat in messages]
 
 
-def shown_texts(texts: list[str], finished: list[bool], chosen: list[int], unfinished: str) -> list[str]:
-    """The texts of the chosen candidates that a refinement shows, in that order.
+def shown_candidates(
+    texts: list[str], finished: list[bool], chosen: list[int], unfinished: str
+) -> list[tuple[int, str]]:
+    """Index and text of the chosen candidates that a refinement shows, in that order.
 
     Args:
         texts, finished: All candidates of a problem.
@@ -27,8 +29,13 @@ def shown_texts(texts: list[str], finished: list[bool], chosen: list[int], unfin
         unfinished: `drop` or `cut`, as `RefinementConfig.unfinished_candidates`. A candidate without any text after
             its thinking part is never shown.
     """
-    shown = [candidate_text(texts[i]) for i in chosen if finished[i] or unfinished == "cut"]
-    return [text for text in shown if text]
+    shown = [(i, candidate_text(texts[i])) for i in chosen if finished[i] or unfinished == "cut"]
+    return [(i, text) for i, text in shown if text]
+
+
+def shown_texts(texts: list[str], finished: list[bool], chosen: list[int], unfinished: str) -> list[str]:
+    """The texts of `shown_candidates`."""
+    return [text for _, text in shown_candidates(texts, finished, chosen, unfinished)]
 
 
 def refinement_budget(config, engine) -> int:
@@ -42,9 +49,12 @@ def refinement_budget(config, engine) -> int:
     return min(config.max_refinement_prompt_length, left)
 
 
-def fit_prompts(config, engine, items: list[tuple[str, list[str]]]) -> list[FittedPrompt | None]:
-    """The refinement prompt of each (problem text, shown candidates); None where none fits the budget."""
-    template, budget = get_template(config.prompt_template), refinement_budget(config, engine)
+def fit_prompts(config, engine, items: list[tuple[str, list[str]]], template=None) -> list[FittedPrompt | None]:
+    """The refinement prompt of each (problem text, shown candidates); None where none fits the budget.
+
+    `template` stands in for the configured one.
+    """
+    template, budget = template or get_template(config.prompt_template), refinement_budget(config, engine)
     return [
         fit_refinement_prompt(engine.tokenizer, problem, shown, template, budget) if problem else None
         for problem, shown in items

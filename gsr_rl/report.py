@@ -1,14 +1,40 @@
-"""An evaluation as text: a markdown table with intervals, the table by number of right candidates, and one plot."""
+"""An evaluation as text and files: report.md with tables and intervals, report.png, and report.html."""
 
 from pathlib import Path
 
 NOTES = {
+    "pass@1": "a candidate alone",
+    "pass@k": "any of the k candidates right",
     "maj": "the vote over the same candidates, ties by expectation",
+    "maj+1": "the vote with one candidate more: as many completions as refinement takes",
+    "maj@tokens": "the vote over as many candidates as refinement takes tokens",
+    "selfref": "the refinement over the k candidates",
     "refinement_gap": "selfref - maj on the same candidates",
     "selfref_none": "refinement prompt without candidates",
     "selfref_foreign": "with another problem's candidates",
     "selfref_frozen": "over another run's candidate sets",
+    "select": "the model says which candidate is right",
+    "best_of": "the candidate that the reward model scores highest",
+    "weighted_maj": "the vote weighted by the reward model",
+    "select_named": "selections that name a candidate",
+    "fix_rate": "refinements right where the vote is wrong",
+    "break_rate": "refinements wrong where the vote is right",
+    "copy_rate": "refinements that are a candidate word by word",
+    "novel_answer": "refinements whose answer is no candidate's",
+    "rescue_rate": "refinements right where no candidate is",
+    "order_disagreement": "two refinements of a set in two orders, one right and one wrong",
+    "resample_disagreement": "the same in one order: what sampling alone does",
+    "order_sensitivity": "the first less the second: what the order does",
 }
+
+
+def note(metric: str, k: int) -> str:
+    """What a metric is, in words."""
+    if metric.startswith("rounds_"):
+        number, vote = metric.split("_")[1], metric.endswith("_maj")
+        return f"the vote over round {number}'s refinements" if vote else f"refinement, round {number}"
+    known = {f"pass@{k}": "pass@k", f"maj@{k + 1}": "maj+1", "pass@1": "pass@1", "maj@tokens": "maj@tokens"}
+    return NOTES.get(known.get(metric, metric.removesuffix(f"@{k}")), "")
 
 
 def main_metrics(k: int) -> list[str]:
@@ -21,6 +47,11 @@ def figure(one: dict | None) -> str:
     if not one or one["value"] is None:
         return "-"
     return f"{100 * one['value']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+
+
+def points(value: float | None) -> str:
+    """A share as points."""
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -41,89 +72,103 @@ def comparison_table(runs: dict[str, dict], benchmark: str, metrics: list[str] |
     return markdown_table(["", *metrics], rows)
 
 
+def settings_lines(summary: dict) -> list[str]:
+    """How the figures came about, a sentence a line."""
+    sampling, lines = summary["sampling"], []
+    for stage in ("candidate", "refinement"):
+        settings = ", ".join(f"{key} {value}" for key, value in sampling[stage].items())
+        lines.append(f"{stage}s: {settings}")
+    groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', 'resampled')}"
+    lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
+    lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
+    versions = summary.get("versions") or {}
+    lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    for key in ("reward_model", "candidates_from"):
+        if summary.get(key):
+            lines.append(f"{key.replace('_', ' ')}: {summary[key]}")
+    return lines
+
+
+def metric_rows(summary: dict, name: str) -> list[list[str]]:
+    """Rows of a benchmark's main table: metric, both gradings, n, what it is; then the differences, each `paired`."""
+    k, strict = summary["k"], summary["strict"][name]
+    rows = [
+        [metric, figure(one), figure(strict.get(metric)), f"{one['n']:g}", note(metric, k)]
+        for metric, one in summary["benchmarks"][name].items()
+    ]
+    return rows + [[key, figure(one), "", "", "paired"] for key, one in summary["differences"][name].items()]
+
+
+def num_correct_rows(summary: dict, name: str) -> list[list[str]]:
+    """Rows of the table by number of right candidates; [] without refinements."""
+    table = summary["by_num_correct"].get(name) or {}
+    return [[number, str(one["n"]), points(one["selfref"]), points(one["maj"])] for number, one in table.items()]
+
+
+def spread_lines(summary: dict, name: str) -> list[str]:
+    """Sentences on the spread over runs, and on how many problems or runs a difference takes."""
+    lines = []
+    for metric, one in (summary.get("runs", {}).get(name) or {}).items():
+        if one["runs"] > 1:
+            low, high = points(one["min"]), points(one["max"])
+            text = f"{metric} run by run: {one['runs']} runs, deviation {100 * one['sd']:.1f} points, {low} to {high}."
+            lines.append(text)
+    for what, one in (summary.get("power", {}).get(name) or {}).items():
+        text = f"{what}: {one['problems']} problems with {one['runs']:g} runs show a difference of "
+        text += f"{100 * one['detectable']:.1f} points in 80 of 100 cases."
+        for difference, needed in one["needed"].items():
+            runs = "" if needed["runs"] is None else f", or {needed['runs']} runs on these"
+            text += f" {100 * float(difference):g} points take {needed['problems']} problems{runs}."
+        lines.append(text)
+    return lines
+
+
 def report_markdown(summary: dict) -> str:
     """The whole report of one run, from the content of its eval.json."""
-    k, sampling = summary["k"], summary["sampling"]
     lines = [
         f"# Evaluation of {summary['model']}",
         "",
-        f"{summary['num_problems']} problems, {summary['num_samples']} candidates a problem, K = {k}, seed "
+        f"{summary['num_problems']} problems, {summary['num_samples']} candidates a problem, K = {summary['k']}, seed "
         f"{summary['seed']}. Percent with 95 % bootstrap intervals over problems (Wilson at 0 and 100).",
         "",
+        *(f"- {line}" for line in settings_lines(summary)),
     ]
-    for stage in ("candidate", "refinement"):
-        settings = ", ".join(f"{key} {value}" for key, value in sampling[stage].items())
-        lines.append(f"- {stage}s: {settings}")
-    lines.append("- " + ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in summary["counts"].items()))
-    for name, values in summary["benchmarks"].items():
-        strict = summary["strict"][name]
-        rows = [
-            [
-                metric,
-                figure(one),
-                figure(strict.get(metric)),
-                f"{one['n']:g}",
-                NOTES.get("maj" if metric == f"maj@{k}" else metric, ""),
-            ]
-            for metric, one in values.items()
-        ]
-        rows += [[key, figure(one), "", "", "paired"] for key, one in summary["differences"][name].items()]
-        lines += ["", f"## {name}", "", markdown_table(["", "any final answer", "boxed only", "n", ""], rows)]
-        table = summary["by_num_correct"][name]
-        by = [
-            [number, one["n"], *("-" if one[x] is None else f"{100 * one[x]:.1f}" for x in ("selfref", "maj"))]
-            for number, one in table.items()
-        ]
-        lines += ["", markdown_table(["right candidates", "sets", "selfref", "maj"], by)]
+    for name in summary["benchmarks"]:
+        table = markdown_table(["", "any final answer", "boxed only", "n", ""], metric_rows(summary, name))
+        lines += ["", f"## {name}", "", table]
+        if rows := num_correct_rows(summary, name):
+            lines += ["", markdown_table(["right candidates", "sets", "selfref", "maj"], rows)]
+        if spread := spread_lines(summary, name):
+            lines += ["", *(f"- {line}" for line in spread)]
     return "\n".join(lines) + "\n"
 
 
-def write_report(folder: str | Path, summary: dict) -> None:
-    """Write report.md, and report.png if matplotlib is installed."""
+def seeds_markdown(figures: dict[str, dict[str, dict]], names: list[str], k: int) -> str:
+    """The table over several seeds, from `tables.over_seeds`."""
+    lines = [f"# Evaluation over {len(names)} runs", "", f"Seeds {', '.join(names)}; percent with 95 % bootstrap "
+             "intervals over seeds and problems."]  # fmt: skip
+    for name, metrics in figures.items():
+        rows = [
+            [metric, figure(one), "-" if one["sd"] is None else f"{100 * one['sd']:.1f}", *map(points, one["seeds"])]
+            for metric, one in metrics.items()
+        ]
+        header = ["", "all seeds", "deviation", *(f"seed {seed}" for seed in names)]
+        lines += ["", f"## {name}", "", markdown_table(header, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
+    """Write report.md and report.html, and report.png if matplotlib is installed.
+
+    Args:
+        summary: The content of eval.json.
+        samples: Rows of samples.parquet with their texts, for the examples in report.html.
+    """
+    from gsr_rl.report_html import report_html
+    from gsr_rl.report_plots import png
     from gsr_rl.run_folder import atomic_write
 
     atomic_write(Path(folder) / "report.md", report_markdown(summary))
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    plot(Path(folder) / "report.png", summary)
-
-
-def plot(path: str | Path, summary: dict) -> None:
-    """Accuracies with intervals, and refinement against majority by number of right candidates (first benchmark)."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    from gsr_rl.run_folder import atomic_write
-
-    k = summary["k"]
-    name, values = next(iter(summary["benchmarks"].items()))
-    wanted = ["pass@1", f"maj@{k}", f"maj@{k + 1}", f"selfref@{k}", f"pass@{k}", "selfref_none", "selfref_foreign"]
-    shown = [m for m in wanted if values.get(m) and values[m]["value"] is not None]
-    canvas = Figure(figsize=(10, 4), layout="constrained")
-    left, right = canvas.subplots(1, 2)
-    centres = [100 * values[m]["value"] for m in shown]
-    errors = [
-        [max(0.0, 100 * (values[m]["value"] - values[m]["low"])) for m in shown],
-        [max(0.0, 100 * (values[m]["high"] - values[m]["value"])) for m in shown],
-    ]
-    colours = ["tab:green" if m == f"selfref@{k}" else "tab:blue" for m in shown]
-    left.bar(range(len(shown)), centres, yerr=errors, capsize=3, color=colours)
-    left.set_xticks(range(len(shown)), shown, rotation=30, ha="right")
-    left.set_ylabel("problems right, %")
-    left.set_title(f"{name}, n = {summary['num_problems']}")
-    table = summary["by_num_correct"][name]
-    for key, label in (("selfref", f"selfref@{k}"), ("maj", f"maj@{k}")):
-        points = [(int(number), 100 * one[key]) for number, one in table.items() if one[key] is not None]
-        if points:
-            right.plot(*zip(*points, strict=True), marker="o", label=label)
-            right.legend()
-    right.set_xticks(range(k + 1))
-    right.set_xlabel(f"right candidates of {k}")
-    right.set_title("by number of right candidates")
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=120)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
+    if image := png(summary):
+        atomic_write(Path(folder) / "report.png", image)

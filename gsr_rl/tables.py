@@ -2,65 +2,21 @@
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from gsr_rl import metrics
-from gsr_rl.candidates import choice_seed
-from gsr_rl.evaluation import GRADINGS, read_samples
-from gsr_rl.metrics import Ratio
+from gsr_rl.power import power_note
+from gsr_rl.problem_values import ProblemValues, problem_values
+from gsr_rl.samples import GRADINGS, read_samples
 
-COLUMNS = ["benchmark", "part", "problem_id", "method", "index", "candidates", "tokens", "finished", "skipped"]
+COLUMNS = ["benchmark", "part", "problem_id", "method", "index", "round", "order", "repeat", "candidates", "chosen"]
+COLUMNS += ["copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
 COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
+NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
+               "order_disagreement", "resample_disagreement", "order_sensitivity")  # fmt: skip
 
-
-@dataclass
-class ProblemValues:
-    """One benchmark under one grading: figures a problem, and the candidate sets behind them.
-
-    Attributes:
-        ids: Problem ids, length P.
-        values: By metric, P values in [0, 1] (gap: [-1, 1]); NaN where unscored.
-        sets: One `(problem place, num_correct, selfref, maj)` a candidate set.
-    """
-
-    k: int
-    ids: list[str] = field(default_factory=list)
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    sets: list[tuple[int, int, float, float]] = field(default_factory=list)
-
-    def ratios(self) -> dict[str, Ratio]:
-        """Every metric as a ratio of sums over problems."""
-        found = {name: metrics.share(values) for name, values in self.values.items()}
-        found = {name: ratio for name, ratio in found.items() if ratio.count or not name.startswith("selfref_")}
-        if self.sets:
-            places, _, refined, maj = zip(*self.sets, strict=True)
-            for name, rate in (("fix_rate", metrics.fix_rate), ("break_rate", metrics.break_rate)):
-                found[name] = self._by_problem(rate(maj, refined), places)
-        return found
-
-    def _by_problem(self, ratio: Ratio, places: tuple[int, ...]) -> Ratio:
-        """A ratio over sets as one over problems; a problem's sets share one unit of weight."""
-        size = len(self.ids)
-        sets = np.maximum(np.bincount(places, minlength=size), 1)
-        top = np.bincount(places, weights=ratio.numerator, minlength=size) / sets
-        return Ratio(top, np.bincount(places, weights=ratio.denominator, minlength=size) / sets)
-
-    def select(self, ids: list[str]) -> "ProblemValues":
-        """The same figures for `ids`, in that order."""
-        place = {identity: index for index, identity in enumerate(self.ids)}
-        new = {place[identity]: index for index, identity in enumerate(ids)}
-        values = {name: [values[place[identity]] for identity in ids] for name, values in self.values.items()}
-        sets = [(new[one[0]], *one[1:]) for one in self.sets if one[0] in new]
-        return ProblemValues(self.k, list(ids), values, sets)
-
-    def by_num_correct(self) -> dict:
-        """The table by number of right candidates; a set whose candidates are not all scored is left out."""
-        kept = [one for one in self.sets if one[1] >= 0]
-        columns = list(zip(*kept, strict=True)) or [(), (), (), ()]
-        return metrics.by_num_correct(columns[1], columns[2], columns[3], self.k)
+__all__ = ["NO_ACCURACY", "ProblemValues", "Results", "compare", "metrics_from_samples", "over_seeds", "summarise"]
 
 
 @dataclass
@@ -72,17 +28,21 @@ class Results:
     counts: dict[str, float]
 
 
+def samples_path(path: str | Path) -> Path:
+    """A samples.parquet, named itself or by the run folder that holds it."""
+    return Path(path) / "samples.parquet" if Path(path).is_dir() else Path(path)
+
+
 def metrics_from_samples(path: str | Path) -> Results:
     """Per-problem figures from a samples.parquet, or from the run folder that holds one."""
-    path = Path(path) / "samples.parquet" if Path(path).is_dir() else Path(path)
-    header, samples = read_samples(path, COLUMNS)
+    header, samples = read_samples(samples_path(path), COLUMNS)
     grouped: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         grouped[sample["benchmark"]][sample["problem_id"]].append(sample)
         if sample["part"] is not None:
             grouped[f"{sample['benchmark']}/{sample['part']}"][sample["problem_id"]].append(sample)
     problems = {
-        grading: {name: _problem_values(group, header, grading) for name, group in grouped.items()}
+        grading: {name: problem_values(group, header, grading) for name, group in grouped.items()}
         for grading in GRADINGS
     }
     return Results(header, problems, _counts(samples))
@@ -97,70 +57,89 @@ def _counts(samples: list[dict]) -> dict[str, float]:
             counts[f"{stage}_tokens_mean"] = round(sum(row["tokens"] for row in rows) / len(rows), 3)
             counts[f"{stage}_finished"] = round(sum(row["finished"] for row in rows) / len(rows), 6)
     counts["tokens"] = sum(sample["tokens"] for sample in samples)
-    counts["skipped_refinements"] = sum(sample["skipped"] for sample in samples)
+    first = [s for s in samples if not (s["index"] if s["method"] == "direct" else s["repeat"])]
+    counts["prompt_tokens"] = sum(sample["prompt_tokens"] or 0 for sample in first)
+    counts["skipped_candidates"] = sum(sample["skipped"] for sample in samples if sample["method"] == "direct")
+    counts["skipped_refinements"] = sum(sample["skipped"] for sample in samples if sample["method"] != "direct")
     counts["unscored_samples"] = sum(sample["correct_lenient"] is None for sample in samples)
     return counts
 
 
-def _mean(values: list[float | None]) -> float:
-    scored = [value for value in values if metrics.is_scored(value)]
-    return sum(scored) / len(scored) if scored else math.nan
-
-
-def _problem_values(group: dict[str, list[dict]], header: dict, grading: str) -> ProblemValues:
-    k = header["k"]
-    result = ProblemValues(k)
-    values = result.values
-    for place, (identity, samples) in enumerate(group.items()):
-        result.ids.append(identity)
-        direct = sorted((s for s in samples if s["method"] == "direct"), key=lambda s: s["index"])
-        correct = [s[f"correct_{grading}"] for s in direct]
-        classes = [s[f"class_{grading}"] for s in direct]
-        scored = [value for value in correct if value is not None]
-        values["pass@1"].append(_mean(correct))
-        values[f"pass@{k}"].append(
-            metrics.pass_at_k(len(scored), sum(value == 1.0 for value in scored), k) if len(scored) >= k else math.nan
-        )
-        seed = choice_seed(header["seed"], identity, "maj")
-        values[f"maj@{k + 1}"].append(metrics.maj_at_k(classes, correct, k + 1, seed=seed))
-        votes, refined = [], []
-        for sample in samples:
-            if sample["method"] != "selfref":
-                continue
-            chosen = [correct[i] for i in sample["candidates"]]
-            votes.append(metrics.maj_correct([classes[i] for i in sample["candidates"]], chosen))
-            one = sample[f"correct_{grading}"]
-            refined.append(math.nan if one is None else one)
-            right = -1 if None in chosen else sum(value == 1.0 for value in chosen)
-            result.sets.append((place, right, refined[-1], votes[-1]))
-        values[f"maj@{k}"].append(_mean(votes))
-        values[f"selfref@{k}"].append(_mean(refined))
-        values["refinement_gap"].append(_mean([r - v for r, v in zip(refined, votes, strict=True)]))
-        for name in ("selfref_none", "selfref_foreign", "selfref_frozen"):
-            values[name].append(_mean([s[f"correct_{grading}"] for s in samples if s["method"] == name]))
-    return result
-
-
 def summarise(results: Results) -> dict:
     """The content of eval.json: lenient grading in `benchmarks`, strict in `strict`, paired differences, settings."""
-    k = results.header["k"]
     summary = dict(results.header) | {"benchmarks": {}, "strict": {}, "differences": {}, "by_num_correct": {}}
+    summary |= {"by_k": {}, "tokens": {}, "runs": {}, "power": {}}
     for grading, target in zip(GRADINGS, ("benchmarks", "strict"), strict=True):
         for name, values in results.problems[grading].items():
             weights = metrics.bootstrap_weights(len(values.ids), seed=results.header["seed"])
             ratios = values.ratios()
             summary[target][name] = {metric: metrics.estimate(ratio, weights) for metric, ratio in ratios.items()}
-            gap = metrics.estimate_difference(ratios[f"selfref@{k}"], ratios[f"maj@{k}"], weights)
-            summary[target][name]["refinement_gap"] |= gap
+            if "refinement_gap" in ratios:
+                gap = metrics.estimate_difference(ratios[f"selfref@{values.k}"], ratios[f"maj@{values.k}"], weights)
+                summary[target][name]["refinement_gap"] |= gap
             if grading == "lenient":
-                selfref = f"selfref@{k}"
-                summary["differences"][name] = {
-                    f"{selfref}-{other}": metrics.estimate_difference(ratios[selfref], ratios[other], weights)
-                    for other in (f"maj@{k + 1}", "pass@1", f"pass@{k}", "selfref_none", "selfref_foreign")
-                    if other in ratios
-                }
-                summary["by_num_correct"][name] = values.by_num_correct()
+                _add_details(summary, name, values, ratios, weights)
     return summary | {"counts": results.counts}
+
+
+def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, weights) -> None:
+    """What is given under lenient grading only."""
+    k = values.k
+    pairs = wanted_pairs(k, ratios)
+    summary["differences"][name] = {
+        f"{x}-{y}": metrics.estimate_difference(ratios[x], ratios[y], weights) for x, y in pairs
+    }
+    if "refinement_gap" in ratios:
+        summary["by_num_correct"][name] = values.by_num_correct()
+    summary["by_k"][name] = {
+        kind: {
+            curve.removeprefix(f"{kind}@"): metrics.estimate(metrics.share(points), weights)
+            for curve, points in values.curves.items()
+            if curve.startswith(f"{kind}@")
+        }
+        for kind in ("pass", "maj")
+    }
+    means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
+    summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
+    summary["runs"][name] = {metric: runs_of(groups) for metric, groups in values.runs.items()}
+    notes = {"refinement_gap": values.runs.get("refinement_gap"), "pass@1 of two models": _two_models(values)}
+    summary["power"][name] = {what: note for what, groups in notes.items() if groups and (note := power_note(groups))}
+
+
+def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
+    """The differences within a run: refinement against all else, the other methods against the vote."""
+    selfref, maj = f"selfref@{k}", f"maj@{k}"
+    others = [metric for metric in known if metric not in (*NO_ACCURACY, selfref)]
+    pairs = [(selfref, other) for other in others if other != maj] if selfref in known else []
+    direct = ("pass@", "maj@", "selfref_")
+    return pairs + [(other, maj) for other in others if not other.startswith(direct)]
+
+
+def _two_models(values: ProblemValues) -> list[list[float]]:
+    """Differences of one run from another of the same model: the noise that two equal models would differ by."""
+    groups = [[v for v in group if v == v] for group in values.runs["pass@1"]]
+    return [[a - b for a, b in zip(g[::2], g[1::2], strict=False)] for g in groups if len(g) > 1]
+
+
+def runs_of(groups: list[list[float]]) -> dict:
+    """The spread over runs: `{"runs", "mean", "sd", "min", "max"}` of each run's accuracy over all problems.
+
+    Args:
+        groups: For each problem its values run by run; NaN where unscored.
+
+    Returns:
+        `sd` is None with one run. Runs that not every problem has are left out.
+    """
+    number = min((len(group) for group in groups), default=0)
+    columns = [[group[run] for group in groups if metrics.is_scored(group[run])] for run in range(number)]
+    means = [math.fsum(column) / len(column) for column in columns if column]
+    if not means:
+        return {"runs": 0, "mean": None, "sd": None, "min": None, "max": None}
+    centre = math.fsum(means) / len(means)
+    spread = math.fsum((one - centre) ** 2 for one in means)
+    sd = math.sqrt(spread / (len(means) - 1)) if len(means) > 1 else None
+    rounded = {"mean": round(centre, 6), "sd": None if sd is None else round(sd, 6)}
+    return {"runs": len(means)} | rounded | {"min": round(min(means), 6), "max": round(max(means), 6)}
 
 
 def compare(
@@ -195,4 +174,30 @@ def compare(
         }
     if not found:
         raise ValueError("the two runs have no problem in common: evaluate the same problems with both models")
+    return found
+
+
+def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[str, dict]]:
+    """Every metric over runs of several seeds on the same problems, resampling seeds and problems.
+
+    Returns:
+        `{benchmark: {METRIC: {"value", "low", "high", "seeds": [...], "sd"}}}`; `sd` is that of the seeds' values.
+
+    Raises:
+        ValueError: The runs have no benchmark in common, or not the same problems of one.
+    """
+    shared = [name for name in runs[0].problems[grading] if all(name in run.problems[grading] for run in runs)]
+    if not shared:
+        raise ValueError("from_samples: the runs have no benchmark in common")
+    found: dict[str, dict[str, dict]] = {}
+    for name in shared:
+        ids = runs[0].problems[grading][name].ids
+        if any(set(run.problems[grading][name].ids) != set(ids) for run in runs):
+            raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
+        ratios = [run.problems[grading][name].select(ids).ratios() for run in runs]
+        found[name] = {}
+        for metric in ratios[0]:
+            if all(metric in one and not math.isnan(one[metric].value) for one in ratios):
+                figure = metrics.estimate_over_seeds([one[metric] for one in ratios])
+                found[name][metric] = figure | {"sd": runs_of([figure["seeds"]])["sd"]}
     return found

@@ -1,11 +1,17 @@
-"""Evaluate a model: direct solutions, votes, and its own refinements over the same candidates, with controls.
+"""Evaluate a model: direct solutions, votes, its own refinements over the same candidates, other methods, controls.
 
     python recipes/eval_gsr.py --config recipes/tiny/eval.yaml --model runs/demo/sft --output_dir runs/demo/eval_sft
+    python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --num_generations 32 \
+        --grouping disjoint --temperature 0.6 --top_p 0.95
+    python recipes/eval_gsr.py --from_samples OUT
 
 1. Candidates are sampled, K of them chosen uniformly for each refinement: the choice never looks at correctness.
-2. Every sample is stored in samples.parquet. All figures are made from that file alone, so they can be remade.
-3. Beside the gap stand its controls: the vote with one candidate more, refinement without candidates, and with
-   another problem's; `--candidates_from OTHER_RUN/samples.parquet` adds refinement over that run's candidate sets.
+2. Units are stored as they finish. The same command goes on after a kill; with a further method (`--methods`) it
+   samples that one alone, over the same candidates. `--candidates_from OTHER_RUN/samples.parquet` adds refinement over
+   another run's candidate sets, or, with `--own_candidates false`, takes its candidates for all methods.
+3. Every sample ends in samples.parquet. All figures are made from that file alone; `--from_samples` makes them again.
+4. Beside the gap stand its controls: the vote with one candidate more and at equal tokens, refinement without
+   candidates and with another problem's.
 """
 
 import json
@@ -18,62 +24,88 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from gsr_rl.cli import clear_errors, parse
 
 
-def arithmetic(rows: list[dict], args) -> dict[str, object]:
-    """How much is sampled."""
-    sets = len(rows) * args.num_candidate_sets
-    kinds = 1 + len(args.controls) + (args.candidates_from is not None)
-    candidates = len(rows) * args.num_generations
-    longest = candidates * args.max_completion_length + sets * kinds * args.max_refinement_length
-    return {
-        "problems": len(rows),
-        "candidates": candidates,
-        "candidate sets": sets,
-        "refinements, controls included": sets * kinds,
-        "completion tokens at most": longest,
-    }
+def dry_run(configs: dict, problem_args, args) -> None:
+    """Print the configuration and how much is sampled; the Hub is asked only for what `dataset_name` names."""
+    from gsr_rl import benchmarks
+    from gsr_rl.evaluation import load_benchmark, requests_of
+    from gsr_rl.run_folder import print_dry_run
+
+    if args.benchmarks:
+        known = {name: benchmarks.describe(name, args.benchmark_files, problem_args) for name in args.benchmarks}
+        found = {name: f"{'?' if rows is None else rows} from {source}" for name, (source, rows) in known.items()}
+        number = sum(rows or 0 for _, rows in known.values())
+    else:
+        number, found = len(load_benchmark(problem_args, args)), {}
+    print_dry_run(configs, found | requests_of(number, args))
+
+
+def sample(configs: dict, problem_args, args) -> None:
+    """Sample what is missing, and write samples.parquet."""
+    from gsr_rl.evaluation import evaluate, load_benchmark
+    from gsr_rl.generation import EngineError
+    from gsr_rl.run_folder import write_run_info
+    from gsr_rl.samples import write_samples
+
+    with clear_errors("eval", EngineError):
+        rows = load_benchmark(problem_args, args)
+        samples, header = evaluate(rows, problem_args, args)
+    write_run_info(args.output_dir, configs)
+    write_samples(Path(args.output_dir) / "samples.parquet", samples, header)
+
+
+def report(source: Path, folder: Path, num_examples: int) -> dict:
+    """eval.json and the reports in `folder`, from the samples of the run in `source`. Returns the figures."""
+    from gsr_rl.report import write_report
+    from gsr_rl.run_folder import atomic_write
+    from gsr_rl.samples import read_samples
+    from gsr_rl.tables import metrics_from_samples, samples_path, summarise
+
+    path = samples_path(source)
+    summary = summarise(metrics_from_samples(path))
+    atomic_write(folder / "eval.json", json.dumps(summary, indent=1) + "\n")
+    write_report(folder, summary, read_samples(path)[1], num_examples)
+    return summary
+
+
+def remake(args) -> None:
+    """Every table of finished runs, without a model; over several runs, seeds.json and seeds.md too."""
+    from gsr_rl.report import seeds_markdown
+    from gsr_rl.run_folder import atomic_write
+    from gsr_rl.tables import metrics_from_samples, over_seeds, samples_path
+
+    sources = [samples_path(one) for one in args.from_samples]
+    if len(sources) == 1:
+        return print_report(report(sources[0], Path(args.output_dir or sources[0].parent), args.num_examples))
+    for source in sources:
+        report(source, source.parent, args.num_examples)
+    with clear_errors("eval"):
+        runs = [metrics_from_samples(source) for source in sources]
+        figures = over_seeds(runs)
+    names = [str(run.header["seed"]) for run in runs]
+    text = seeds_markdown(figures, names, runs[0].header["k"])
+    content = {"seeds": names, "runs": [str(source) for source in sources], "benchmarks": figures}
+    atomic_write(Path(args.output_dir) / "seeds.json", json.dumps(content, indent=1) + "\n")
+    atomic_write(Path(args.output_dir) / "seeds.md", text)
+    print(text)
+
+
+def print_report(summary: dict) -> None:
+    from gsr_rl.report import report_markdown
+
+    print(report_markdown(summary))
 
 
 def main() -> None:
     problem_args, args = parse("eval")
     configs = {"problems": problem_args, "evaluation": args}
-
-    from gsr_rl.evaluation import load_benchmark
-
-    with clear_errors("eval"):
-        rows = load_benchmark(problem_args, args)
+    if args.from_samples:
+        with clear_errors("eval"):
+            return remake(args)
     if args.dry_run:
-        from gsr_rl.run_folder import print_dry_run
-
-        return print_dry_run(configs, arithmetic(rows, args))
-
-    # Sample: all candidates in one engine call, then all refinements and controls in another.
-    from gsr_rl.evaluation import plan_refinements, sample_candidates, sample_refinements
-    from gsr_rl.generation import EngineError, open_configured
-
-    with clear_errors("eval", EngineError):
-        engine = open_configured(args, args.model, args.seed)
-    with engine:
-        candidates = sample_candidates(engine, rows, args)
-        tasks = plan_refinements(rows, candidates, args)
-        refinements = sample_refinements(engine, rows, tasks, args)
-
-    # Grade and store.
-    from gsr_rl.evaluation import graded_samples, header_of, write_samples
-    from gsr_rl.run_folder import atomic_write, write_run_info
-
-    folder = Path(args.output_dir)
-    write_run_info(folder, configs)
-    samples = graded_samples(rows, candidates, tasks, refinements, args)
-    write_samples(folder / "samples.parquet", samples, header_of(args, rows))
-
-    # Every figure comes from the stored samples.
-    from gsr_rl.report import report_markdown, write_report
-    from gsr_rl.tables import metrics_from_samples, summarise
-
-    summary = summarise(metrics_from_samples(folder))
-    atomic_write(folder / "eval.json", json.dumps(summary, indent=1) + "\n")
-    write_report(folder, summary)
-    print(report_markdown(summary))
+        with clear_errors("eval"):
+            return dry_run(configs, problem_args, args)
+    sample(configs, problem_args, args)
+    print_report(report(Path(args.output_dir), Path(args.output_dir), args.num_examples))
 
 
 if __name__ == "__main__":

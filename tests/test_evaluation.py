@@ -3,14 +3,16 @@
 import copy
 import json
 import math
+import re
 from collections import defaultdict
 
 import pytest
 from fixed_engine import FixedEngine, run_recipe
 
 from gsr_rl import metrics
-from gsr_rl.evaluation import foreign_problems, read_samples, write_samples
+from gsr_rl.eval_methods import foreign_problems
 from gsr_rl.report import figure
+from gsr_rl.samples import read_samples, write_samples
 from gsr_rl.tables import compare, metrics_from_samples, summarise
 
 KEYS = {
@@ -70,6 +72,7 @@ def test_every_sample_is_stored(first, samples):
         "eval.json",
         "report.md",
         "report.png",
+        "report.html",
         "samples.parquet",
         "config.yaml",
         "versions.json",
@@ -115,7 +118,8 @@ def test_figures_are_what_the_stored_samples_say(first, samples):
     for name, numbers in means.items():
         assert values[name]["value"] == pytest.approx(sum(numbers) / len(numbers), abs=1e-6), name
         assert values[name]["low"] <= values[name]["value"] <= values[name]["high"]
-    assert set(values) == set(means) | {"maj@4", "fix_rate", "break_rate"}
+    further = {"maj@4", "maj@tokens", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate"}
+    assert set(values) == set(means) | further
     assert sum(one["n"] for one in summary["by_num_correct"]["tiny/mix"].values()) == 120
     assert list(summary["by_num_correct"]["tiny/mix"]) == ["0", "1", "2", "3"]
     assert set(summary["benchmarks"]) == set(summary["strict"]) == {"tiny/mix", "tiny/mix/chain", "tiny/mix/guess"}
@@ -169,9 +173,10 @@ def test_frozen_candidates_are_the_other_runs_sets(run, first, samples):
         ({"dataset_split": "validation"}, "has no problem .* evaluate the same problems"),
     ],
 )
-def test_frozen_candidates_that_do_not_fit_are_refused(run, first, more, message):
-    with pytest.raises(ValueError, match=message):
+def test_frozen_candidates_that_do_not_fit_are_refused(run, first, capsys, more, message):
+    with pytest.raises(SystemExit) as stopped:
         run("refused", candidates_from=first / "samples.parquet", **more)
+    assert stopped.value.code == 2 and re.search(message, capsys.readouterr().err)
 
 
 def test_unscored_samples_and_skipped_refinements(first, samples, tmp_path):
@@ -215,7 +220,21 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
         ({"num_generations": 3}, "maj@4, the compute-matched vote: set num_generations to at least 4"),
         ({"top_p": 0}, "top_p=0"),
         ({"candidates_from": "nowhere.parquet"}, "candidates_from=nowhere.parquet: there is no such file"),
-        ({"controls": "self"}, "use none, foreign"),
+        ({"methods": "self"}, "methods=['self']: use selfref, selfref_none"),
+        ({"methods": ["selfref", "selfref"]}, "methods names selfref twice"),
+        ({"methods": ["selfref", "best_of_n"]}, "best_of_n need reward_model"),
+        ({"reward_model": "some/model"}, "reward_model=some/model is not used: add best_of_n or weighted_vote"),
+        ({"methods": "orders", "order_repeats": 1}, "order_repeats=1: at least 2 are needed"),
+        ({"methods": "rounds", "refinement_rounds": 0}, "refinement_rounds=0"),
+        ({"grouping": "apart"}, "grouping='apart': use disjoint or resampled"),
+        ({"grouping": "disjoint"}, "num_candidate_sets=2 x num_candidates=3 is more than num_generations=5"),
+        ({"own_candidates": "false"}, "own_candidates=false needs candidates_from"),
+        ({"benchmarks": ["aime24", "aime2024"]}, "benchmarks: aime24 is named twice"),
+        ({"benchmarks": "aim24"}, "'aim24' is not known: did you mean aime24?"),
+        ({"benchmark_files": "{aime24: x.jsonl}"}, "benchmarks is not set"),
+        ({"benchmarks": "aime24", "benchmark_files": "{aime24: x.jsonl}"}, "x.jsonl: there is no such file"),
+        ({"benchmarks": "aime24", "benchmark_files": "{amc23: x.jsonl}"}, "amc23 is none of benchmarks (aime24)"),
+        ({"from_samples": "nowhere"}, "from_samples=nowhere: there is no samples.parquet"),
         ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),
         (
             {"max_model_length": 64, "max_refinement_prompt_length": 60},
@@ -235,6 +254,16 @@ def test_a_key_to_split_by_has_to_be_there(run, capsys):
     assert stopped.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("eval_gsr.py: error: split_by=colour: problem ") and "has no such key" in message
+
+
+def test_a_local_benchmark_that_is_another_set_ends_a_dry_run_too(run, tmp_path, capsys):
+    path = tmp_path / "amc.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(83)))
+    with pytest.raises(SystemExit) as stopped:
+        run("dry", dry_run="true", benchmarks="amc23", benchmark_files=f"{{amc23: {path}}}")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "amc23 has 40 problems" in message and "has 83" in message
+    assert "amc22-23" in message
 
 
 def test_figures_read_as_percent_with_their_interval():

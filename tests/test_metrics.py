@@ -79,6 +79,69 @@ def test_maj_at_k_is_the_mean_over_all_groups_and_random_groups_come_close():
     assert math.isnan(metrics.maj_at_k([0, 0, 1], [1, None, 0], 3))
 
 
+def test_weighted_votes_by_hand():
+    classes, correct = [0, 0, 1, None], [1.0, 1.0, 0.0, 0.0]
+    assert metrics.maj_correct(classes, correct, [0.2, 0.2, 0.5, 0.9]) == 0.0
+    assert metrics.maj_correct(classes, correct, [0.3, 0.3, 0.5, 0.9]) == 1.0
+    assert metrics.maj_correct(classes, correct, [0.25, 0.25, 0.5, 0.9]) == 0.5, "a tie"
+    assert metrics.maj_correct(classes, correct, [0.1, 0.3, None, 0.9]) == 1.0, "None counts nothing"
+    assert metrics.maj_correct(classes, correct, [None] * 4) == 0.0
+
+
+def test_equal_weights_are_a_plain_vote():
+    rng = random.Random(5)
+    for _ in range(100):
+        classes = [rng.choice([None, 0, 1, 2]) for _ in range(6)]
+        correct = [rng.choice([0.0, 1.0, None]) for _ in range(6)]
+        plain, weighted = (metrics.maj_correct(classes, correct, w) for w in (None, [0.1] * 6))
+        assert plain == weighted or (math.isnan(plain) and math.isnan(weighted))
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct", "value"),
+    [
+        ([1.0, 3.0, 2.0], [0, 1, 0], 1.0),
+        ([3.0, 3.0, 2.0], [0, 1, 1], 0.5),
+        ([None, 0.1], [1, 0], 0.0),
+        ([None, None], [1, 1], 0.0),
+        ([9.0, 0.1], [None, 1], 1.0),
+    ],
+)
+def test_best_of_takes_the_highest_score_and_shares_ties(scores, correct, value):
+    assert metrics.best_of(scores, correct) == value
+
+
+def test_every_estimator_is_the_mean_over_all_subsets():
+    rng = random.Random(7)
+    for _ in range(40):
+        n = rng.randint(2, 6)
+        classes = [rng.choice([None, 0, 1, 2]) for _ in range(n)]
+        correct = [float(group == 0) for group in classes]
+        for k in range(1, n + 1):
+            groups = list(combinations(range(n), k))
+            anyone = sum(max(correct[i] for i in group) for group in groups) / len(groups)
+            votes = [metrics.maj_correct([classes[i] for i in g], [correct[i] for i in g]) for g in groups]
+            assert metrics.pass_at_k(n, int(sum(correct)), k) == pytest.approx(anyone)
+            assert metrics.maj_at_k(classes, correct, k) == pytest.approx(sum(votes) / len(votes))
+            assert metrics.maj_at_count(classes, correct, k) == metrics.maj_at_k(classes, correct, k)
+
+
+def test_a_vote_at_a_broken_number_lies_between_its_neighbours():
+    classes, correct = [0, 0, 1, 0, 2], [1.0, 1.0, 0.0, 1.0, 0.0]
+    two, three = (metrics.maj_at_k(classes, correct, k) for k in (2, 3))
+    assert metrics.maj_at_count(classes, correct, 2.25) == pytest.approx(0.75 * two + 0.25 * three)
+    assert metrics.maj_at_count(classes, correct, 99.0) == metrics.maj_at_k(classes, correct, 5)
+    assert metrics.maj_at_count(classes, correct, 0.1) == metrics.maj_at_k(classes, correct, 1)
+    assert math.isnan(metrics.maj_at_count([0], [None], 2.0))
+
+
+def test_disagreement_by_hand():
+    assert metrics.disagreement([1.0, 0.0, 1.0]) == pytest.approx(2 / 3)
+    assert metrics.disagreement([1.0, 0.0], [1.0, 1.0]) == 0.5
+    assert metrics.disagreement([1.0, None], [0.0]) == 1.0
+    assert math.isnan(metrics.disagreement([1.0])) and math.isnan(metrics.disagreement([1.0], [None]))
+
+
 def test_fix_and_break_rates_weigh_ties_by_probability():
     maj, selfref = [0.0, 1.0, 0.5, 0.25, None], [1.0, 0.0, 1.0, 0.0, 1.0]
     fixed, broken = metrics.fix_rate(maj, selfref), metrics.break_rate(maj, selfref)
@@ -130,6 +193,32 @@ def test_intervals_cover_the_truth_19_times_in_20():
         difference += two["low"] <= 0.1 <= two["high"]
     assert 0.91 < accuracy / 400 < 0.985
     assert 0.91 < difference / 400 < 0.985
+
+
+def test_intervals_of_rates_and_of_the_gap_over_several_sets_cover_too():
+    """Problems of different difficulty, four sets each: fix rate and gap against their true values."""
+    rng, trials, hits = np.random.default_rng(3), 300, {"gap": 0, "fix": 0}
+    weights = metrics.bootstrap_weights(120, resamples=400, seed=0)
+    for _ in range(trials):
+        hard = rng.random(120)[:, None]
+        maj = (rng.random((120, 4)) < hard).astype(float)
+        refined = (rng.random((120, 4)) < 0.2 + 0.7 * hard).astype(float)
+        gap = share((refined - maj).mean(axis=1))
+        fix = Ratio(((1 - maj) * refined).mean(axis=1), (1 - maj).mean(axis=1))
+        # E[refined - maj] = 0.2 + 0.35 - 0.5; E[(1-h)(0.2+0.7h)] / E[1-h] = (0.1 + 0.7/6) / 0.5
+        for name, ratio, truth in (("gap", gap, 0.05), ("fix", fix, (0.1 + 0.7 / 6) / 0.5)):
+            one = metrics.estimate(ratio, weights)
+            hits[name] += one["low"] <= truth <= one["high"]
+    assert all(0.91 < number / trials < 0.985 for number in hits.values()), hits
+
+
+def test_sums_do_not_depend_on_the_order_of_the_problems():
+    rng = np.random.default_rng(4)
+    values, order = rng.random(999), rng.permutation(999)
+    weights = metrics.bootstrap_weights(999, resamples=50)
+    one, other = metrics.share(values), metrics.share(values[order])
+    assert one.value == other.value
+    assert (metrics._resampled(one, weights) == metrics._resampled(other, weights[:, order])).all()
 
 
 def test_differences_are_paired():

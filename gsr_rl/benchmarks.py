@@ -1,0 +1,213 @@
+"""Benchmarks by name: their problems from the Hub, from a local file or generated, checked against the manifest.
+
+    aime24, amc23, math500, ...      a set of gsr_rl/benchmark_manifest.py, or one of its aliases
+    knights_knaves/4[/choice]        generated, with 4 inhabitants; as multiple choice
+    reasoning_gym/TASK, tiny/mix     generated
+    path/to/rows.jsonl, USER/NAME    a local file, a data set on the Hub
+
+A generated set, or one of the Hub, may say its split: `tiny/mix@validation`. Without it, it is `test`.
+"""
+
+import difflib
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsr_rl import hub_sets, knights_knaves
+from gsr_rl.benchmark_manifest import BENCHMARKS, FORMS, Benchmark
+from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
+
+DEFAULT_PEOPLE = 4
+DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
+_KNIGHTS = re.compile(r"knights_knaves(?:/(\d+))?(/choice)?")
+_ALIASES = {alias.lower(): name for name, one in BENCHMARKS.items() for alias in (name, *one.aliases)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name means: its canonical name, its entry of the manifest, a file that stands in for it."""
+
+    name: str
+    known: Benchmark | None = None
+    file: str | None = None
+    people: int | None = None  # Knights and Knaves: so many inhabitants; 0: any number
+    choice: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its rows can be had without the Hub."""
+        return bool(self.file) or self.people is not None or self.name.startswith(GENERATED)
+
+
+def resolve(name: str, files: dict[str, str] | None = None) -> Source:
+    """What `name` means.
+
+    Args:
+        name: As in the module's list.
+        files: Local files that stand in for sets, by name or alias.
+
+    Raises:
+        ValueError: There is no such benchmark. Names the nearest ones.
+    """
+    named = {_ALIASES.get(str(key).lower(), str(key)): str(path) for key, path in (files or {}).items()}
+    if match := _KNIGHTS.fullmatch(name):
+        file = named.get(name)
+        if match[1] and int(match[1]) < 2:
+            raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
+        people = int(match[1]) if match[1] else 0 if file else DEFAULT_PEOPLE
+        return Source(name, file=file, people=people, choice=bool(match[2]))
+    if Path(name).suffix in LOCAL_SUFFIXES:
+        return Source(Path(name).stem, file=name)
+    if name.startswith(GENERATED):
+        return Source(name)
+    if known := _ALIASES.get(name.lower()):
+        return Source(known, BENCHMARKS[known], named.get(known))
+    if "/" in name:
+        return Source(name, file=named.get(name))
+    names = [*BENCHMARKS, "knights_knaves", "reasoning_gym/TASK", "tiny/mix"]
+    near = difflib.get_close_matches(name.lower(), [*_ALIASES, "knights_knaves"], n=1, cutoff=0.5)
+    hint = f"did you mean {_ALIASES.get(near[0], near[0])}? " if near else ""
+    raise ValueError(
+        f"benchmarks: {name!r} is not known: {hint}Use {', '.join(names)}, a local file or a name on the Hub"
+    )
+
+
+def load(name: str, problem_config, files: dict[str, str] | None = None) -> list[dict]:
+    """The problems of a benchmark, checked against the manifest, the first `max_problems` of them.
+
+    Args:
+        name: As in the module's list.
+        problem_config: A `ProblemConfig`, for `max_problems`, `problem_seed`, `dataset_kwargs` and the columns of a
+            file that is no known set.
+        files: Local files that stand in for sets.
+
+    Returns:
+        Rows `{"benchmark", "id", "problem", "answer", ...}`.
+
+    Raises:
+        ValueError: No such benchmark, another number of problems or other kinds of answers than it has, or it cannot
+            be read.
+    """
+    source = resolve(name, files)
+    if source.people is not None:
+        rows = _knights(source, problem_config)
+    elif source.known:
+        rows = _known(source)
+    else:
+        rows = _other(source, name, problem_config)
+    limit = problem_config.max_problems
+    return [{"benchmark": source.name} | row for row in (rows[:limit] if limit else rows)]
+
+
+def _read(source: Source, name: str, **values):
+    """The problems under `name`. Raises `ValueError` for whatever stands in the way."""
+    from gsr_rl.problems import plain_config, read_problems
+
+    try:
+        problems = read_problems(plain_config(name, **values))
+    except ValueError:
+        raise
+    except Exception as error:  # the Hub's libraries raise what they like
+        raise ValueError(
+            f"benchmarks: {source.name} cannot be read from {name} ({type(error).__name__}: {error}): give a local "
+            f"file by --benchmark_files '{{{source.name}: FILE.jsonl}}'"
+        ) from None
+    for reason, count in problems.counts.items():
+        if count and reason not in ("rows read", "problems"):
+            print(f"{source.name}: left out {count} rows {reason}", file=sys.stderr)
+    return problems
+
+
+def _known(source: Source) -> list[dict]:
+    known = source.known
+    if source.file:
+        problems = _read(source, source.file)
+    else:
+        columns = {"problem_column": known.problem, "answer_column": known.answer}
+        how = {"dataset_split": known.split, "dataset_config": known.config, "unusable_rows": "drop"}
+        problems = _read(source, known.hub, **columns, **how)
+    for message in check_rows(source, problems.counts["rows read"], problems.rows):
+        raise ValueError(message)
+    return problems.rows
+
+
+def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
+    """What is wrong with the rows of a set of the manifest.
+
+    Args:
+        source: With `known`.
+        number: Rows that were read, also those that were not usable.
+        rows: The usable ones.
+    """
+    known, where = source.known, source.file or source.known.hub
+    if number not in known.rows:
+        wanted = " or ".join(map(str, known.rows))
+        other = [name for name, one in BENCHMARKS.items() if number in one.rows and name != source.name]
+        mend = f"that is the number of {', '.join(other)}" if other else "no benchmark here has that many"
+        return [
+            f"benchmarks: {source.name} has {wanted} problems ({known.about}), {where} has {number}: {mend}. Give the "
+            f"right file by --benchmark_files, or evaluate this one under its own name (--benchmarks FILE)"
+        ]
+    pattern, words = FORMS[known.form]
+    for place, row in enumerate(rows, 1):
+        if pattern and not re.fullmatch(pattern, row["answer"].strip()):
+            return [
+                f"benchmarks: an answer of {source.name} is {words}, but that of problem {place} of {where} "
+                f"({row['id']}) is {row['answer'][:60]!r}: it is another set, or another column holds the answers"
+            ]
+    if known.answers and number == len(rows):
+        found = answers_fingerprint([row["answer"] for row in rows])
+        if found != known.answers:
+            for name, one in BENCHMARKS.items():
+                if found == one.answers:
+                    return [f"benchmarks: {where} holds the answers of {name}, not of {source.name}: name it {name}"]
+            print(f"{source.name}: the answers of {where} differ from those known here: look at them before you "
+                  "compare with others' figures", file=sys.stderr)  # fmt: skip
+    return []
+
+
+def answers_fingerprint(answers: list[str]) -> str:
+    """A hash of integer answers that does not depend on their order or spelling (`073`, `73.0`)."""
+    numbers = sorted(int(float(answer.replace(",", ""))) for answer in answers)
+    return hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=6).hexdigest()
+
+
+def _knights(source: Source, problem_config) -> list[dict]:
+    if source.file:
+        rows = _read(source, source.file).rows
+        for place, row in enumerate(rows, 1):
+            count = len(knights_knaves.people(row["answer"]))
+            if not count or (source.people and count != source.people):
+                wanted = f"{source.people} inhabitants" if source.people else "who is a knight and who is a knave"
+                raise ValueError(
+                    f"benchmarks: {source.name} asks for {wanted}, problem {place} of {source.file} ({row['id']}) has "
+                    f"the answer {row['answer'][:60]!r}: give another file, or name it knights_knaves"
+                    f"{f'/{count}' if count else ''}"
+                )
+    else:
+        number = problem_config.max_problems or DEFAULT_KNIGHTS
+        rows = knights_knaves.generate(source.people, number, "test", problem_config.problem_seed)
+    return [knights_knaves.as_choice(row) for row in rows] if source.choice else rows
+
+
+def _other(source: Source, name: str, problem_config) -> list[dict]:
+    """A generated set, a local file, or a set of the Hub that the manifest does not hold."""
+    base, _, split = name.partition("@")
+    known = hub_sets.HUB_SETS.get(base)
+    split = split or (known.splits[-1] if known else "test")
+    keys = ("dataset_config", "problem_column", "answer_column", "max_problems", "problem_seed", "dataset_kwargs")
+    values = {key: getattr(problem_config, key) for key in (*keys, "row_filters", "unusable_rows")}
+    return _read(source, source.file or base, dataset_split=split, **values).rows
+
+
+def describe(name: str, files: dict[str, str] | None, problem_config) -> tuple[str, int | None]:
+    """For a dry run: where a benchmark comes from, and its number of problems if that is known without the Hub."""
+    source = resolve(name, files)
+    if source.is_local:
+        return source.file or "generated", len(load(name, problem_config, files))
+    if source.known:
+        limit = problem_config.max_problems
+        return f"{source.known.hub} on the Hub", min(max(source.known.rows), limit or max(source.known.rows))
+    return f"{name} on the Hub", None

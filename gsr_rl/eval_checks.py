@@ -1,0 +1,162 @@
+"""Checks of the evaluation's configuration. See gsr_rl/checks.py."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from gsr_rl.checks import check_refinement
+from gsr_rl.data_checks import LOCAL_SUFFIXES, check_model, check_problems, check_sampling
+
+METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
+SCORED = ("best_of_n", "weighted_vote")  # need the reward model
+
+
+def as_list(value) -> list:
+    """A key that may be one value, several, or none."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def check_eval_problems(c) -> list[str]:
+    """Where the problems come from: `benchmarks`, or else the keys of `ProblemConfig`."""
+    if c.from_samples:
+        return []
+    files = c.benchmark_files or {}
+    if not c.benchmarks:
+        if files:
+            return [f"benchmark_files={files}: names files for benchmarks, and benchmarks is not set"]
+        if not c.dataset_name:
+            return [
+                "neither benchmarks nor dataset_name is set: name what to evaluate on, such as --benchmarks aime24"
+            ]
+        return check_problems(c)
+    found = [] if c.max_problems is None or c.max_problems >= 1 else [f"max_problems={c.max_problems}: at least 1"]
+    return found + check_benchmarks(c)
+
+
+def check_benchmarks(c) -> list[str]:
+    """Every benchmark is known and named once; every file belongs to one of them and exists."""
+    from gsr_rl import benchmarks
+
+    files = c.benchmark_files or {}
+    try:
+        files = yaml.safe_load(files) if isinstance(files, str) else files
+    except yaml.YAMLError:
+        files = None
+    if not isinstance(files, dict):
+        return [f"benchmark_files={c.benchmark_files!r}: a mapping of names to files is expected: {{aime24: FILE}}"]
+    found, sources = [], []
+    for name in as_list(c.benchmarks):
+        try:
+            sources.append(benchmarks.resolve(str(name), files))
+        except ValueError as error:
+            found.append(str(error))
+    names = [source.name for source in sources]
+    found += [f"benchmarks: {name} is named twice" for name in sorted(set(names)) if names.count(name) > 1]
+    used = {source.file for source in sources}
+    for name, path in files.items():
+        if str(path) not in used:
+            found.append(f"benchmark_files: {name} is none of benchmarks ({', '.join(names)}): add it there")
+    for path in sorted(filter(None, used)):
+        if Path(path).suffix not in LOCAL_SUFFIXES or not Path(path).is_file():
+            found.append(f"benchmarks: {path}: there is no such file, give a {', '.join(LOCAL_SUFFIXES)} file")
+    return found
+
+
+def check_eval(c) -> list[str]:
+    """The keys of `EvalConfig`."""
+    if c.from_samples:
+        return _check_folders(c)
+    most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
+    sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": c.num_candidate_sets or 1})
+    found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
+    if c.engine != "endpoint" and (c.own_candidates or set(as_list(c.methods)) - set(SCORED)):
+        found += check_model(c, "model")
+    elif not c.model:
+        found.append("model is not set: give the name by which the endpoints know it")
+    if c.num_generations < c.num_candidates + 1:
+        found.append(
+            f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "
+            f"vote: set num_generations to at least {c.num_candidates + 1}"
+        )
+    if c.grouping not in ("disjoint", "resampled"):
+        found.append(f"grouping={c.grouping!r}: use disjoint or resampled")
+    if c.grouping == "disjoint" and (c.num_candidate_sets or 1) > most:
+        found.append(
+            f"num_candidate_sets={c.num_candidate_sets} x num_candidates={c.num_candidates} is more than "
+            f"num_generations={c.num_generations}, so sets would share candidates: set num_candidate_sets to at most "
+            f"{most}, or grouping to resampled"
+        )
+    for name, least in (("problems_per_chunk", 1), ("reward_batch_size", 1), ("num_examples", 0)):
+        if getattr(c, name) < least:
+            found.append(f"{name}={getattr(c, name)}: at least {least} is needed")
+    return found
+
+
+def _check_methods(c) -> list[str]:
+    """Every method is known, and has what it needs."""
+    methods, found = as_list(c.methods), []
+    if unknown := [name for name in methods if name not in METHODS]:
+        found.append(f"methods={unknown}: use {', '.join(METHODS)}")
+    if doubled := sorted({name for name in methods if methods.count(name) > 1}):
+        found.append(f"methods names {', '.join(doubled)} twice")
+    if "rounds" in methods and c.refinement_rounds < 1:
+        found.append(f"refinement_rounds={c.refinement_rounds}: at least 1 is needed, 2 refines over refinements")
+    if "orders" in methods and c.order_repeats < 2:
+        found.append(
+            f"order_repeats={c.order_repeats}: at least 2 are needed, or what the order does cannot be told from what "
+            "sampling again does"
+        )
+    for method, least in (("orders", 2), ("select", 2)):
+        if method in methods and c.num_candidates < least:
+            found.append(f"methods: {method} needs num_candidates of at least {least}, got {c.num_candidates}")
+    scored = [method for method in methods if method in SCORED]
+    if scored and not c.reward_model:
+        found.append(f"methods: {' and '.join(scored)} need reward_model, a sequence-classification model: name one")
+    if c.reward_model and not scored:
+        found.append(f"reward_model={c.reward_model} is not used: add {' or '.join(SCORED)} to methods")
+    return found + (_check_reward_model(c) if c.reward_model and scored else [])
+
+
+def _check_reward_model(c) -> list[str]:
+    """A local reward model has one label, or two (wrong, right); one of the Hub is looked at when it is loaded."""
+    found = check_model(c, "reward_model")
+    path = Path(str(c.reward_model)) / "config.json"
+    if found or not path.is_file():
+        return found
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kinds = config.get("architectures") or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return [
+            f"reward_model={c.reward_model} is a {', '.join(kinds) or 'model of no stated kind'}: a model with a "
+            "...ForSequenceClassification head is expected"
+        ]
+    return labels_message(c.reward_model, len(config.get("id2label") or {0: 0, 1: 1}))
+
+
+def labels_message(name: str, number: int) -> list[str]:
+    """What is wrong with a reward model of so many labels."""
+    if number in (1, 2):
+        return []
+    return [f"reward_model={name} has {number} labels: one (a score) or two (wrong, right) are expected"]
+
+
+def _check_candidates(c) -> list[str]:
+    if c.candidates_from and not Path(c.candidates_from).is_file():
+        return [f"candidates_from={c.candidates_from}: there is no such file, give a run's samples.parquet"]
+    if not c.own_candidates and not c.candidates_from:
+        return ["own_candidates=false needs candidates_from: the samples.parquet whose candidates are taken"]
+    return []
+
+
+def _check_folders(c) -> list[str]:
+    """Every folder of `from_samples` holds samples."""
+    found = []
+    for folder in as_list(c.from_samples):
+        path = Path(folder)
+        if not (path.is_file() or (path / "samples.parquet").is_file()):
+            found.append(f"from_samples={folder}: there is no samples.parquet, run eval_gsr.py first")
+    if len(as_list(c.from_samples)) > 1 and not c.output_dir:
+        found.append("from_samples names several runs: give the folder of the table over them by output_dir")
+    return found

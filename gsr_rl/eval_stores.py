@@ -1,0 +1,147 @@
+"""The shards of an evaluation: a store a kind, tied to the settings that its units depend on; other runs' samples."""
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+from gsr_rl.eval_methods import kinds_of, unit_id
+from gsr_rl.samples import GRADINGS, read_samples
+from gsr_rl.shards import ShardStore
+
+PROBLEMS = ("dataset_name", "dataset_config", "dataset_split", "problem_column", "answer_column", "max_problems",
+            "problem_seed", "dataset_kwargs", "row_filters")  # fmt: skip
+SAMPLER = ("model", "engine_dtype", "max_model_length", "endpoint_options", "prompt_template", "seed")
+CANDIDATE = ("num_generations", "temperature", "top_p", "max_completion_length")
+REFINEMENT = ("num_candidates", "num_candidate_sets", "unfinished_candidates", "max_refinement_prompt_length",
+              "refinement_temperature", "refinement_top_p", "max_refinement_length")  # fmt: skip
+MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json",
+               "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+PIECES, PIECE = 64, 4096  # of a weights file that are looked at
+
+
+def weights_fingerprint(model: str | None) -> str | None:
+    """A hash of a local model's configuration and of pieces of its weights; None for a name on the Hub.
+
+    A model that is trained anew into the same folder is another model.
+    """
+    folder = Path(str(model))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    weights = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for path in sorted([*weights, *(folder / name for name in MODEL_FILES if (folder / name).is_file())]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for piece in range(PIECES):
+                file.seek(piece * max(PIECE, size // PIECES))
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()
+
+
+def _hash_of(path: str | None) -> str | None:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest() if path else None
+
+
+def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
+    """What the units of a kind depend on: an evaluation may change whatever else it likes between two starts."""
+    from gsr_rl.prompts import get_template
+
+    values = dataclasses.asdict(problem_config) | dataclasses.asdict(config)
+    found = {key: values[key] for key in (("benchmarks", "max_problems") if config.benchmarks else PROBLEMS)}
+    texts = "\x1f".join(f"{unit_id(row)}\x1e{row['problem']}\x1e{row['answer']}" for row in rows)
+    found["problems_hash"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+    if kind == "scores":
+        return found | {"reward_model": config.reward_model, "weights": weights_fingerprint(config.reward_model)}
+    if kind == "candidates" and not config.own_candidates:
+        return found | {"own_candidates": False, "candidates_from": _hash_of(config.candidates_from)}
+    keys = SAMPLER + (CANDIDATE if kind == "candidates" else REFINEMENT)
+    found |= {key: values[key] for key in keys}
+    found |= {"template_version": get_template(config.prompt_template).version}
+    found["weights"] = weights_fingerprint(config.model)
+    if kind == "orders":
+        found["order_repeats"] = config.order_repeats
+    if kind == "selfref_frozen":
+        found["candidates_from"] = _hash_of(config.candidates_from)
+    return found
+
+
+def open_stores(rows: list[dict], problem_config, config) -> dict[str, ShardStore]:
+    """The store of each kind that the configuration needs, in the order in which they are made.
+
+    Raises:
+        ValueError: A store holds the units of other settings. Names each key that differs.
+    """
+    folder = Path(config.output_dir) / "shards"
+    kinds = kinds_of(config)
+    return {kind: ShardStore(folder / kind, settings_of(kind, rows, problem_config, config)) for kind in kinds}
+
+
+def _read_other(config) -> tuple[dict, dict, dict]:
+    """The other run's settings; its candidates and its sets, by unit."""
+    columns = ["benchmark", "problem_id", "method", "index", "text", "finished", "skipped", "candidates", "tokens"]
+    columns += ["prompt_tokens"] + [f"{name}_{g}" for g in GRADINGS for name in ("answer", "correct", "class")]
+    header, samples = read_samples(config.candidates_from, columns)
+    if header["k"] != config.num_candidates:
+        raise ValueError(
+            f"candidates_from={config.candidates_from} has sets of {header['k']} candidates, num_candidates is "
+            f"{config.num_candidates}: set it to {header['k']} or name another run"
+        )
+    direct, sets = defaultdict(list), defaultdict(dict)
+    for sample in samples:
+        unit = f"{sample['benchmark']}/{sample['problem_id']}"
+        if sample["method"] == "direct":
+            direct[unit].append(sample)
+        elif sample["method"] == "selfref":
+            sets[unit][sample["index"]] = sample["candidates"]
+    for group in direct.values():
+        group.sort(key=lambda sample: sample["index"])
+    return header, direct, sets
+
+
+def _check_holds(rows: list[dict], found: dict, config) -> None:
+    for row in rows:
+        if unit_id(row) not in found:
+            raise ValueError(
+                f"candidates_from={config.candidates_from} has no problem {row['id']} of {row['benchmark']}: evaluate "
+                "the same problems (benchmarks, dataset_name, dataset_split, problem_seed, max_problems, "
+                "dataset_kwargs) as that run"
+            )
+
+
+def frozen_sets(rows: list[dict], config) -> dict[str, tuple[list[dict], dict[int, list[int]]]]:
+    """The candidates and the candidate sets that another run refined, by unit.
+
+    Raises:
+        ValueError: The other run has other sizes of sets, lacks a problem, or refined nothing.
+    """
+    _, direct, sets = _read_other(config)
+    _check_holds(rows, sets, config)
+    return {unit_id(row): (direct[unit_id(row)], sets[unit_id(row)]) for row in rows}
+
+
+def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], int]:
+    """The candidates of another run as units, and its seed, which gives the same candidate sets.
+
+    Raises:
+        ValueError: The other run has other sizes or numbers of sets, other numbers of candidates, or lacks a problem.
+    """
+    header, direct, _ = _read_other(config)
+    _check_holds(rows, direct, config)
+    for key, name in (("num_samples", "num_generations"), ("num_candidate_sets", "num_candidate_sets")):
+        if header[key] != getattr(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)}: candidates_from={config.candidates_from} has {header[key]}, and "
+                f"own_candidates=false takes its sets: set {name} to {header[key]}"
+            )
+    dropped = ("benchmark", "problem_id", "candidates")
+    units = []
+    for row in rows:
+        samples = [
+            {key: value for key, value in sample.items() if key not in dropped}
+            | {"stage": "candidate", "repeat": 0, "skipped": bool(sample["skipped"])}
+            for sample in direct[unit_id(row)]
+        ]
+        units.append({"unit": unit_id(row), "samples": samples})
+    return units, header["seed"]

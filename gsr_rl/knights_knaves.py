@@ -1,0 +1,98 @@
+"""Knights and Knaves: rows of the published sets and generated ones in one wording, and both as multiple choice."""
+
+import itertools
+import random
+import re
+
+from gsr_rl.candidates import choice_seed
+
+_WORDS = re.compile(r"inhabited only by (\w+)s and (\w+)s\.")
+_FORMAT = re.compile(r"\s*\(Format your answer like: .*?\)", re.DOTALL)
+_PERSON = re.compile(r"([A-Z][\w'-]*) is a (knight|knave)")
+LETTERS = "ABCD"
+
+
+def answer_text(names: list[str], is_knight: list[bool]) -> str:
+    """`Zoe is a knight, Max is a knave`: what the verifier reads as roles."""
+    pairs = zip(names, is_knight, strict=True)
+    return ", ".join(f"{name} is a {'knight' if knight else 'knave'}" for name, knight in pairs)
+
+
+def people(answer: str) -> dict[str, bool]:
+    """Who is a knight, by name in the order of the text, of an `answer_text`."""
+    return {name: role == "knight" for name, role in _PERSON.findall(answer)}
+
+
+def with_answer(row: dict) -> dict:
+    """A row of a published set with `problem` and `answer`; any other row as it is.
+
+    The sets give `names` and one truth value a name, as `is_knight` or `solution`; one calls its text `quiz`.
+    """
+    names = row.get("names")
+    truth = row.get("is_knight") if row.get("is_knight") is not None else row.get("solution")
+    if row.get("answer") or not isinstance(names, list) or not isinstance(truth, list) or len(names) != len(truth):
+        return row
+    if not all(isinstance(one, bool) for one in truth):
+        return row
+    return {**row, "problem": row.get("problem") or row.get("quiz"), "answer": answer_text(names, truth)}
+
+
+def in_one_wording(text: str, island: str) -> str:
+    """`text` with an island's own names of its two kinds (heroes and villains, say) made knights and knaves.
+
+    Args:
+        text: The problem or its answer.
+        island: The problem, which says what the kinds are called.
+    """
+    found = _WORDS.search(island)
+    if not found:
+        return text
+    for word, kind in zip(found.groups(), ("knight", "knave"), strict=True):
+
+        def renamed(match: re.Match, kind: str = kind) -> str:
+            name = kind.capitalize() if match["word"][0].isupper() else kind
+            return ("a " if match["article"] else "") + name + (match["plural"] or "")
+
+        pattern = rf"\b(?P<article>an? )?(?P<word>{re.escape(word)})(?P<plural>s)?\b"
+        text = re.sub(pattern, renamed, text, flags=re.IGNORECASE)
+    return text
+
+
+def generate(num_people: int, number: int, split: str, seed: int) -> list[dict]:
+    """`number` problems with `num_people` inhabitants and one solution each, by reasoning-gym's task.
+
+    Returns:
+        Rows `{"id", "problem", "answer", "names", "is_knight"}`.
+
+    Raises:
+        ValueError: As `problems.read_problems` for a generated set.
+    """
+    from gsr_rl.problems import plain_config, read_problems
+
+    config = plain_config("reasoning_gym/knights_knaves", dataset_split=split, max_problems=number,
+                          problem_seed=seed, dataset_kwargs={"n_people": num_people})  # fmt: skip
+    rows = []
+    for row in read_problems(config).rows:
+        roles = people(in_one_wording(row["answer"], row["problem"]))
+        names, is_knight = list(roles), list(roles.values())
+        more = {"names": names, "is_knight": is_knight, "answer": answer_text(names, is_knight)}
+        rows.append(row | {"problem": in_one_wording(row["problem"], row["problem"])} | more)
+    return rows
+
+
+def as_choice(row: dict) -> dict:
+    """The row as multiple choice: up to four assignments of roles, one of them right; the answer is its letter.
+
+    The wrong options and their order are drawn by the row's id, so they are the same in every run.
+    """
+    roles = people(row["answer"])
+    right = tuple(roles.values())
+    rng = random.Random(choice_seed(0, row["id"], "options"))
+    others = [one for one in itertools.product((True, False), repeat=min(len(right), 12)) if one != right[:12]]
+    wrong = [one + right[12:] for one in rng.sample(others, min(len(LETTERS) - 1, len(others)))]
+    options = rng.sample([right, *wrong], len(wrong) + 1)
+    shown = [f"({letter}) {answer_text(list(roles), one)}" for letter, one in zip(LETTERS, options, strict=False)]
+    text = (
+        _FORMAT.sub("", row["problem"]) + "\n\n" + "\n".join(shown) + "\n\nAnswer with the letter of the right option."
+    )
+    return row | {"problem": text, "answer": LETTERS[options.index(right)]}

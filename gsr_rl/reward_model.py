@@ -1,0 +1,79 @@
+"""A reward model: a sequence-classification model that says how good a solution of a problem is."""
+
+import gc
+
+from gsr_rl.eval_checks import labels_message
+from gsr_rl.prompts import candidate_text
+
+
+class RewardModel:
+    """Scores solutions.
+
+    Args:
+        name: Path or Hub name of an `AutoModelForSequenceClassification` with one label (a score) or two (wrong,
+            right).
+        batch_size: Solutions scored at once.
+
+    Raises:
+        ValueError: The model has another number of labels.
+    """
+
+    def __init__(self, name: str, batch_size: int = 8):
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.batch_size = batch_size
+        self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
+        self._model = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto").eval()
+        for message in labels_message(name, self._model.config.num_labels):
+            raise ValueError(message)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self._model.config.pad_token_id is None:  # it finds a row's last token by it
+            self._model.config.pad_token_id = self.tokenizer.pad_token_id
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.max_length = getattr(self._model.config, "max_position_embeddings", None) or 4096
+
+    def scores(self, problem: str, solutions: list[str]) -> list[float | None]:
+        """The score of each solution as a logit; None for one without text after its thinking part.
+
+        A text that is too long for the model loses its front.
+        """
+        import torch
+
+        texts = [candidate_text(solution) for solution in solutions]
+        places = [place for place, text in enumerate(texts) if text]
+        found: list[float | None] = [None] * len(solutions)
+        for start in range(0, len(places), self.batch_size):
+            part = places[start : start + self.batch_size]
+            inputs = self.tokenizer(
+                [self._text(problem, texts[place]) for place in part],
+                return_tensors="pt",
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                add_special_tokens=self.tokenizer.chat_template is None,
+            )
+            wanted = {"input_ids", "attention_mask"} & set(inputs)
+            with torch.inference_mode():
+                logits = self._model(**{key: inputs[key].to(self._model.device) for key in wanted}).logits.float()
+            values = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+            for place, value in zip(part, values.tolist(), strict=True):
+                found[place] = value
+        return found
+
+    def _text(self, problem: str, solution: str) -> str:
+        """Problem and solution as the chat that the model was trained on, or one below the other."""
+        if self.tokenizer.chat_template is None:
+            return f"{problem}\n\n{solution}"
+        chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": solution}]
+        return self.tokenizer.apply_chat_template(chat, tokenize=False)
+
+    def close(self) -> None:
+        """Free the weights."""
+        import torch
+
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,194 @@
+"""Benchmarks by name: every real file loads with the right count, and what is another set is refused by name."""
+
+import json
+
+import pytest
+from benchmark_rows import path_of
+
+from gsr_rl import benchmarks, knights_knaves
+from gsr_rl.benchmark_manifest import BENCHMARKS, FORMS
+from gsr_rl.problems import plain_config, read_problems
+from rewards import grade
+from rewards.roles import roles
+
+FILES = {
+    "aime24": ("aime24", 30),
+    "aime25": ("aime25", 30),
+    "amc23": ("amc23", 40),
+    "math500": ("math500", 500),
+    "olympiadbench": ("olympiadbench", 675),
+    "gsm8k": ("gsm8k_test", 1319),
+    "knights_knaves": ("knights_knaves_4", 100),
+    "knights_knaves/4": ("knights_knaves_4", 100),
+    "knights_knaves/4/choice": ("knights_knaves_4", 100),
+}
+
+
+def load(name, file=None, **values):
+    return benchmarks.load(name, plain_config("", **values), {name: str(file)} if file else None)
+
+
+@pytest.mark.parametrize(("name", "file", "count"), [(name, *one) for name, one in FILES.items()])
+def test_every_benchmark_loads_from_its_file_with_its_count(name, file, count):
+    rows = load(name, path_of(file))
+    assert len(rows) == count and {row["benchmark"] for row in rows} == {name}
+    assert all(row["id"] and row["problem"] and row["answer"] for row in rows)
+    assert len({row["id"] for row in rows}) == count
+    assert len(load(name, path_of(file), max_problems=20)) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("amc22-23", "amc23", "amc22-23 has 83 problems .* has 40: that is the number of amc23"),
+        ("amc23", "math500", "amc23 has 40 problems .* has 500: that is the number of math500"),
+        ("aime24", "aime25", "holds the answers of aime25, not of aime24: name it aime25"),
+        ("knights_knaves/5", "knights_knaves_4", "asks for 5 inhabitants.*name it knights_knaves/4"),
+        ("knights_knaves", "aime24", "asks for who is a knight"),
+    ],
+)
+def test_a_file_that_holds_another_set_is_refused(name, file, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, path_of(file))
+
+
+def write(tmp_path, answers):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"problem": f"Problem {place}", "answer": answer} for place, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_set_of_83_is_not_amc23_and_the_message_says_what_it_may_be(tmp_path):
+    with pytest.raises(ValueError, match=r"amc23 has 40 problems .* has 83: that is the number of amc22-23"):
+        load("amc23", write(tmp_path, range(83)))
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "message"),
+    [
+        ("aime24", [*range(29), 1000], "an answer of aime24 is an integer from 0 to 999, but that of problem 30"),
+        ("amc23", [*range(39), r"\frac12"], "an answer of amc23 is an integer"),
+    ],
+)
+def test_answers_of_another_form_are_refused(tmp_path, name, answers, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, write(tmp_path, answers))
+
+
+def test_other_answers_than_the_known_ones_are_said_and_not_refused(tmp_path, capsys):
+    assert len(load("aime24", write(tmp_path, range(30)))) == 30
+    assert "aime24: the answers of" in capsys.readouterr().err
+
+
+def test_answers_are_told_apart_whatever_their_spelling_and_order():
+    assert benchmarks.answers_fingerprint(["073", "4", "1,000"]) == benchmarks.answers_fingerprint(
+        ["1000", "73.0", "4"]
+    )
+    assert benchmarks.answers_fingerprint(["73"]) != benchmarks.answers_fingerprint(["74"])
+
+
+def test_aliases_mean_their_set_and_no_two_sets_share_one():
+    for name, one in BENCHMARKS.items():
+        assert all(benchmarks.resolve(alias).name == name for alias in (name, name.upper(), *one.aliases))
+        assert one.form in FORMS and one.rows
+    aliases = [alias.lower() for one in BENCHMARKS.values() for alias in set(one.aliases)]
+    assert len(aliases) == len(set(aliases))
+    assert benchmarks.resolve("AIME2025", {"aime_2025": "x.jsonl"}).file == "x.jsonl"
+
+
+def test_an_unknown_name_names_its_nearest():
+    with pytest.raises(ValueError, match=r"'gsm9k' is not known: did you mean gsm8k\?"):
+        benchmarks.resolve("gsm9k")
+    with pytest.raises(ValueError, match="at least 2 inhabitants"):
+        benchmarks.resolve("knights_knaves/1")
+
+
+def test_other_sources_go_by_their_own_names(tmp_path):
+    rows = load(str(write(tmp_path, [1, 2])))
+    assert [row["benchmark"] for row in rows] == ["rows", "rows"]
+    rows = load("tiny/mix@validation", max_problems=5)
+    assert len(rows) == 5 and rows[0]["benchmark"] == "tiny/mix@validation"
+    test = load("tiny/mix", max_problems=5)
+    assert not {row["id"] for row in rows} & {row["id"] for row in test}
+    assert benchmarks.describe("hmmt", None, plain_config("")) == ("MathArena/hmmt_feb_2025 on the Hub", 30)
+    assert benchmarks.describe("someone/set", None, plain_config("")) == ("someone/set on the Hub", None)
+
+
+def test_a_set_that_the_hub_does_not_give_names_the_local_file_as_mend(monkeypatch):
+    def nothing(*_, **__):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("gsr_rl.hub_sets.read_hub", nothing)
+    with pytest.raises(ValueError, match=r"aime24 cannot be read from HuggingFaceH4/aime_2024 .*--benchmark_files"):
+        load("aime24")
+
+
+def test_the_hub_is_asked_for_the_sets_own_split_and_columns(monkeypatch):
+    asked = []
+
+    def rows(config, options):
+        asked.append((config.dataset_name, config.dataset_split, config.dataset_config))
+        return iter([{"question": f"Is it {place}?", "answer": f"so\n#### {place}"} for place in range(1319)])
+
+    monkeypatch.setattr("gsr_rl.hub_sets.read_hub", rows)
+    assert [row["answer"] for row in load("gsm8k", max_problems=3)] == ["0", "1", "2"]
+    assert asked == [("openai/gsm8k", "test", "main")]
+
+
+# Knights and Knaves -----------------------------------------------------------------------------------------
+
+
+def test_rows_of_the_published_shapes_get_their_answer():
+    row = {"problem": "p", "names": ["Zoe", "Max"], "is_knight": [True, False]}
+    assert knights_knaves.with_answer(row)["answer"] == "Zoe is a knight, Max is a knave"
+    row = {"quiz": "q", "names": ["Zoe", "Max"], "solution": [False, True], "solution_text": "..."}
+    found = knights_knaves.with_answer(row)
+    assert found["problem"] == "q" and found["answer"] == "Zoe is a knave, Max is a knight"
+    other = {"problem": "p", "names": ["a"], "solution": "prose"}
+    assert knights_knaves.with_answer(other) == other
+
+
+def test_a_file_of_knights_and_knaves_is_a_problem_set_like_others():
+    rows = read_problems(plain_config(str(path_of("knights_knaves_4")), max_problems=3)).rows
+    assert all(len(roles(row["answer"])) == 4 for row in rows)
+
+
+@pytest.mark.parametrize("people", [2, 5])
+def test_generated_islands_have_one_wording_and_the_answer_that_is_true(people):
+    pytest.importorskip("reasoning_gym")
+    rows = load(f"knights_knaves/{people}", max_problems=12)
+    assert len(rows) == 12
+    for row in rows:
+        assert "knights always tell the truth" in row["problem"].lower()
+        assert set(roles(row["answer"])) == {name.lower() for name in row["names"]} and len(row["names"]) == people
+        assert all(name in row["problem"] for name in row["names"])
+        assert [role == "knight" for role in roles(row["answer"]).values()] == row["is_knight"]
+    assert grade([f"\\boxed{{{rows[0]['answer']}}}"], [rows[0]["answer"]]) == [1.0]
+
+
+def test_other_words_for_the_two_kinds_become_knight_and_knave():
+    island = "A very special island is inhabited only by saints and sinners. Saints always tell the truth."
+    text = 'Ava said, "Zoe is a saint". Is an angel a sinner? (Ava is a saint/sinner)'
+    assert knights_knaves.in_one_wording(text, island) == (
+        'Ava said, "Zoe is a knight". Is an angel a knave? (Ava is a knight/knave)'
+    )
+    island = "A very special island is inhabited only by angels and devils. Angels always tell the truth."
+    assert knights_knaves.in_one_wording("Zoe is an angel.", island) == "Zoe is a knight."
+    assert knights_knaves.in_one_wording(island, island).endswith("Knights always tell the truth.")
+
+
+def test_multiple_choice_holds_the_right_option_once_and_the_same_ones_in_every_run():
+    row = {"id": "1", "problem": 'Who? (Format your answer like: "x")', "answer": "Zoe is a knight, Max is a knave"}
+    one = knights_knaves.as_choice(row)
+    assert one == knights_knaves.as_choice(row) and "Format your answer" not in one["problem"]
+    options = [line for line in one["problem"].splitlines() if line.startswith("(")]
+    assert len(options) == len({line[4:] for line in options}) == 4
+    assert [line for line in options if row["answer"] in line] == [f"({one['answer']}) {row['answer']}"]
+    assert grade([f"I say \\boxed{{{one['answer']}}}"], [one["answer"]]) == [1.0]
+
+
+def test_the_right_letter_is_spread_over_the_options():
+    rows = load("knights_knaves/4/choice", path_of("knights_knaves_4"))
+    counts = [sum(row["answer"] == letter for row in rows) for letter in "ABCD"]
+    assert sum(counts) == 100 and min(counts) >= 12

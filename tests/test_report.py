@@ -1,0 +1,209 @@
+"""Reports: remade from the samples to the last digit, one page that opens offline, and nothing a model wrote runs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_samples import HOSTILE, made_samples, write_run
+
+from gsr_rl.report import report_markdown
+from gsr_rl.report_html import examples, report_html
+from gsr_rl.report_plots import svgs
+from gsr_rl.samples import read_samples
+from gsr_rl.tables import metrics_from_samples, over_seeds, runs_of, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+MADE = ("eval.json", "report.md", "report.html", "report.png")
+
+
+def remake(folder, *more, threads: str = "1") -> str:
+    command = [sys.executable, "recipes/eval_gsr.py", "--from_samples", str(folder), *map(str, more)]
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(names, threads) | {"PYTHONHASHSEED": threads}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_files_are_the_same_to_the_last_byte_with_another_number_of_processes(tmp_path):
+    write_run(tmp_path, 200, benchmarks=("made", "other"))
+    found = []
+    for threads in ("1", "4"):
+        text = remake(tmp_path, threads=threads)
+        found.append({name: (tmp_path / name).read_bytes() for name in MADE} | {"text": text})
+    for name in found[0]:
+        assert found[0][name] == found[1][name], name
+    assert "# Evaluation of made/model" in found[0]["text"]
+
+
+def test_tables_do_not_depend_on_how_a_run_was_cut_into_shards(tmp_path):
+    """Samples in another order of problems give the same figures, up to the draws of the bootstrap."""
+    write_run(tmp_path / "one")
+    header, samples = read_samples(tmp_path / "one" / "samples.parquet")
+    from gsr_rl.samples import write_samples
+
+    (tmp_path / "two").mkdir()
+    write_samples(tmp_path / "two" / "samples.parquet", samples[::-1], header)
+    one, two = (summarise(metrics_from_samples(tmp_path / name))["benchmarks"]["made"] for name in ("one", "two"))
+    assert {metric: figure["value"] for metric, figure in one.items()} == {m: f["value"] for m, f in two.items()}
+
+
+def test_several_runs_give_a_table_over_seeds(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"seed{seed}", seed=seed)
+    folders = [tmp_path / f"seed{seed}" for seed in (0, 1, 2)]
+    text = remake(*folders, "--output_dir", tmp_path / "all")
+    content = json.loads((tmp_path / "all" / "seeds.json").read_text())
+    figures = content["benchmarks"]["made"]
+    singles = [json.loads((folder / "eval.json").read_text())["benchmarks"]["made"] for folder in folders]
+    for metric in ("pass@1", "selfref@3", "refinement_gap"):
+        values = [one[metric]["value"] for one in singles]
+        assert figures[metric]["seeds"] == values and content["seeds"] == ["0", "1", "2"]
+        assert figures[metric]["value"] == pytest.approx(sum(values) / 3, abs=1e-6)
+        mean = sum(values) / 3
+        assert figures[metric]["sd"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-6)
+    assert (tmp_path / "all" / "seeds.md").read_text() in text
+
+
+def test_runs_on_other_problems_are_not_put_together(tmp_path):
+    write_run(tmp_path / "a", 10)
+    write_run(tmp_path / "b", 12)
+    runs = [metrics_from_samples(tmp_path / name) for name in "ab"]
+    with pytest.raises(ValueError, match="different problems of made"):
+        over_seeds(runs)
+    write_run(tmp_path / "c", 10, benchmarks=("far",))
+    with pytest.raises(ValueError, match="no benchmark in common"):
+        over_seeds([runs[0], metrics_from_samples(tmp_path / "c")])
+
+
+def test_spread_over_runs_by_hand():
+    one = runs_of([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    assert one == {"runs": 3, "mean": round(2 / 3, 6), "sd": round((1 / 12) ** 0.5, 6), "min": 0.5, "max": 1.0}
+    assert runs_of([[1.0], [0.0]])["sd"] is None
+    assert runs_of([])["runs"] == 0
+
+
+def test_samples_of_before_further_columns_still_make_tables(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_run(tmp_path)
+    path = tmp_path / "samples.parquet"
+    table = pq.read_table(path)
+    dropped = ["problem", "round", "order", "repeat", "chosen", "copied", "score", "prompt_tokens"]
+    pq.write_table(table.drop_columns(dropped), path)
+    summary = summarise(metrics_from_samples(tmp_path))
+    assert summary["benchmarks"]["made"]["selfref@3"]["n"] == 30 and "copy_rate" not in summary["benchmarks"]["made"]
+    assert "Triumph" in report_html(summary, read_samples(path)[1])
+
+
+# The page ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    write_run(folder, 60, text=HOSTILE, benchmarks=("made", "second <b>set</b>"))
+    summary = summarise(metrics_from_samples(folder))
+    path = folder / "report.html"
+    path.write_text(report_html(summary, read_samples(folder / "samples.parquet")[1], 2))
+    return path, summary
+
+
+def test_the_page_holds_every_figure_of_the_table(page):
+    text = page[0].read_text()
+    from gsr_rl.report import figure
+
+    for name in page[1]["benchmarks"]:
+        for one in page[1]["benchmarks"][name].values():
+            assert figure(one) in text
+
+
+def test_what_a_model_wrote_is_text(page):
+    text = page[0].read_text()
+    assert "&lt;script&gt;document.title=" in text and "{{ 7*7 }}" in text
+    assert "<script" not in text and "onerror=alert(1)&gt;" in text and "<h1>big" not in text
+    assert "second &lt;b&gt;set" in text
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(page):
+    text = page[0].read_text()
+    addresses = re.findall(r"(?:src|href)=\"([^\"]{0,30})", text)
+    assert addresses and all(one.startswith(("data:image/svg+xml;base64,", "#part")) for one in addresses)
+    assert "default-src 'none'" in text and "@import" not in text and "url(" not in text
+
+
+def test_plots_show_k_tokens_and_the_number_of_right_candidates(page):
+    pytest.importorskip("matplotlib")
+    found = svgs(page[1], "made")
+    assert len(found) == 4
+    assert all("<svg" in svg and "<text" in svg for svg in found.values())
+    for words in ("number of candidates", "tokens spent", "number of right candidates"):
+        assert any(words in title for title in found)
+    assert svgs(page[1], "made") == found, "the same bytes every time"
+
+
+def test_examples_are_triumphs_over_few_right_candidates_and_failures_over_many(page):
+    samples = made_samples(200)
+    found = examples(samples, 3)
+    assert [one["kind"] for one in found] == ["triumph"] * 3 + ["failure"] * 3
+    assert all(one["refinement"]["verdict"] == "right" for one in found[:3])
+    assert all(one["refinement"]["verdict"] == "wrong" for one in found[3:])
+    assert [one["right"] for one in found[:3]] == [0, 0, 0] and [one["right"] for one in found[3:]] == [3, 3, 3]
+    assert len({one["problem_id"] for one in found[:3]}) == 3
+    for one in found:
+        assert len(one["columns"]) == 3
+        assert sum(column["verdict"] == "right" for column in one["columns"]) == one["right"]
+    assert examples(samples, 0) == []
+
+
+def test_long_texts_lose_their_middle(page):
+    long = [one | {"text": "a" * 9000 + "END"} for one in made_samples(60)]
+    text = examples(long, 1)[0]["refinement"]["text"]
+    assert len(text) < 6100 and text.endswith("END") and "3003 characters left out" in text
+
+
+def test_a_run_without_refinement_has_a_report_too(tmp_path):
+    from made_samples import HEADER
+
+    from gsr_rl.samples import write_samples
+
+    direct = [one for one in made_samples(20) if one["method"] == "direct"]
+    write_samples(tmp_path / "samples.parquet", direct, HEADER | {"num_problems": 20})
+    summary = summarise(metrics_from_samples(tmp_path))
+    assert set(summary["benchmarks"]["made"]) == {"pass@1", "pass@3", "maj@3", "maj@4"}
+    assert summary["benchmarks"]["made"]["maj@3"]["n"] == 20 and summary["by_num_correct"] == {}
+    assert "selfref" not in report_markdown(summary) and "made" in report_html(summary, direct)
+
+
+def chromium(path: Path, folder: Path, *more: str) -> str:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no browser here: apt-get install chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--window-size=1280,2400"]
+    command = [program, *flags, f"--user-data-dir={folder}", *more, path.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_browser_shows_the_page_and_runs_nothing_of_it(page, tmp_path):
+    dom = chromium(page[0], tmp_path / "profile", "--dump-dom")
+    assert "<title>Evaluation of made/model</title>" in dom, "no script of a model's text has changed the title"
+    assert dom.count("<img alt=") == 8 and "<h1>big" not in dom and "{{ 7*7 }}" in dom
+
+
+def test_a_browser_paints_plots_table_and_examples(page, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    picture = tmp_path / "page.png"
+    chromium(page[0], tmp_path / "profile", f"--screenshot={picture}")
+    with image.open(picture) as shot:
+        colours = shot.convert("RGB").getcolors(maxcolors=1 << 24)
+    seen = {colour: count for count, colour in colours}
+    assert shot.size == (1280, 2400) and len(seen) > 50
+    assert seen.get((0, 158, 115), 0) > 30 and seen.get((0, 114, 178), 0) > 30, "the colours of the plots' marks"
