@@ -23,6 +23,7 @@ from gsr_rl import checks
 # Where the classes are defined: package, file inside it.
 SOURCES = {
     "gsr_rl.configs": ("gsr_rl", "configs.py"),
+    "RefinementConfig": ("gsr_rl", "refinement_config.py"),
     "ProblemConfig": ("gsr_rl", "data_configs.py"),
     "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
     "EngineConfig": ("gsr_rl", "data_configs.py"),

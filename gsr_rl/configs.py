@@ -10,11 +10,11 @@ from gsr_rl.checks import (
     check_distill,
     check_eval,
     check_grpo,
-    check_refinement,
     check_sft,
     raise_if_any,
 )
 from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, TeacherConfig, mapping
+from gsr_rl.refinement_config import RefinementConfig
 from gsr_rl.rollout import Plan
 
 __all__ = [
@@ -27,29 +27,6 @@ __all__ = [
     "ProblemConfig",
     "RefinementConfig",
 ]
-
-
-@dataclass
-class RefinementConfig:
-    """How candidates are shown to the model that refines them: the same from distillation to serving."""
-
-    num_candidates: int = field(default=4, metadata={"help": "K: candidates shown in a refinement prompt."})
-    prompt_template: str = field(
-        default="gsr", metadata={"help": "Wording of the two prompts: a name from gsr_rl/prompts.py (gsr, tiny)."}
-    )
-    max_refinement_prompt_length: int = field(
-        default=8192,
-        metadata={"help": "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."},
-    )
-    unfinished_candidates: str = field(
-        default="drop",
-        metadata={
-            "help": "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
-        },
-    )
-
-    def __post_init__(self):
-        raise_if_any(check_refinement(self))
 
 
 @dataclass
