@@ -15,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from gsr_rl.answer_config import ServeConfig, add_keys, with_underscores
@@ -266,6 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     # uvicorn hands the signal that ended it to who was there before: that is then the end, and no error.
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        check_packages()
         config = ServeConfig(**vars(arguments))
         config.solve_settings()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -275,6 +277,13 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"gsr-serve: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def check_packages() -> None:
+    """What vLLM brings along is there. Raises `ValueError` with what to install otherwise."""
+    missing = [name for name in ("fastapi", "openai", "prometheus_client", "uvicorn") if not find_spec(name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not installed: pip install 'gsr-rl[serve]', or vLLM, which needs them")
 
 
 def _terminated(*_) -> None:

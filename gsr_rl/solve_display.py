@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import textwrap
 import time
 
 from gsr_rl.prompts import candidate_text
@@ -52,7 +53,7 @@ def cost_line(solution: Solution) -> str:
 
 def short(answer: str | None, width: int = 40) -> str:
     """An answer in one line."""
-    text = printable(" ".join((answer or "none").split()))
+    text = printable(" ".join((answer or "no answer").split()))
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
@@ -181,30 +182,30 @@ def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None,
     table = Table.grid(expand=True)
     for _ in range(in_row):
         table.add_column(ratio=1)
-    cells = [
-        _box(stage, number, text, attempts[number] if attempts else None, lines, console.width // in_row - 4)
-        for number, text in enumerate(texts)
-    ]
+    width = console.width // in_row - 4
+    names = [f"{stage} {number}".capitalize() for number in range(1, len(texts) + 1)]
+    names = names if len(texts) > 1 else [stage.capitalize()]
+    attempts = attempts or [None] * len(texts)
+    cells = [_box(*one, lines, width) for one in zip(names, texts, attempts, strict=True)]
     for start in range(0, len(cells), in_row):
         table.add_row(*cells[start : start + in_row])
     return table
 
 
-def _box(stage: str, number: int, text: str, attempt: Attempt | None, lines: int | None, width: int):
+def _box(title: str, text: str, attempt: Attempt | None, lines: int | None, width: int):
     from rich.panel import Panel
     from rich.text import Text
 
     body = printable(text.strip())
     if lines is not None:
-        rows = [row[at : at + width] for row in body.splitlines() for at in range(0, max(1, len(row)), width)]
-        body = "\n".join(rows[-lines:])
+        tail = body[-lines * width :].splitlines()
+        body = "\n".join([part for row in tail for part in textwrap.wrap(row, width) or [""]][-lines:])
     foot, style = "", "blue"
     if attempt is not None:
-        votes = f", {attempt.votes} vote{'s' * (attempt.votes != 1)}" if stage == "candidate" else ""
+        votes = f", {attempt.votes} vote{'s' * (attempt.votes > 1)}" if attempt.votes else ""
         foot = f"{short(attempt.answer, max(8, width - 14))}{votes}"
         style = "dim" if not attempt.finished else "white"
         foot += "" if attempt.finished else " (cut)"
-    title = f"{stage} {number + 1}".capitalize()
     return Panel(
         Text(body), title=title, subtitle=Text(foot) if foot else None, border_style=style, title_align="left"
     )

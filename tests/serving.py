@@ -84,7 +84,7 @@ class Serving:
 
         from gsr_rl.serve import Server
 
-        config = ServeConfig(model="letters", prompt_template="tiny", num_candidates=3, **keys)
+        config = ServeConfig(model=TINY, served_model_name="letters", prompt_template="tiny", num_candidates=3, **keys)
         self.server = Server(config, LetterTokenizer(), backend)
         self.backend, self.port = backend, free_port()
         options = uvicorn.Config(self.server.app(), port=self.port, log_level="error", lifespan="off")

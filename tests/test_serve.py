@@ -279,7 +279,7 @@ def test_waiting_for_a_place_counts_as_time(backend):
         first.start()
         wait_until(lambda: backend.now, 5, "the first request")
         start = time.monotonic()
-        status, content, _ = post(served.port, json.dumps(ASK).encode())
+        status, _, _ = post(served.port, json.dumps(ASK).encode())
         assert status == 504 and time.monotonic() - start < 2 + 2 + 1
         first.join()
 
