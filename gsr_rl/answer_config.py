@@ -16,7 +16,8 @@ import yaml
 
 from gsr_rl.checks import raise_if_any
 from gsr_rl.data_checks import check_model
-from gsr_rl.refinement_config import RefinementConfig, read_refinement_settings
+from gsr_rl.data_configs import RefinementConfig
+from gsr_rl.model_settings import read_refinement_settings
 from gsr_rl.solving import MODES, SolveSettings
 
 

@@ -23,11 +23,11 @@ from gsr_rl import checks
 # Where the classes are defined: package, file inside it.
 SOURCES = {
     "gsr_rl.configs": ("gsr_rl", "configs.py"),
-    "RefinementConfig": ("gsr_rl", "refinement_config.py"),
     "ProblemConfig": ("gsr_rl", "data_configs.py"),
     "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
     "EngineConfig": ("gsr_rl", "data_configs.py"),
     "TeacherConfig": ("gsr_rl", "data_configs.py"),
+    "RefinementConfig": ("gsr_rl", "data_configs.py"),
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "SFTConfig": ("trl", "trainer/sft_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),

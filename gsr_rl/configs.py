@@ -13,8 +13,14 @@ from gsr_rl.checks import (
     check_sft,
     raise_if_any,
 )
-from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, TeacherConfig, mapping
-from gsr_rl.refinement_config import RefinementConfig
+from gsr_rl.data_configs import (
+    DistillProblemConfig,
+    EngineConfig,
+    ProblemConfig,
+    RefinementConfig,
+    TeacherConfig,
+    mapping,
+)
 from gsr_rl.rollout import Plan
 
 __all__ = [

@@ -1,9 +1,11 @@
-"""Configuration of where problems come from and of what samples: parts of the programs' configurations."""
+"""Configuration of problems, of engines and of how candidates are shown: parts of the programs' configurations."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from gsr_rl.checks import check_refinement, raise_if_any
 
 
 def mapping(name: str, value):
@@ -81,6 +83,29 @@ class DistillProblemConfig(ProblemConfig):
             "help": "A row without problem or usable answer ends the program (`error`), or is dropped and counted."
         },
     )
+
+
+@dataclass
+class RefinementConfig:
+    """How candidates are shown to the model that refines them: the same from distillation to serving."""
+
+    num_candidates: int = field(default=4, metadata={"help": "K: candidates shown in a refinement prompt."})
+    prompt_template: str = field(
+        default="gsr", metadata={"help": "Wording of the two prompts: a name from gsr_rl/prompts.py (gsr, tiny)."}
+    )
+    max_refinement_prompt_length: int = field(
+        default=8192,
+        metadata={"help": "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."},
+    )
+    unfinished_candidates: str = field(
+        default="drop",
+        metadata={
+            "help": "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
+        },
+    )
+
+    def __post_init__(self):
+        raise_if_any(check_refinement(self))
 
 
 @dataclass

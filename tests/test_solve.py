@@ -109,7 +109,12 @@ def test_the_models_own_file_says_how_candidates_are_shown(tmp_path):
     solver = Solver(str(tmp_path), FixedEngine())
     assert (solver.settings.num_candidates, solver.settings.prompt_template) == (3, "tiny")
     assert Solver(str(tmp_path), FixedEngine(), num_candidates=2).settings.num_candidates == 2
-    for content, words in (("{", "not JSON"), ("[]", "an object"), ('{"num_candidates": "4"}', "num_candidates='4'")):
+    for content, words in (
+        ("{", "not JSON"),
+        ("[]", "an object"),
+        ('{"num_candidates": "4"}', "num_candidates='4'"),
+        ('{"prompt_template": "tiny", "prompt_template_version": 7}', "trained on version 7 of prompt_template tiny"),
+    ):
         (tmp_path / "gsr_config.json").write_text(content)
         with pytest.raises(ValueError, match=words):
             Solver(str(tmp_path), FixedEngine())

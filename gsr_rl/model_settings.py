@@ -1,36 +1,13 @@
-"""How candidates are shown to the model that refines them, and the file beside a model that says so."""
+"""What a model's own `gsr_config.json` says of how candidates must be shown to it."""
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from gsr_rl.checks import check_refinement, raise_if_any
+from gsr_rl.data_configs import RefinementConfig
+from gsr_rl.prompts import TEMPLATES
 
 SETTINGS_FILE = "gsr_config.json"
-
-
-@dataclass
-class RefinementConfig:
-    """How candidates are shown to the model that refines them: the same from distillation to serving."""
-
-    num_candidates: int = field(default=4, metadata={"help": "K: candidates shown in a refinement prompt."})
-    prompt_template: str = field(
-        default="gsr", metadata={"help": "Wording of the two prompts: a name from gsr_rl/prompts.py (gsr, tiny)."}
-    )
-    max_refinement_prompt_length: int = field(
-        default=8192,
-        metadata={"help": "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."},
-    )
-    unfinished_candidates: str = field(
-        default="drop",
-        metadata={
-            "help": "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
-        },
-    )
-
-    def __post_init__(self):
-        raise_if_any(check_refinement(self))
 
 
 def read_refinement_settings(model: str) -> dict[str, object]:
@@ -40,7 +17,8 @@ def read_refinement_settings(model: str) -> dict[str, object]:
         model: A folder, or a Hub name, whose file is read from the cache or fetched.
 
     Raises:
-        ValueError: The file is no JSON object, or one of its values is not of the field's type.
+        ValueError: The file is no JSON object, one of its values is not of the field's type, or the model was trained
+            on another wording of its prompt template than this version of gsr-rl has.
     """
     path = Path(model) / SETTINGS_FILE
     if not Path(model).is_dir():
@@ -53,6 +31,7 @@ def read_refinement_settings(model: str) -> dict[str, object]:
         raise ValueError(f"{path}: not JSON ({error}): write it anew or remove it") from None
     if not isinstance(stored, dict):
         raise ValueError(f"{path}: an object is expected, got {type(stored).__name__}: write it anew or remove it")
+    _check_template(path, stored)
     found = {}
     for one in dataclasses.fields(RefinementConfig):
         if one.name in stored:
@@ -60,6 +39,15 @@ def read_refinement_settings(model: str) -> dict[str, object]:
             if type(value) is not type(one.default):
                 raise ValueError(f"{path}: {one.name}={value!r}: a value of type {one.type.__name__} is expected")
     return found
+
+
+def _check_template(path: Path, stored: dict) -> None:
+    name, version = stored.get("prompt_template"), stored.get("prompt_template_version")
+    if name in TEMPLATES and version not in (None, TEMPLATES[name].version):
+        raise ValueError(
+            f"{path}: the model was trained on version {version!r} of prompt_template {name}, and this gsr-rl has "
+            f"version {TEMPLATES[name].version}: use the gsr-rl that it was trained with"
+        )
 
 
 def _from_hub(model: str) -> Path | None:
