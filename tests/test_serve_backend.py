@@ -5,6 +5,7 @@ import time
 
 import pytest
 from faulty_server import FaultyServer
+from serving import free_port
 
 from gsr_rl.generation import Sampling
 from gsr_rl.serve_backend import Backend
@@ -99,17 +100,15 @@ def test_a_server_that_does_not_fit_is_named(keys, words):
 
 
 def test_a_server_that_is_gone_is_noticed_at_once():
-    async def scenario(server):
-        backend = Backend(server.url, window=512, retries=0)
-        await backend.find(5)
-        assert backend.up
-        ask = ask_for(server, 2)
-        server.__exit__()
+    async def scenario():
+        backend = Backend(f"http://127.0.0.1:{free_port()}/v1", model="student", window=512, retries=1)
+        backend.up = True
+        ask = Ask("candidate", 0, [{"role": "user", "content": PROMPT}], [1, 2, 3], Sampling(2), last=False)
         with pytest.raises(SamplingFailed) as caught:
             await backend.sample(ask, time.monotonic() + 10)
-        assert caught.value.status == 503
-        assert not backend.up
+        assert caught.value.status == 503 and not backend.up
+        with pytest.raises(ValueError, match="has not answered for 0 s .*is it running"):
+            await backend.find(0)
         await backend.close()
 
-    server = FaultyServer().__enter__()
-    asyncio.run(scenario(server))
+    asyncio.run(scenario())
