@@ -107,7 +107,7 @@ def test_a_server_that_is_gone_is_noticed_at_once():
         with pytest.raises(SamplingFailed) as caught:
             await backend.sample(ask, time.monotonic() + 10)
         assert caught.value.status == 503 and not backend.up
-        with pytest.raises(ValueError, match="has not answered for 0 s .*is it running"):
+        with pytest.raises(ValueError, match=r"has not answered for 0 s .*is it running"):
             await backend.find(0)
         await backend.close()
 
