@@ -307,7 +307,7 @@ def add_keys(parser: argparse.ArgumentParser, config: type) -> None:
             action="append" if repeated else "store",
             default=argparse.SUPPRESS,
             help=(text + " May be given several times." * repeated).replace("%", "%%"),
-            metavar="true|false" if kind is _truth else one.name.upper(),
+            metavar={_truth: "true|false", int: "N", float: "X", _mapping: "MAPPING"}.get(kind, "TEXT"),
             type=kind,
         )
 

@@ -250,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line: every key of `ServeConfig`."""
     found = argparse.ArgumentParser(
         prog="gsr-serve",
+        usage="gsr-serve --model PATH_OR_HUB_ID [--KEY VALUE ...]",
         description=__doc__.partition("\n\n")[0] + "\n\n" + __doc__.split("\n\n")[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
     found = argparse.ArgumentParser(
         prog="gsr-solve",
+        usage="gsr-solve --model PATH_OR_HUB_ID [--KEY VALUE ...] [PROBLEM]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
