@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from gsr_rl.generation import Completion, Engine, EngineError, Request, Result
 
@@ -69,6 +70,15 @@ class _Server:
     paused_until: float = 0.0
 
 
+@dataclass
+class _Text:
+    """A new piece of a streamed completion, on its way to the thread that steps."""
+
+    on_text: object
+    index: int
+    text: str
+
+
 class EndpointEngine(Engine):
     """The endpoints of one model.
 
@@ -77,6 +87,8 @@ class EndpointEngine(Engine):
             `FAILED_IN_ROW` requests in a row got no answer.
         ValueError: The model's window is not known.
     """
+
+    streams = True
 
     def __init__(self, model: str, settings: EndpointSettings, max_model_length: int | None = None):
         super().__init__()
@@ -133,6 +145,9 @@ class EndpointEngine(Engine):
         found = [self._results.get()]  # each request has a deadline, so something comes
         while not self._results.empty():
             found.append(self._results.get())
+        for text in [one for one in found if isinstance(one, _Text)]:
+            text.on_text(text.index, text.text)
+        found = [one for one in found if not isinstance(one, _Text)]
         for one in found:
             if isinstance(one, Exception):
                 raise one
@@ -181,12 +196,12 @@ class EndpointEngine(Engine):
     async def _answer(self, request: Request) -> None:
         """Ask until all completions are there or the tries are used up."""
         found: list[Completion] = []
-        failures = 0
+        failures, shown = 0, []
         try:
             while len(found) < request.sampling.n:
                 server = await self._free_server()
                 try:
-                    found += await self._ask(server, request, request.sampling.n - len(found))
+                    found += await self._ask(server, request, len(found), shown)
                     failures = 0
                 except Exception as error:
                     failures += 1
@@ -195,7 +210,8 @@ class EndpointEngine(Engine):
                     if status in HOPELESS:
                         raise EngineError(why) from None
                     refused = status is not None and status < 500 and status not in RETRIED
-                    if refused or failures > self._settings.retries:
+                    # What was shown of a stream cannot be taken back, so it is not begun anew.
+                    if refused or failures > self._settings.retries or shown:
                         self._results.put(Result(request.key, [], f"{why} (after {failures} tries)"))
                         return
                     self.counts["retries"] += 1
@@ -221,11 +237,17 @@ class EndpointEngine(Engine):
                 return random.choice([server for server in free if server.in_flight == fewest])
             await asyncio.sleep(min(server.paused_until for server in self._servers) - now + 0.001)
 
-    async def _ask(self, server: _Server, request: Request, n: int) -> list[Completion]:
-        """One HTTP request. A server that gives fewer than `n` completions is asked for the rest later."""
-        sampling = request.sampling
-        how = {"model": self._model, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p}
-        how |= {"extra_body": dict(self._settings.options)}
+    async def _ask(self, server: _Server, request: Request, have: int, shown: list) -> list[Completion]:
+        """One HTTP request. A server that gives fewer completions than asked for is asked for the rest later.
+
+        Args:
+            have: Completions that are there already.
+            shown: Is filled with what `on_text` was given.
+        """
+        sampling, streamed = request.sampling, request.on_text is not None
+        how = {"model": self._model, "n": sampling.n - have, "temperature": sampling.temperature}
+        how |= {"top_p": sampling.top_p, "extra_body": dict(self._settings.options)}
+        how |= {"stream": True} if streamed else {}
         if not {"max_tokens", "max_completion_tokens"} & set(self._settings.options):
             how["max_tokens"] = sampling.max_tokens
         if self._settings.api == "completions":
@@ -233,16 +255,41 @@ class EndpointEngine(Engine):
             call = server.client.completions.create(prompt=request.token_ids, **how)
         else:
             call = server.client.chat.completions.create(messages=request.messages, **how)
+        if streamed:
+            call = self._read_stream(call, request, have, shown)
         server.in_flight += 1
         try:
             # The client's own limit is a limit between two bytes: a server that drips would never meet it.
             answer = await asyncio.wait_for(call, self._settings.timeout)
         finally:
             server.in_flight -= 1
-        choices = getattr(answer, "choices", None)
+        choices = answer if streamed else getattr(answer, "choices", None)
         if not isinstance(choices, list) or not choices:
             raise Malformed(f"an answer without choices: {str(answer)[:80]!r}")
-        return [self._completion(choice) for choice in choices[:n]]
+        return [self._completion(choice) for choice in choices[: sampling.n - have]]
+
+    async def _read_stream(self, call, request: Request, have: int, shown: list) -> list[SimpleNamespace]:
+        """The choices of a streamed answer, put together; their pieces of text go to `on_text` on the way."""
+        wanted = range(request.sampling.n - have)
+        choices = [SimpleNamespace(finish_reason=None, content="", reasoning="", token_ids=None) for _ in wanted]
+        async with await call as stream:
+            async for chunk in stream:
+                for new in chunk.choices:
+                    if new.index not in wanted:
+                        raise Malformed(f"a choice {new.index} of {len(wanted)}")
+                    choice, delta = choices[new.index], getattr(new, "delta", new)
+                    text = getattr(delta, "content", None) or getattr(delta, "text", None) or ""
+                    choice.content += text
+                    choice.reasoning += (
+                        getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None) or ""
+                    )
+                    choice.finish_reason = new.finish_reason or choice.finish_reason
+                    if ids := getattr(new, "token_ids", None):
+                        choice.token_ids = (choice.token_ids or []) + ids
+                    if text:
+                        shown.append(text)
+                        self._results.put(_Text(request.on_text, have + new.index, text))
+        return choices
 
     def _completion(self, choice) -> Completion:
         reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", choice)

@@ -12,8 +12,8 @@ The engines themselves: gsr_rl/local_engines.py, data_parallel.py (several of th
 import os
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 KINDS = ("vllm", "transformers", "endpoint")
 
@@ -43,12 +43,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to sample from: its token ids, and the chat that they were made of (a chat endpoint is sent that)."""
+    """One prompt to sample from: its token ids, and the chat that they were made of (a chat endpoint is sent that).
+
+    `on_text(index, text)` is called inside `Engine.step` with each new piece of the completion's text at this index,
+    by engines whose `streams` is true.
+    """
 
     key: Hashable
     token_ids: list[int]
     sampling: Sampling
     messages: list[dict] | None = None
+    on_text: Callable[[int, str], None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Engine:
         tokenizer: The model's.
         max_model_length: Longest prompt plus completion, in tokens.
         window: The load that is kept in the engine.
+        streams: Whether requests' `on_text` is called; it is ignored otherwise.
         counts: `requests`, `prompt_tokens` and `completion_tokens` since the engine was opened; endpoints add
             `retries`.
     """
@@ -74,6 +80,7 @@ class Engine:
     tokenizer = None
     max_model_length: int
     window: int = 512
+    streams: bool = False
 
     def __init__(self):
         self.counts: Counter = Counter()
@@ -117,6 +124,8 @@ class Engine:
         self._in_flight[request.key] = request
         if request.sampling.temperature == 0:  # n copies of one completion
             request = replace(request, sampling=replace(request.sampling, n=1))
+        if request.on_text is not None and not self.streams:
+            request = replace(request, on_text=None)
         self._submit(request)
 
     def step(self) -> list[Result]:

@@ -9,6 +9,8 @@ from gsr_rl.generation import Engine, Result, cpu_environment
 class VLLMEngine(Engine):
     """vLLM in this process (on a GPU it may start workers of its own)."""
 
+    streams = True
+
     def __init__(self, model, seed=0, max_model_length=None, dtype="auto", max_num_seqs=None,
                  gpu_memory_utilization=0.9, tensor_parallel_size=1, enforce_eager=None):  # fmt: skip
         super().__init__()
@@ -31,6 +33,7 @@ class VLLMEngine(Engine):
         self.max_model_length = self._llm.llm_engine.model_config.max_model_len
         self.window = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._keys: dict[str, object] = {}  # vLLM's request id -> ours
+        self._streamed: dict[str, _Streamed] = {}
         self._number = 0
 
     def _submit(self, request):
@@ -38,29 +41,42 @@ class VLLMEngine(Engine):
         from vllm.sampling_params import RequestOutputKind
 
         # Detokenised here, a step's sequences in one call: one at a time costs more than a small model's forward.
+        streamed = request.on_text is not None
         parameters = SamplingParams(
             n=request.sampling.n,
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             max_tokens=request.sampling.max_tokens,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=streamed,
+            output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
         )
         self._number += 1
         self._keys[str(self._number)] = request.key
+        if streamed:
+            self._streamed[str(self._number)] = _Streamed(request)
         prompt = {"prompt_token_ids": request.token_ids}
         self._llm.llm_engine.add_request(str(self._number), prompt, parameters)
 
     def _step(self):
-        done = [output for output in self._llm.llm_engine.step() if output.finished]
-        rows = [sorted(output.outputs, key=lambda one: one.index) for output in done]
+        outputs = self._llm.llm_engine.step()
+        for output in outputs:
+            if output.request_id in self._streamed:
+                self._streamed[output.request_id].take(output)
+        done = [output for output in outputs if output.finished]
+        rows = [self._rows(output) for output in done]
         flat = [one for row in rows for one in row]
-        finished = [one.finish_reason == "stop" for one in flat]
-        completions = iter(self._completions([list(one.token_ids) for one in flat], finished) if flat else [])
+        completions = iter(self._completions([ids for ids, _ in flat], [end for _, end in flat]) if flat else [])
         return [
             Result(self._keys.pop(output.request_id), [next(completions) for _ in row])
             for output, row in zip(done, rows, strict=True)
         ]
+
+    def _rows(self, output) -> list[tuple[list[int], bool]]:
+        """Token ids, and whether they ended by themselves, of a finished request's completions."""
+        if streamed := self._streamed.pop(output.request_id, None):
+            return list(zip(streamed.token_ids, streamed.ended, strict=True))
+        rows = sorted(output.outputs, key=lambda one: one.index)
+        return [(list(one.token_ids), one.finish_reason == "stop") for one in rows]
 
     def close(self) -> None:
         """Free the weights, the cache and the process groups, so that another engine can be opened."""
@@ -75,8 +91,26 @@ class VLLMEngine(Engine):
         parallel_state.cleanup_dist_env_and_memory()
 
 
+class _Streamed:
+    """What has come of a streamed request: vLLM gives each token once."""
+
+    def __init__(self, request):
+        n = request.sampling.n
+        self.token_ids, self.ended = [[] for _ in range(n)], [False] * n
+        self._on_text = request.on_text
+
+    def take(self, output) -> None:
+        for one in output.outputs:
+            self.token_ids[one.index] += one.token_ids
+            self.ended[one.index] |= one.finish_reason == "stop"
+            if one.text:
+                self._on_text(one.index, one.text)
+
+
 class TransformersEngine(Engine):
     """transformers' own generation: slower, and everywhere."""
+
+    streams = True
 
     def __init__(self, model, seed=0, max_model_length=None, dtype="auto", max_num_seqs=None):
         super().__init__()
@@ -105,12 +139,13 @@ class TransformersEngine(Engine):
         alike = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.token_ids))
         batch = alike[: max(1, self._rows // sampling.n)]
         self._waiting = [request for request in self._waiting if request not in batch]
-        rows = self._sample([request.token_ids for request in batch], sampling)
+        streamer = _Streamer(batch, self.tokenizer, self._ends) if any(one.on_text for one in batch) else None
+        rows = self._sample([request.token_ids for request in batch], sampling, streamer)
         completions = self._completions(rows, [bool(row) and row[-1] in self._ends for row in rows])
         n = sampling.n
         return [Result(request.key, completions[i * n : (i + 1) * n]) for i, request in enumerate(batch)]
 
-    def _sample(self, prompts, sampling) -> list[list[int]]:
+    def _sample(self, prompts, sampling, streamer=None) -> list[list[int]]:
         import torch
 
         how = {"do_sample": False}
@@ -126,6 +161,7 @@ class TransformersEngine(Engine):
                 num_return_sequences=sampling.n,
                 eos_token_id=sorted(self._ends - {None}),
                 pad_token_id=self.tokenizer.pad_token_id,
+                streamer=streamer,
             )
         return [_until_end(row, self._ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
@@ -137,6 +173,33 @@ class TransformersEngine(Engine):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+class _Streamer:
+    """Gives the text of a batch's rows to its requests as transformers makes it, one token of each row a call."""
+
+    def __init__(self, batch, tokenizer, ends):
+        self._targets = [(one.on_text, place) for one in batch for place in range(one.sampling.n)]
+        self._rows, self._shown = [[] for _ in self._targets], [""] * len(self._targets)
+        self._tokenizer, self._ends, self._prompt = tokenizer, ends, True
+
+    def put(self, tokens) -> None:
+        if self._prompt:  # the first call holds the prompts
+            self._prompt = False
+            return
+        for place, token in enumerate(tokens.tolist()):
+            row, (on_text, index) = self._rows[place], self._targets[place]
+            if on_text is None or (row and row[-1] in self._ends):
+                continue
+            row.append(token)
+            text = self._tokenizer.decode(row, skip_special_tokens=True)
+            new = text[len(self._shown[place]) :]
+            if new and not text.endswith("\ufffd"):  # a character that is not whole yet
+                self._shown[place] = text
+                on_text(index, new)
+
+    def end(self) -> None:
+        pass
 
 
 def _until_end(row: list[int], ends: set[int]) -> list[int]:

@@ -78,19 +78,22 @@ def get_template(name: str) -> PromptTemplate:
     return TEMPLATES[name]
 
 
-def solve_prompt(problem: str, template: PromptTemplate) -> Messages:
-    """The chat that asks for a direct solution of `problem`."""
-    return [{"role": "user", "content": template.solve.format(problem=problem)}]
+def solve_prompt(problem: str, template: PromptTemplate, history: Messages | None = None) -> Messages:
+    """The chat that asks for a direct solution of `problem`, after the turns of `history`."""
+    return [*(history or []), {"role": "user", "content": template.solve.format(problem=problem)}]
 
 
-def refinement_prompt(problem: str, candidates: list[str], template: PromptTemplate) -> Messages:
+def refinement_prompt(
+    problem: str, candidates: list[str], template: PromptTemplate, history: Messages | None = None
+) -> Messages:
     """The chat that shows `candidates` (their texts, in this order) and asks for a better solution.
 
-    With no candidates it is the same instruction over an empty list: the control `selfref_none`.
+    With no candidates it is the same instruction over an empty list: the control `selfref_none`. The turns of
+    `history` stand before it, as before the solve prompt.
     """
     shown = "".join(template.candidate.format(index=i, text=text) for i, text in enumerate(candidates, 1))
     head = template.refine_head.format(problem=problem)
-    return [{"role": "user", "content": head + shown + template.refine_tail.format()}]
+    return [*(history or []), {"role": "user", "content": head + shown + template.refine_tail.format()}]
 
 
 def selection_template(template: PromptTemplate) -> PromptTemplate:
@@ -145,16 +148,18 @@ def fit_refinement_prompt(
     template: PromptTemplate,
     max_tokens: int,
     chat_template_kwargs: dict | None = None,
+    history: Messages | None = None,
 ) -> FittedPrompt | None:
     """A refinement prompt of at most `max_tokens` tokens, or None if there is none.
 
     The rule: all candidates share one cap in tokens, the largest with which the prompt fits; a longer candidate
-    loses its front (the end holds its conclusion) and gets the template's cut mark. The problem and the closing
-    instruction are never cut. If the cap would fall under `MIN_CANDIDATE_TOKENS`, the prompt cannot fit.
+    loses its front (the end holds its conclusion) and gets the template's cut mark. The problem, the turns of
+    `history` before it and the closing instruction are never cut. If the cap would fall under `MIN_CANDIDATE_TOKENS`,
+    the prompt cannot fit.
     """
 
     def build(texts: list[str], num_cut: int) -> FittedPrompt:
-        messages = refinement_prompt(problem, texts, template)
+        messages = refinement_prompt(problem, texts, template, history)
         return FittedPrompt(messages, prompt_token_ids(tokenizer, messages, chat_template_kwargs), num_cut)
 
     whole = build(candidates, 0)

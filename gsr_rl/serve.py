@@ -1,0 +1,304 @@
+"""`gsr-serve`: an OpenAI-compatible server in front of a vLLM server, which answers by candidates and a refinement.
+
+    python -m vllm.entrypoints.openai.api_server --model PATH_OR_HUB_ID --port 8000
+    gsr-serve --model PATH_OR_HUB_ID --backend http://127.0.0.1:8000/v1 --port 8080
+
+The order in which a request is looked at: its key (401), its size (413), what it says (422, 404), whether the backend
+is there (503), whether there is a place (429). Nothing of it reaches the backend before. All rules: docs/serving.md.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from gsr_rl.answer_config import ServeConfig, add_keys, with_underscores
+
+logger = logging.getLogger("gsr_rl.serve")
+
+
+class Server:
+    """The application and what it holds.
+
+    Args:
+        tokenizer: The model's.
+        backend: `gsr_rl.serve_backend.Backend`, which has been found.
+    """
+
+    def __init__(self, config: ServeConfig, tokenizer, backend):
+        from gsr_rl.serve_job import Shared
+        from gsr_rl.serve_limits import Keys, Places
+        from gsr_rl.serve_metrics import Metrics
+
+        self.config, self.backend = config, backend
+        self.name = config.served_model_name or Path(config.model).name
+        self.settings = config.solve_settings().resolved(backend.window)
+        self.keys, self.places = Keys(config.keys()), Places(config.max_running, config.max_waiting)
+        self.metrics = Metrics(self.places, backend)
+        self._thread = ThreadPoolExecutor(1, "tokenizer")
+        self.shared = Shared(
+            tokenizer=tokenizer,
+            backend=backend,
+            places=self.places,
+            metrics=self.metrics,
+            thread=self._thread,
+            request_seconds=config.request_seconds,
+            forward_seed=config.forward_seed,
+        )
+        self._created = int(time.time())
+
+    def app(self):
+        """The FastAPI application. It publishes no schema."""
+        from fastapi import FastAPI, Request
+        from fastapi.responses import JSONResponse, Response
+        from starlette.exceptions import HTTPException
+
+        from gsr_rl.serve_requests import ApiError
+
+        app = FastAPI(title="gsr-serve", docs_url=None, redoc_url=None, openapi_url=None)
+
+        @app.exception_handler(ApiError)
+        async def refused(_: Request, error: ApiError):
+            self.metrics.requests.labels(str(error.status)).inc()
+            return JSONResponse(error.body(), error.status, error.headers())
+
+        @app.exception_handler(HTTPException)
+        async def no_such_path(request: Request, error: HTTPException):
+            return await refused(request, ApiError(error.status_code, "not_found", str(error.detail)))
+
+        @app.get("/health")
+        async def health():
+            up = self.backend.up
+            return JSONResponse({"status": "ok" if up else "no backend"}, 200 if up else 503)
+
+        @app.get("/metrics")
+        async def metrics():
+            return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+        @app.get("/v1/models")
+        async def models(request: Request):
+            self.keys.check(request.headers.get("authorization"))
+            return {"object": "list", "data": [self._model()]}
+
+        @app.get("/v1/models/{name:path}")
+        async def model(request: Request, name: str):
+            self.keys.check(request.headers.get("authorization"))
+            self._known(name)
+            return self._model()
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request):
+            return await self.answer(request)
+
+        return app
+
+    def _model(self) -> dict:
+        found = {"id": self.name, "object": "model", "created": self._created, "owned_by": "gsr-rl"}
+        return found | {"max_model_len": self.backend.window}
+
+    def _known(self, name: str) -> None:
+        from gsr_rl.serve_requests import ApiError
+
+        if name != self.name:
+            raise ApiError(404, "model_not_found", f"there is no model of this name, only {self.name}", "model")
+
+    async def answer(self, request):
+        """Answer one chat request, or raise `ApiError`."""
+        from fastapi.responses import JSONResponse, Response
+        from starlette.requests import ClientDisconnect
+
+        from gsr_rl.serve_job import Job
+        from gsr_rl.serve_limits import read_body
+        from gsr_rl.serve_requests import ApiError, parse_body, settings_of
+
+        self.keys.check(request.headers.get("authorization"))
+        try:
+            body = await read_body(request, self.config.max_body_bytes, self.config.body_seconds)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        parsed = parse_body(body)
+        self._known(parsed.model)
+        settings = settings_of(parsed, self.config, self.settings)
+        if not self.backend.up:
+            raise ApiError(503, "backend_unavailable", "the model's server does not answer", retry_after=5)
+        job = Job(self.shared, parsed, settings)
+        try:
+            if parsed.stream:
+                # An error that comes early enough still has a status of its own.
+                here = await self._still_here(request, self._first_event(job))
+            else:
+                here = await self._still_here(request, job.wait())
+        except BaseException:
+            job.cancel()
+            raise
+        if not here:
+            job.cancel()
+            self._log(job, 499)
+            return Response(status_code=499)
+        if isinstance(job.outcome, ApiError):
+            self._log(job, job.outcome.status)
+            raise job.outcome
+        self.metrics.requests.labels("200").inc()
+        if parsed.stream:
+            return stream_response(job, self.config, self._log)
+        self._log(job, 200)
+        return JSONResponse(job.body(job.outcome), headers={"X-Request-Id": job.id})
+
+    async def _first_event(self, job) -> None:
+        """Until the stream has something to say, at most `keep_alive_seconds`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(job.speaks.wait(), self.config.keep_alive_seconds)
+
+    async def _still_here(self, request, work) -> bool:
+        """Whether the client is still there when `work` is done; it is broken off when the client goes."""
+
+        async def gone():
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return tasks[0].done()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _log(self, job, status: int) -> None:
+        """One line a request, without any of its text."""
+        solution = job.outcome if status == 200 else None
+        more = ""
+        if solution is not None and hasattr(solution, "usage"):
+            more = f", {solution.usage.completion_tokens} tokens, {solution.seconds:.2f} s"
+            more += f", degraded: {solution.degraded} {solution.reason}".rstrip() if solution.degraded else ""
+        logger.info("%s %s %s%s", job.id, status, job.settings.mode, more)
+
+    async def close(self) -> None:
+        """End the look-out for the backend, and the thread."""
+        await self.backend.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def stream_response(job, config: ServeConfig, log):
+    """Server-sent events of a job, which ends with the connection, whoever ends that."""
+    from fastapi.responses import StreamingResponse
+
+    class Stream(StreamingResponse):
+        async def __call__(self, scope, receive, send):
+            try:
+                # A client that takes nothing off the line must not hold it for ever.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(config.request_seconds + 60):
+                        await super().__call__(scope, receive, send)
+            finally:
+                log(job, 200 if job.outcome is not None else 499)
+                job.cancel()
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Request-Id": job.id}
+    return Stream(job.chunks(config.keep_alive_seconds), media_type="text/event-stream", headers=headers)
+
+
+async def serve(config: ServeConfig) -> None:
+    """Serve until a signal comes; requests that are being answered are answered first.
+
+    Raises:
+        ValueError: The backend does not answer, or does not fit the configuration.
+    """
+    import os
+
+    import uvicorn
+    from transformers import AutoTokenizer
+
+    from gsr_rl.serve_backend import Backend
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    key = os.environ.get(config.backend_key_env, "") if config.backend_key_env else ""
+    backend = Backend(config.backend, key, config.backend_model, config.backend_api, config.backend_retries,
+                      config.max_model_length, tokenizer)  # fmt: skip
+    try:
+        await backend.find(config.backend_start_seconds)
+        server = Server(config, tokenizer, backend)
+    except BaseException:
+        await backend.close()
+        raise
+    options = uvicorn.Config(
+        server.app(),
+        host=config.host,
+        port=config.port,
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=int(config.request_seconds) + 5,
+    )
+    logger.info("serving %s at http://%s:%s/v1, in front of %s", server.name, config.host, config.port, config.backend)
+    try:
+        await uvicorn.Server(options).serve()
+    finally:
+        await server.close()
+        logger.info("good-bye")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: every key of `ServeConfig`."""
+    found = argparse.ArgumentParser(
+        prog="gsr-serve",
+        usage="gsr-serve --model PATH_OR_HUB_ID [--KEY VALUE ...]",
+        description=__doc__.partition("\n\n")[0] + "\n\n" + __doc__.split("\n\n")[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_keys(found, ServeConfig)
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script. Exit codes: 0 after SIGTERM, 130 after Ctrl-C, 2 on what the user can mend."""
+    arguments = parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for name in ("httpx", "openai"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # uvicorn hands the signal that ended it to who was there before: that is then the end, and no error.
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        check_packages()
+        config = ServeConfig(**vars(arguments))
+        config.solve_settings()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(config))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"gsr-serve: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_packages() -> None:
+    """What vLLM brings along is there. Raises `ValueError` with what to install otherwise."""
+    missing = [name for name in ("fastapi", "openai", "prometheus_client", "uvicorn") if not find_spec(name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not installed: pip install 'gsr-rl[serve]', or vLLM, which needs them")
+
+
+def _terminated(*_) -> None:
+    raise SystemExit(0)
+
+
+def _loop_factory():
+    """uvloop's, where it is installed: about twice as fast."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The vLLM server behind `gsr-serve`: completions for each stage by the official client, with deadlines and retries.
+
+A stage's completions are requests of their own, so that one that fails or hangs takes no other with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from gsr_rl.generation import Completion
+from gsr_rl.solving import Ask, SamplingFailed
+
+logger = logging.getLogger("gsr_rl.serve")
+
+PING_SECONDS = 2.0  # between two looks at whether the backend is there
+PING_TIMEOUT = 10.0
+CONNECT_SECONDS = 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0  # seconds between tries
+RETRIED = {408, 409, 425, 429}  # and 500 and above
+
+
+class Backend:
+    """One server and one model of it.
+
+    Args:
+        url: Ends in /v1.
+        key: For its Authorization header; "" for none.
+        model: The name by which it knows the model; None: the only one that it serves.
+        api: `completions` (token ids are sent) or `chat` (messages).
+        retries: Further tries of a request.
+
+    Attributes:
+        up: Whether it answered when it was last asked.
+        window: Of the model in tokens, once `find` has returned.
+    """
+
+    def __init__(self, url: str, key: str = "", model: str | None = None, api: str = "completions", retries: int = 2,
+                 window: int | None = None, tokenizer=None):  # fmt: skip
+        import httpx
+        from openai import AsyncOpenAI
+
+        # The server closes idle connections after five seconds: one that is given up earlier is not met half dead.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0)
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        http = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+        self._client = AsyncOpenAI(
+            api_key=key or "none", base_url=url, max_retries=0, timeout=timeout, http_client=http
+        )
+        self.url, self.model, self.window, self.up = url, model, window, False
+        self._key, self._api, self._retries, self._tokenizer = key, api, retries, tokenizer
+        self._ping: asyncio.Task | None = None
+
+    async def find(self, seconds: float) -> None:
+        """Wait for the first answer, then learn the model's name and window and keep an eye on the server.
+
+        Raises:
+            ValueError: No answer came in time, or there is no such model, or its window is not known.
+        """
+        deadline = time.monotonic() + seconds
+        while not await self._look():
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"backend={self.url} has not answered for {seconds:.0f} s ({self._why}): is it running?"
+                )
+            await asyncio.sleep(0.5)
+        served = {model.id: model for model in self._models}
+        if self.model is None and len(served) > 1:
+            raise ValueError(f"backend_model is not set, and {self.url} serves {', '.join(sorted(served))}: name one")
+        if self.model is None:
+            self.model = next(iter(served), None)
+        if self.model not in served:
+            raise ValueError(f"backend_model={self.model}: {self.url} serves {', '.join(sorted(served)) or 'none'}")
+        self.window = self.window or getattr(served[self.model], "max_model_len", None)
+        if not self.window:
+            raise ValueError(f"max_model_length is not set, and {self.url} does not tell it: set it in tokens")
+        self._ping = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """End the look-out and the connections."""
+        if self._ping:
+            self._ping.cancel()
+            await asyncio.gather(self._ping, return_exceptions=True)
+        await self._client.close()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            was = self.up
+            self.up = await self._look()
+            if was != self.up:
+                logger.warning("the backend is %s", "there again" if self.up else f"gone: {self._why}")
+
+    async def _look(self) -> bool:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                self._models = (await self._client.models.list()).data
+            self._why = ""
+            self.up = True
+            return True
+        except Exception as error:
+            self._why = self._clean(error)
+            return False
+
+    async def sample(
+        self,
+        ask: Ask,
+        deadline: float,
+        on_text: Callable[[int, str], None] | None = None,
+        stop: list[str] | None = None,
+        seed: int | None = None,
+    ) -> list[Completion]:
+        """A stage's completions: of the last stage all, of another those that are there at the deadline.
+
+        Args:
+            deadline: On the clock of `time.monotonic`.
+            on_text: Is given each new piece of a completion's text, which is then streamed.
+
+        Raises:
+            SamplingFailed: With 503 if the backend is gone or refuses, 504 if it is too slow.
+        """
+        calls = [
+            asyncio.ensure_future(self._one(ask, deadline, index, on_text, stop, seed))
+            for index in range(ask.sampling.n)
+        ]
+        try:
+            await asyncio.wait(
+                calls,
+                timeout=max(0.0, deadline - time.monotonic()),
+                return_when=asyncio.FIRST_EXCEPTION if ask.last else asyncio.ALL_COMPLETED,
+            )
+        finally:
+            for call in calls:
+                call.cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        found = [one for one in results if isinstance(one, Completion)]
+        if len(found) == len(calls) or (found and not ask.last):
+            return found
+        failures = [one for one in results if isinstance(one, SamplingFailed)]
+        raise failures[0] if failures else SamplingFailed(f"no {ask.stage} came in time", 504)
+
+    async def _one(self, ask: Ask, deadline: float, index: int, on_text, stop, seed) -> Completion:
+        """One completion, tried again where that may help, and never after text of it was handed on."""
+        spoken = []
+
+        def speak(text: str) -> None:
+            spoken.append(text)
+            on_text(index, text)
+
+        for failures in range(self._retries + 1):
+            try:
+                return await self._request(ask, index, speak if on_text else None, stop, seed)
+            except Exception as error:
+                status = getattr(error, "status_code", None)
+                failure = SamplingFailed(self._clean(error), 503)
+                if status is None and "Connect" in type(error.__cause__).__name__:
+                    self.up = False  # until the look-out finds it again
+                refused = status is not None and status < 500 and status not in RETRIED
+                if refused or spoken or failures == self._retries:
+                    raise failure from None
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures) * random.uniform(0.5, 1.0)
+            if time.monotonic() + pause > deadline:
+                raise failure from None
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    async def _request(self, ask: Ask, index: int, speak, stop, seed) -> Completion:
+        how = {"model": self.model, "temperature": ask.sampling.temperature, "top_p": ask.sampling.top_p}
+        how |= {"max_tokens": ask.sampling.max_tokens}
+        if stop:
+            how["stop"] = stop
+        if seed is not None:
+            how["seed"] = (seed + index) % 2**63
+        if speak:
+            how["stream"] = True
+        if self._api == "completions":
+            extra = {"return_token_ids": True}
+            answer = await self._client.completions.create(prompt=ask.token_ids, extra_body=extra, **how)
+        else:
+            answer = await self._client.chat.completions.create(messages=ask.messages, **how)
+        if speak:
+            return await self._read_stream(answer, speak)
+        choice = answer.choices[0]
+        text = choice.text if self._api == "completions" else choice.message.content or ""
+        return self._completion(text, getattr(choice, "token_ids", None), choice.finish_reason)
+
+    async def _read_stream(self, stream, speak) -> Completion:
+        text, ids, reason = "", None, None
+        async with stream:
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    new = choice.text if self._api == "completions" else choice.delta.content or ""
+                    if new_ids := getattr(choice, "token_ids", None):
+                        ids = (ids or []) + new_ids
+                    reason = choice.finish_reason or reason
+                    if new:
+                        text += new
+                        speak(new)
+        return self._completion(text, ids, reason)
+
+    def _completion(self, text: str, ids: list[int] | None, reason: str | None) -> Completion:
+        if reason is None:
+            raise ConnectionError("the backend's answer breaks off")
+        if ids is None:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Completion(text, ids, reason == "stop")
+
+    def _clean(self, error: Exception) -> str:
+        """An error in one line, without the key."""
+        text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(AttributeError):
+            text = f"{text} ({type(error.__cause__).__name__})" if error.__cause__ else text
+        text = text.replace(self._key, "***") if self._key else text
+        return " ".join(text.split())[:300]

@@ -1,0 +1,234 @@
+"""One request of `gsr-serve` on its way to an answer, and the answer in OpenAI's form, whole or streamed."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+
+import rewards
+from gsr_rl.serve_backend import Backend
+from gsr_rl.serve_limits import Places
+from gsr_rl.serve_metrics import Metrics
+from gsr_rl.serve_requests import ApiError, ChatRequest
+from gsr_rl.solving import Ask, PromptTooLong, SamplingFailed, Solution, SolveSettings, Steps, Told, Vote, solving
+
+logger = logging.getLogger("gsr_rl.serve")
+
+GRACE_SECONDS = 2.0  # over a request's time, to answer with what is there
+
+
+@dataclass
+class Shared:
+    """What all requests share. `thread` is one thread: a tokenizer is not to be used by two at once."""
+
+    tokenizer: object
+    backend: Backend
+    places: Places
+    metrics: Metrics
+    thread: Executor
+    request_seconds: float
+    forward_seed: bool
+
+
+class Job:
+    """A request being answered.
+
+    Attributes:
+        events: What there is to send: (index, new text) of a streamed answer, and at the end the `outcome`.
+        speaks: Whether there has been an event.
+        outcome: A `Solution` or an `ApiError`, once there is one.
+    """
+
+    def __init__(self, shared: Shared, request: ChatRequest, settings: SolveSettings):
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.request, self.settings = request, settings
+        self.events: asyncio.Queue = asyncio.Queue()
+        self.speaks = asyncio.Event()
+        self.outcome: Solution | ApiError | None = None
+        self.spoken: set[int] = set()
+        self._shared, self._start = shared, time.monotonic()
+        self._task = asyncio.create_task(self._run())
+
+    def cancel(self) -> None:
+        """Nobody waits any longer: end the work, in the backend too."""
+        self._task.cancel()
+
+    async def wait(self) -> None:
+        """Until there is an outcome."""
+        await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        seconds = self._shared.request_seconds
+        try:
+            async with asyncio.timeout(seconds + GRACE_SECONDS), self._shared.places.one():
+                solution = await self._solve(self._start + seconds)
+            self.outcome = replace(solution, seconds=time.monotonic() - self._start)
+            self._shared.metrics.solved(self.outcome, self.settings.mode)
+        except ApiError as error:
+            self.outcome = error
+        except TimeoutError:
+            self.outcome = ApiError(504, "timeout", f"no answer within {seconds:g} s")
+        except PromptTooLong as error:
+            self.outcome = ApiError(400, "context_length_exceeded", str(error), "messages")
+        except SamplingFailed as error:
+            self.outcome = _failure(error)
+        except Exception:
+            logger.exception("%s: an error of the server itself", self.id)
+            self.outcome = ApiError(500, "internal_error", "an error of the server itself; its log says more")
+        self._tell(self.outcome)
+
+    def _tell(self, event) -> None:
+        self.events.put_nowait(event)
+        self.speaks.set()
+
+    async def _solve(self, deadline: float) -> Solution:
+        begin = time.monotonic()
+        chat, settings, shared = self.request.chat(), self.settings, self._shared
+        stages = settings.rounds + 1 if settings.mode == "refine" else 1
+        steps = solving(chat, shared.tokenizer, settings, shared.backend.window)
+        reply, failure = None, None
+        while True:
+            step = await self._in_thread(_advance, steps, reply, failure)
+            reply, failure = None, None
+            if isinstance(step, Solution):
+                return step
+            if isinstance(step, Vote):
+                reply = await asyncio.to_thread(rewards.vote, step.answers)
+                continue
+            # The stages share the time alike; what one leaves over is the next one's.
+            share = begin + (deadline - begin) * (step.number + 1) / stages
+            try:
+                reply = await self._sample(step, share)
+            except SamplingFailed as error:
+                if self.spoken:  # a half sent answer cannot be taken back
+                    raise
+                failure = error
+
+    async def _in_thread(self, function, *arguments):
+        return await asyncio.get_running_loop().run_in_executor(self._shared.thread, function, *arguments)
+
+    async def _sample(self, ask: Ask, deadline: float) -> list:
+        start, stop, seed, on_text = time.monotonic(), None, None, None
+        if ask.last:
+            stop = self.request.stops()
+            on_text = self._speak if self.request.stream else None
+        if self._shared.forward_seed and self.request.seed is not None:
+            seed = self.request.seed + 1000 * ask.number
+        completions = await self._shared.backend.sample(ask, deadline, on_text, stop, seed)
+        self._shared.metrics.stage(ask, time.monotonic() - start)
+        return completions
+
+    def _speak(self, index: int, text: str) -> None:
+        self.spoken.add(index)
+        self._tell((index, text))
+
+    # The answer in OpenAI's form ---------------------------------------------------------------------------
+
+    def body(self, solution: Solution) -> dict:
+        """A chat completion."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": one.text},
+                "finish_reason": "stop" if one.finished else "length",
+                "logprobs": None,
+            }
+            for index, one in enumerate(solution.answers)
+        ]
+        found = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.request.model}
+        return found | {"choices": choices, "usage": usage(solution), "gsr": self.details(solution)}
+
+    def details(self, solution: Solution) -> dict:
+        """Our own field of an answer."""
+        options = self.request.gsr
+        candidates = solution.candidates
+        found = {
+            "mode": self.settings.mode,
+            "num_candidates": len(candidates) if self.settings.mode != "direct" else 0,
+            "num_shown": sum(one.shown for one in candidates),
+            "rounds": len(solution.rounds) - 1,
+            "degraded": solution.degraded,
+            "usage": asdict(solution.usage),
+            "seconds": round(solution.seconds, 3),
+        }
+        if options and options.return_candidates:
+            found["candidates"] = [asdict(one) for one in candidates]
+            found["majority_answer"] = solution.majority_answer
+            found["answer"] = solution.answer
+        return found
+
+    def _chunk(self, index: int, delta: dict, reason: str | None = None, **more) -> bytes:
+        choices = [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}]
+        return self._event({"choices": choices, **more})
+
+    def _event(self, content: dict) -> bytes:
+        head = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.request.model}
+        return b"data: " + json.dumps(head | content, ensure_ascii=False).encode() + b"\n\n"
+
+    async def chunks(self, keep_alive: float):
+        """The answer as server-sent events, with a comment where nothing else is to be said for `keep_alive` s."""
+        for index in range(self.settings.num_answers):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        while True:
+            try:
+                event = await asyncio.wait_for(self.events.get(), keep_alive)
+            except TimeoutError:
+                yield b": working\n\n"
+                continue
+            pieces: dict[int, list[str]] = {}
+            while isinstance(event, tuple):  # what has gathered goes out together
+                pieces.setdefault(event[0], []).append(event[1])
+                event = None if self.events.empty() else self.events.get_nowait()
+            for index, texts in sorted(pieces.items()):
+                yield self._chunk(index, {"content": "".join(texts)})
+            if isinstance(event, ApiError):
+                yield b"data: " + json.dumps(event.body()).encode() + b"\n\n"
+                return
+            if isinstance(event, Solution):
+                for part in self._ending(event):
+                    yield part
+                return
+
+    def _ending(self, solution: Solution):
+        for index, one in enumerate(solution.answers):
+            if index not in self.spoken and one.text:
+                yield self._chunk(index, {"content": one.text})
+        for index, one in enumerate(solution.answers):
+            last = index == len(solution.answers) - 1
+            more = {"gsr": self.details(solution)} if last else {}
+            yield self._chunk(index, {}, "stop" if one.finished else "length", **more)
+        if self.request.stream_options and self.request.stream_options.include_usage:
+            yield self._event({"choices": [], "usage": usage(solution)})
+        yield b"data: [DONE]\n\n"
+
+
+def usage(solution: Solution) -> dict[str, int]:
+    """Tokens of all stages: prompts, each counted once, and completions, the candidates' among them."""
+    found = solution.usage
+    return {
+        "prompt_tokens": found.prompt_tokens,
+        "completion_tokens": found.completion_tokens,
+        "total_tokens": found.prompt_tokens + found.completion_tokens,
+    }
+
+
+def _advance(steps: Steps, reply, failure: SamplingFailed | None) -> Ask | Vote | Solution:
+    """The next step that needs something, or the solution."""
+    try:
+        step = steps.throw(failure) if failure else steps.send(reply)
+        while isinstance(step, Told):
+            step = steps.send(None)
+        return step
+    except StopIteration as stop:
+        return stop.value
+
+
+def _failure(error: SamplingFailed) -> ApiError:
+    logger.warning("no completions: %s", error)
+    if error.status == 504:
+        return ApiError(504, "backend_timeout", "the model's server is too slow: no completion came in time")
+    return ApiError(503, "backend_unavailable", "the model's server does not answer", retry_after=5)

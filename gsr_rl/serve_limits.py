@@ -1,0 +1,100 @@
+"""Who may come in, and when: keys, the size of a body, and places for requests with a bounded queue."""
+
+import asyncio
+import hmac
+import time
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+
+from gsr_rl.serve_requests import ApiError
+
+
+class Keys:
+    """The clients' keys. None at all: everyone may come in."""
+
+    def __init__(self, keys: list[str]):
+        self._keys = [key.encode() for key in keys]
+
+    def check(self, authorization: str | None) -> None:
+        """Raise `ApiError` 401 unless the header holds one of the keys. Every key is compared, in constant time."""
+        if not self._keys:
+            return
+        scheme, _, given = (authorization or "").partition(" ")
+        right = False
+        for key in self._keys:
+            right |= hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), key)
+        if scheme.lower() != "bearer" or not right:
+            raise ApiError(401, "invalid_api_key", "a valid key is needed: Authorization: Bearer KEY")
+
+
+async def read_body(request, largest: int, seconds: float) -> bytes:
+    """A request's body. Raises `ApiError` 413 as soon as it is too large, 408 if it does not come in time."""
+    too_large = ApiError(413, "body_too_large", f"the body has more than {largest:,} bytes, which is the limit here")
+    stated = request.headers.get("content-length", "0")
+    if stated.isdigit() and (len(stated) > 18 or int(stated) > largest):
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > largest:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, "body_too_slow", f"the body has not come within {seconds:g} s") from None
+    return b"".join(parts)
+
+
+class Places:
+    """`running` requests at once, `waiting` more in a queue, first come first served; one more is turned away.
+
+    Attributes:
+        running, waiting: How many there are now.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int):
+        self._max_running, self._max_waiting = max_running, max_waiting
+        self.running = 0
+        self._queue: deque[asyncio.Future] = deque()
+        self._seconds = 1.0  # of a request, a running mean
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @asynccontextmanager
+    async def one(self):
+        """A place, as soon as there is one. Raises `ApiError` 429 with Retry-After if the queue is full."""
+        if self.running >= self._max_running and len(self._queue) >= self._max_waiting:
+            wait = self._seconds * (1 + len(self._queue) / self._max_running)
+            raise ApiError(429, "too_many_requests", "all places are taken and the queue is full: try again later",
+                           retry_after=min(60.0, wait))  # fmt: skip
+        if self.running >= self._max_running:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                await turn  # the place is handed over: `running` stays as it is
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._leave()
+                else:
+                    with suppress(ValueError):  # it may have been passed over already
+                        self._queue.remove(turn)
+                raise
+        else:
+            self.running += 1
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
+            self._leave()
+
+    def _leave(self) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.running -= 1

@@ -1,0 +1,189 @@
+"""Refined answers in Python.
+
+    from gsr_rl import Solver
+    solver = Solver("path/or/hub-name")
+    print(solver.solve("What is 12 * 13?").text)
+
+A `Solver` holds one engine (gsr_rl/generation.py) and keeps it full with the stages of many problems.
+"""
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import rewards
+from gsr_rl.answer_config import SolveConfig
+from gsr_rl.generation import Engine, EngineError, Request, open_engine
+from gsr_rl.prompts import Messages
+from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, solving
+
+
+class Watcher:
+    """Is told what happens while a problem is solved. Each method does nothing here."""
+
+    def started(self, stage: str, number: int, count: int) -> None:
+        """`count` completions of a stage are being sampled; `number` is 0 for candidates, then the round."""
+
+    def text(self, stage: str, index: int, text: str) -> None:
+        """A new piece of the stage's completion `index`. Engines that do not stream never call it."""
+
+    def finished(self, stage: str, number: int, attempts: list[Attempt]) -> None:
+        """All of a stage's completions are there, with their answers and votes."""
+
+
+class Solver:
+    """Solves problems by candidates and a refinement over them.
+
+    Args:
+        model: Path or Hub name. Its `gsr_config.json`, if it has one, says how candidates are shown.
+        engine: An open engine to use, which stays open; or `auto`, `vllm`, `transformers`, `endpoint`.
+        keys: Any other key of `SolveConfig`.
+
+    Raises:
+        ValueError: A key or value is wrong; before the model is loaded.
+    """
+
+    def __init__(self, model: str | None = None, engine: str | Engine = "auto", **keys):
+        self._given = isinstance(engine, Engine)
+        self.config = SolveConfig(model=model, engine="auto" if self._given else engine, **keys)
+        settings = self.config.solve_settings()
+        self.engine = engine if self._given else _open(self.config)
+        try:
+            self.settings = settings.resolved(self.engine.max_model_length)
+        except ValueError:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Give back the engine, if it was opened here."""
+        if not self._given:
+            self.engine.close()
+
+    def solve(self, problem: str | Messages, watcher: Watcher | None = None) -> Solution:
+        """Solve one problem: a text, or a chat whose last message, the user's, is the problem.
+
+        Raises:
+            EngineError: An endpoint gave no candidate.
+            ValueError: The problem is empty, or too long for the model's window.
+        """
+        (solution,) = self.solve_many([problem], watcher)
+        if solution.error:
+            raise (ValueError if solution.error.startswith("the prompt") else EngineError)(solution.error)
+        return solution
+
+    def solve_many(self, problems: Iterable[str | Messages], watcher: Watcher | None = None) -> Iterator[Solution]:
+        """Solve problems, many at once, each read when the engine has room for it. Solutions come in their order.
+
+        A problem that cannot be solved comes back with `error` set and without answers.
+        """
+        done: dict[int, Solution] = {}
+        first = 0
+        for place, solution in self._as_finished(enumerate(problems), watcher):
+            done[place] = solution
+            while first in done:
+                yield done.pop(first)
+                first += 1
+
+    def _as_finished(self, problems: Iterator, watcher: Watcher | None) -> Iterator[tuple[int, Solution]]:
+        running: dict[int, _Running] = {}
+        upcoming = next(problems, None)
+        while upcoming is not None or running:
+            while upcoming is not None and self.engine.load < self.engine.window:
+                place, problem = upcoming
+                one = running[place] = _Running(self, place, problem, watcher)
+                one.advance(None)
+                if one.solution:
+                    yield place, running.pop(place).solution
+                upcoming = next(problems, None)
+            for result in self.engine.step() if running else []:
+                place = result.key[0]
+                one = running[place]
+                one.advance(result.completions, result.error)
+                if one.solution:
+                    yield place, running.pop(place).solution
+
+
+class _Running:
+    """A problem on its way: its steps, and what they wait for."""
+
+    def __init__(self, solver: Solver, place: int, problem: str | Messages, watcher: Watcher | None):
+        self.solution: Solution | None = None
+        self._engine, self._place, self._watcher = solver.engine, place, watcher
+        self._start = time.monotonic()
+        self._chat = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
+        self._steps = solving(self._chat, self._engine.tokenizer, solver.settings, self._engine.max_model_length)
+
+    def advance(self, reply, error: str = "") -> None:
+        """Hand over what was asked for, and go on to the next request to the engine, or to the solution."""
+        try:
+            if not self._chat or not str(self._chat[-1]["content"]).strip():
+                raise ValueError("the problem is empty")
+            step = self._steps.throw(SamplingFailed(error)) if error else self._steps.send(reply)
+            while not isinstance(step, Ask):
+                step = self._steps.send(self._answer(step))
+            self._submit(step)
+        except StopIteration as stop:
+            self.solution = replace(stop.value, seconds=time.monotonic() - self._start)
+        except (ValueError, SamplingFailed) as failure:
+            problem = str(self._chat[-1]["content"]) if self._chat else ""
+            self.solution = Solution(problem, [], [], Usage(), error=str(failure))
+
+    def _answer(self, step: Vote | Told):
+        if isinstance(step, Vote):
+            return rewards.vote(step.answers)
+        if self._watcher:
+            self._watcher.finished(step.stage, step.number, step.attempts)
+        return None
+
+    def _submit(self, ask: Ask) -> None:
+        on_text = None
+        if self._watcher:
+            self._watcher.started(ask.stage, ask.number, ask.sampling.n)
+
+            def on_text(index: int, text: str) -> None:
+                self._watcher.text(ask.stage, index, text)
+
+        key = (self._place, ask.number)
+        self._engine.submit(Request(key, ask.token_ids, ask.sampling, ask.messages, on_text))
+
+
+def _open(config: SolveConfig) -> Engine:
+    kind, endpoint = config.engine, None
+    if kind == "auto":
+        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+        kind = "endpoint" if config.endpoints else kind
+    if kind == "vllm" and not importlib.util.find_spec("vllm"):
+        raise ValueError("engine=vllm, but vLLM is not installed: install it, or use engine=transformers")
+    if kind == "endpoint":
+        from gsr_rl.endpoints import EndpointSettings
+
+        endpoint = EndpointSettings(
+            urls=tuple(config.endpoints),
+            api=config.endpoint_api,
+            tokenizer=config.endpoint_tokenizer,
+            api_key_env=config.api_key_env,
+            options=dict(config.endpoint_options or {}),
+            timeout=config.request_timeout,
+            retries=config.request_retries,
+        )
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers
+    return open_engine(
+        kind,
+        config.model,
+        seed=config.seed,
+        max_model_length=config.max_model_length,
+        dtype=config.engine_dtype,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=config.tensor_parallel_size,
+        max_num_seqs=config.max_num_seqs,
+        enforce_eager=config.enforce_eager,
+        endpoint=endpoint,
+    )

@@ -1,0 +1,205 @@
+"""`gsr-solve`: candidates, votes and the refined solution of problems from the command line, a file or a pipe."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DESCRIPTION = """\
+Solve problems: K candidates, then a refinement over them.
+
+  gsr-solve --model PATH_OR_HUB_ID "What is 12 * 13?"
+  gsr-solve --model PATH_OR_HUB_ID --file problem.txt            one problem
+  gsr-solve --model PATH_OR_HUB_ID --file problems.jsonl --json  one a line: {"problem": ..., "id": ...}
+  echo "What is 12 * 13?" | gsr-solve --model PATH_OR_HUB_ID
+  gsr-solve --model NAME --endpoints http://localhost:8000/v1 --endpoint_tokenizer PATH_OR_HUB_ID "..."
+
+Exit codes: 0 all solved, 1 some not, 2 wrong input, 130 interrupted.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: the problem, its source, and every key of `SolveConfig`."""
+    from gsr_rl.answer_config import SolveConfig, add_keys
+
+    found = argparse.ArgumentParser(
+        prog="gsr-solve",
+        usage="gsr-solve --model PATH_OR_HUB_ID [--KEY VALUE ...] [PROBLEM]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    found.add_argument("problem", nargs="?", help="The problem. Default: --file, else standard input.")
+    found.add_argument("--file", help="A file with one problem; .jsonl: a problem a line, `problem` or `question`.")
+    found.add_argument("--json", action="store_true", help="One JSON object a problem on standard output.")
+    add_keys(found, SolveConfig)
+    return found
+
+
+def read_problems(problem: str | None, file: str | None, stdin=None) -> list[dict]:
+    """Rows with at least `problem`, from one of three sources.
+
+    Raises:
+        ValueError: No source or two of them, an empty problem, or a line that is no row.
+    """
+    if problem is not None and file is not None:
+        raise ValueError("a problem and --file are both given: leave one of them out")
+    if problem is not None:
+        text, name, many = problem, "the problem", False
+    elif file is not None:
+        if not Path(file).is_file():
+            raise ValueError(f"--file {file}: there is no such file")
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--file {file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        name, many = f"--file {file}", file.endswith(".jsonl")
+    else:
+        stdin = stdin or sys.stdin
+        if stdin.isatty():
+            raise ValueError("no problem is given: write it in quotes, name a --file, or pipe it in")
+        text, name = stdin.read(), "standard input"
+        many = _are_rows(text)
+    if many:
+        return _rows(text, name)
+    if not text.strip():
+        raise ValueError(f"{name} is empty: a problem is expected")
+    return [{"problem": text.strip()}]
+
+
+def _are_rows(text: str) -> bool:
+    """Whether piped text is JSON lines: its first line is an object with a problem."""
+    first = text.lstrip().partition("\n")[0]
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and bool({"problem", "question"} & set(row))
+
+
+def _rows(text: str, name: str) -> list[dict]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: not JSON ({error}), one object a line is expected") from None
+        problem = (row.get("problem") or row.get("question")) if isinstance(row, dict) else None
+        if not isinstance(problem, str) or not problem.strip():
+            raise ValueError(f"{name}, line {number}: an object with the text `problem` (or `question`) is expected")
+        rows.append({**row, "problem": problem})
+    if not rows:
+        raise ValueError(f"{name} holds no problem: one JSON object a line is expected")
+    return rows
+
+
+def as_json(row: dict, solution) -> str:
+    """A solution as one line of JSON; `id` and `answer` of the row come back as `id` and `reference`."""
+    from dataclasses import asdict
+
+    found = {"id": row["id"]} if "id" in row else {}
+    found |= {"problem": row["problem"], "text": solution.text, "answer": solution.answer}
+    if "answer" in row:
+        found["reference"] = row["answer"]
+    found |= {
+        "majority_answer": solution.majority_answer,
+        "candidates": [asdict(one) for one in solution.candidates],
+        "refinements": [[asdict(one) for one in attempts] for attempts in solution.rounds[1:]],
+        "degraded": solution.degraded,
+        "error": solution.error or None,
+        "usage": asdict(solution.usage) | {"completion_tokens": solution.usage.completion_tokens},
+        "seconds": round(solution.seconds, 3),
+    }
+    return json.dumps(found, ensure_ascii=False)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What must not break off half-way: a second Ctrl-C is not heard inside."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def run(rows: list[dict], config, json_lines: bool) -> int:
+    """Open the engine, solve, print. Returns the exit code."""
+    from gsr_rl.solve import Solver
+    from gsr_rl.solve_display import plain, terminal_console
+
+    console = None if json_lines else terminal_console()
+    if console:
+        console.print(f"loading {config.model} ...", style="dim", markup=False)
+    solver = Solver(**{name: value for name, value in vars(config).items() if value is not None})
+    failed = 0
+    try:
+        if console:
+            return _in_terminal(solver, console, rows)
+        for row, solution in zip(rows, solver.solve_many(row["problem"] for row in rows), strict=True):
+            failed += bool(solution.error)
+            print(as_json(row, solution) if json_lines else plain(solution), flush=True)
+        return 1 if failed else 0
+    finally:
+        with uninterrupted():
+            solver.close()
+
+
+def _in_terminal(solver, console, rows: list[dict]) -> int:
+    from gsr_rl.solve_display import Terminal
+
+    failed = 0
+    for row in rows:
+        with Terminal(console, row["problem"]) as display:
+            (solution,) = solver.solve_many([row["problem"]], display)
+            display.show(solution)
+        failed += bool(solution.error)
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script."""
+    from gsr_rl.answer_config import with_underscores
+
+    arguments = vars(parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv)))
+    problem, file, json_lines = (arguments.pop(name) for name in ("problem", "file", "json"))
+    try:
+        code = _guarded(arguments, problem, file, json_lines)
+    except KeyboardInterrupt:
+        print("gsr-solve: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `gsr-solve ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _guarded(arguments: dict, problem: str | None, file: str | None, json_lines: bool) -> int:
+    from gsr_rl.answer_config import SolveConfig
+
+    try:
+        config = SolveConfig(**arguments)
+        config.solve_settings()
+        rows = read_problems(problem, file)
+    except ValueError as error:
+        print(f"gsr-solve: error: {error}", file=sys.stderr)
+        return 2
+    from gsr_rl.generation import EngineError
+
+    try:
+        return run(rows, config, json_lines)
+    except (ValueError, EngineError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"gsr-solve: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What `gsr-solve` shows: in a terminal candidates side by side while they are sampled, elsewhere plain text."""
+
+import math
+import re
+import sys
+import textwrap
+import time
+
+from gsr_rl.prompts import candidate_text
+from gsr_rl.solve import Watcher
+from gsr_rl.solving import Attempt, Solution
+
+REFRESHES = 4  # of the live display a second: each costs the sampling some milliseconds
+NARROWEST = 26  # columns of a candidate's box, its border included
+LIVE_LINES = 8  # lines of a candidate that are shown while it is sampled
+
+# A model's text must not move the cursor, clear the screen or set the clipboard.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+_DEGRADED = {
+    "fewer_candidates": "not every candidate could be shown to the refinement",
+    "unfinished_candidates": "no candidate ended by itself: the refinement read unfinished ones",
+    "no_usable_candidate": "no candidate could be shown: this is the majority's candidate",
+    "prompt_too_long": "the problem and its candidates do not fit the prompt: this is the majority's candidate",
+    "refinement_failed": "the refinement failed: this is the majority's candidate",
+}
+
+
+def printable(text: str) -> str:
+    """Text without control characters, tabs as spaces."""
+    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n").replace("\t", "    "))
+
+
+def votes_line(candidates: list[Attempt]) -> str:
+    """The candidates' answers with their votes, most votes first."""
+    groups = {one.group: one for one in reversed(candidates) if one.votes}
+    parts = [f"{short(one.answer)} ({one.votes})" for one in sorted(groups.values(), key=lambda one: -one.votes)]
+    silent = sum(not one.votes for one in candidates)
+    return ", ".join(parts + ([f"no answer ({silent})"] if silent else []))
+
+
+def cost_line(solution: Solution) -> str:
+    """Tokens by stage, seconds, tokens a second."""
+    usage = solution.usage
+    parts = [f"{len(solution.candidates)} candidates: {usage.candidate_tokens:,} tokens"]
+    if len(solution.rounds) > 1:
+        count = sum(len(one) for one in solution.rounds[1:])
+        parts.append(f"{count} refinement{'s' * (count > 1)}: {usage.refinement_tokens:,} tokens")
+    parts.append(f"prompts: {usage.prompt_tokens:,} tokens")
+    rate = usage.completion_tokens / max(solution.seconds, 1e-9)
+    return "; ".join(parts) + f"; {solution.seconds:.1f} s, {rate:,.0f} tokens/s"
+
+
+def short(answer: str | None, width: int = 40) -> str:
+    """An answer in one line."""
+    text = printable(" ".join((answer or "no answer").split()))
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def warning(solution: Solution) -> str:
+    """What was degraded, in words."""
+    if not solution.degraded:
+        return ""
+    reason = f" ({printable(solution.reason)})" if solution.reason else ""
+    return f"Note: {_DEGRADED[solution.degraded]}{reason}"
+
+
+def plain(solution: Solution) -> str:
+    """A solution as text for a file or a pipe."""
+    if solution.error:
+        return f"Problem: {printable(solution.problem)}\nNot solved: {printable(solution.error)}\n"
+    lines = [f"Problem: {printable(solution.problem)}", ""]
+    for number, one in enumerate(solution.candidates, 1):
+        end = "" if one.finished else ", unfinished"
+        lines.append(
+            f"Candidate {number}: answer {short(one.answer)}, {one.votes} votes, {one.num_tokens} tokens{end}"
+        )
+    if len(solution.candidates) > 1:
+        lines.append(f"Votes: {votes_line(solution.candidates)}")
+    lines += ["", printable(candidate_text(solution.text) or solution.text), ""]
+    lines += [line for line in (warning(solution),) if line]
+    lines += [f"Answer: {short(solution.answer)}", f"Cost: {cost_line(solution)}", ""]
+    return "\n".join(lines)
+
+
+class Terminal(Watcher):
+    """The live display of one problem. `with Terminal(console) as display: ...; display.show(solution)`."""
+
+    def __init__(self, console, problem: str):
+        from rich.live import Live
+
+        self._console, self._problem = console, problem
+        self._texts: dict[str, list[str]] = {}
+        self._attempts: dict[str, list[Attempt]] = {}
+        self._number, self._start, self._shown = 0, time.monotonic(), 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
+
+    def __enter__(self):
+        self._live.start()
+        self._refresh(now=True)
+        return self
+
+    def __exit__(self, *_):
+        self._live.stop()
+
+    def started(self, stage: str, number: int, count: int) -> None:
+        self._texts[stage], self._number = [""] * count, number
+        self._attempts.pop(stage, None)
+        self._refresh(now=True)
+
+    def text(self, stage: str, index: int, text: str) -> None:
+        self._texts[stage][index] += text
+        self._refresh()
+
+    def finished(self, stage: str, number: int, attempts: list[Attempt]) -> None:
+        self._attempts[stage] = attempts
+        self._texts[stage] = [one.text for one in attempts]
+        self._refresh(now=True)
+
+    def _refresh(self, now: bool = False) -> None:
+        if now or time.monotonic() - self._shown > 1 / REFRESHES:
+            self._live.update(self._picture(), refresh=True)
+            self._shown = time.monotonic()
+
+    def _picture(self):
+        from rich.console import Group
+        from rich.text import Text
+
+        parts = [self._heading()]
+        for stage, texts in self._texts.items():
+            attempts = self._attempts.get(stage)
+            parts.append(boxes(self._console, stage, texts, attempts, LIVE_LINES))
+            if attempts and stage == "candidate" and len(attempts) > 1:
+                parts.append(Text(f"Votes: {votes_line(attempts)}", style="bold"))
+        what = {0: "sampling candidates"}.get(self._number, f"refining, round {self._number}")
+        what = what if self._texts else "starting"
+        parts.append(Text(f"{what}, {time.monotonic() - self._start:.0f} s", style="dim"))
+        return Group(*parts)
+
+    def _heading(self):
+        from rich.text import Text
+
+        return Text(printable(self._problem), style="bold cyan")
+
+    def show(self, solution: Solution) -> None:
+        """Print the solved problem in full, in place of the live display."""
+        from rich.panel import Panel
+        from rich.text import Text
+
+        self._live.stop()
+        console = self._console
+        console.print(self._heading())
+        if solution.error:
+            console.print(Text(f"Not solved: {printable(solution.error)}", style="bold red"))
+            return
+        for number, attempts in enumerate(solution.rounds):
+            answers = number > 0 and number == len(solution.rounds) - 1
+            if not answers:
+                stage = "candidate" if number == 0 else f"round {number}, refinement"
+                console.print(boxes(console, stage, [one.text for one in attempts], attempts, None))
+            if number == 0 and len(attempts) > 1:
+                console.print(Text(f"Votes: {votes_line(attempts)}", style="bold"))
+        text = printable(candidate_text(solution.text) or solution.text)
+        title = "Solution" if len(solution.rounds) < 2 else "Refined solution"
+        console.print(Panel(Text(text), title=title, title_align="left", border_style="green"))
+        if note := warning(solution):
+            console.print(Text(note, style="yellow"))
+        console.print(Text(f"Answer: {short(solution.answer)}", style="bold green"))
+        console.print(Text(cost_line(solution), style="dim"))
+
+
+def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None, lines: int | None):
+    """Texts side by side, as many in a row as the terminal has room for, with answers and votes when they are known.
+
+    Args:
+        lines: Show so many of the last lines only. None: all.
+    """
+    from rich.table import Table
+
+    in_row = max(1, min(len(texts), console.width // NARROWEST))
+    in_row = math.ceil(len(texts) / math.ceil(len(texts) / in_row))  # rows of about one length
+    table = Table.grid(expand=True)
+    for _ in range(in_row):
+        table.add_column(ratio=1)
+    width = console.width // in_row - 4
+    names = [f"{stage} {number}".capitalize() for number in range(1, len(texts) + 1)]
+    names = names if len(texts) > 1 else [stage.capitalize()]
+    attempts = attempts or [None] * len(texts)
+    cells = [_box(*one, lines, width) for one in zip(names, texts, attempts, strict=True)]
+    for start in range(0, len(cells), in_row):
+        table.add_row(*cells[start : start + in_row])
+    return table
+
+
+def _box(title: str, text: str, attempt: Attempt | None, lines: int | None, width: int):
+    from rich.panel import Panel
+    from rich.text import Text
+
+    body = printable(text.strip())
+    if lines is not None:
+        tail = body[-lines * width :].splitlines()
+        body = "\n".join([part for row in tail for part in textwrap.wrap(row, width) or [""]][-lines:])
+    foot, style = "", "blue"
+    if attempt is not None:
+        votes = f", {attempt.votes} vote{'s' * (attempt.votes > 1)}" if attempt.votes else ""
+        foot = f"{short(attempt.answer, max(8, width - 14))}{votes}"
+        style = "dim" if not attempt.finished else "white"
+        foot += "" if attempt.finished else " (cut)"
+    return Panel(
+        Text(body), title=title, subtitle=Text(foot) if foot else None, border_style=style, title_align="left"
+    )
+
+
+def terminal_console():
+    """A rich console for standard output, or None if that is no terminal."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(highlight=False)
