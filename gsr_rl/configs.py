@@ -16,6 +16,7 @@ from gsr_rl.data_configs import (
     mapping,
 )
 from gsr_rl.eval_configs import EvalConfig
+from gsr_rl.hub_configs import DataSetHubConfig
 from gsr_rl.rollout import Plan
 
 __all__ = [
@@ -216,7 +217,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 
 
 @dataclass
-class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig):
+class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubConfig):
     """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
 
     student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
@@ -286,10 +287,6 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig):
     allow_unfinished: bool = field(
         default=False, metadata={"help": "Make the rows although endpoints gave no answer for some problems."}
     )
-    hub_dataset_id: str | None = field(
-        default=None, metadata={"help": "Push the rows with a dataset card to the Hub under this name, USER/NAME."}
-    )
-    hub_private: bool = field(default=True, metadata={"help": "Push to a private data set."})
     expected: dict[str, float] | str | None = field(
         default=None,
         metadata={

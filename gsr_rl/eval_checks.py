@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl.checks import check_refinement
+from gsr_rl.checks import check_refinement, check_trained_for
 from gsr_rl.data_checks import LOCAL_SUFFIXES, check_model, check_problems, check_sampling
+from gsr_rl.hub_configs import check_hub, check_update_model_card
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model
@@ -71,6 +72,7 @@ def check_eval(c) -> list[str]:
     most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
     sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": c.num_candidate_sets or 1})
     found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
+    found += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
     if c.engine != "endpoint" and (c.own_candidates or set(as_list(c.methods)) - set(SCORED)):
         found += check_model(c, "model")
     elif not c.model:

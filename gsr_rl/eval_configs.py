@@ -6,10 +6,11 @@ from typing import Any
 from gsr_rl.checks import raise_if_any
 from gsr_rl.data_configs import EngineConfig, RefinementConfig, mapping
 from gsr_rl.eval_checks import check_eval
+from gsr_rl.hub_configs import ResultsHubConfig
 
 
 @dataclass
-class EvalConfig(RefinementConfig, EngineConfig):
+class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
     """Evaluation: candidates, what is made of them by several methods, and controls."""
 
     model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model to evaluate."})

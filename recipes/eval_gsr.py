@@ -15,11 +15,7 @@
 """
 
 import json
-import os
-import sys
 from pathlib import Path
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from gsr_rl.cli import clear_errors, parse
 
@@ -104,8 +100,17 @@ def main() -> None:
     if args.dry_run:
         with clear_errors("eval"):
             return dry_run(configs, problem_args, args)
+    folder = Path(args.output_dir)
     sample(configs, problem_args, args)
-    print_report(report(Path(args.output_dir), Path(args.output_dir), args.num_examples))
+    print_report(report(folder, folder, args.num_examples))
+
+    # The results in the model's card: in its folder, on the Hub, or both.
+    if args.update_model_card or args.push_to_hub:
+        from gsr_rl.hub import Target, results_or_exit
+
+        target = Target(args.hub_model_id or args.model, "model", args.hub_private_repo, args.hub_revision)
+        local = args.model if args.update_model_card else None
+        results_or_exit(folder, local, target if args.push_to_hub else None)
 
 
 if __name__ == "__main__":
