@@ -55,11 +55,24 @@ SMOLLM2 = (
     "accelerate launch --config_file accelerate_configs/zero3_cpu.yaml recipes/grpo_gsr.py --config "
     "recipes/SmolLM2-135M-Instruct/grpo.yaml --dataset_name gsm8k_train.jsonl --max_steps 3"
 )
+SOLVE, SERVE = (
+    "tests/test_solve.py",
+    "tests/test_serve_vllm.py::test_plain_answers_streams_and_errors_by_the_official_client",
+)
 PARTS = "tests/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
 RUN_BY = {
     **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
     **dict.fromkeys(DRY_RUNS, DRY),
     SMOLLM2: "tests/test_docs.py::test_smollm2_trains_under_zero_3",
+    "gsr-solve --model runs/tiny/grpo '47+5*3-8'": f"{SOLVE}::test_a_pipe_gets_plain_text",
+    "gsr-solve --model recipes/tiny/models/base --prompt_template tiny '47+5*3-8'":
+        f"{SOLVE}::test_a_pipe_gets_plain_text",
+    "gsr-solve --model runs/tiny/grpo --file problems.jsonl --json '>' solutions.jsonl":
+        f"{SOLVE}::test_json_is_one_object_a_problem_and_nothing_else",
+    "python -m vllm.entrypoints.openai.api_server --model runs/tiny/grpo --port 8000": SERVE,
+    "gsr-serve --model runs/tiny/grpo --backend http://127.0.0.1:8000/v1 --port 8080": SERVE,
+    "python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --dry_run true":
+        "tests/test_evaluation.py::test_a_dry_run_counts_and_opens_no_engine",
     "make smollm2": "tests/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
     "make docs": "tests/test_docs.py::test_the_pages_build_without_a_warning_and_ask_nobody",
     "python recipes/distill_gsr.py --config C.yaml": PARTS,
