@@ -175,6 +175,7 @@ def _open(config: SolveConfig) -> Engine:
             retries=config.request_retries,
         )
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     return open_engine(
         kind,
         config.model,

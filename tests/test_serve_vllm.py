@@ -43,7 +43,7 @@ def served(backend, tmp_path):
 
 def client(served, **keys) -> openai.OpenAI:
     url = f"http://127.0.0.1:{port_of(served)}/v1"
-    return openai.OpenAI(base_url=url, api_key=KEY, **{"max_retries": 0, "timeout": 120} | keys)
+    return openai.OpenAI(base_url=url, **{"api_key": KEY, "max_retries": 0, "timeout": 120} | keys)
 
 
 def ask(problem: str, **more) -> dict:
