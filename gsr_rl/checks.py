@@ -16,6 +16,8 @@ from gsr_rl.data_checks import (
     check_problems,
     check_sampling,
 )
+from gsr_rl.hub_configs import check_hub, check_update_model_card
+from gsr_rl.run_folder import read_refinement_settings
 
 __all__ = [
     "check_distill",
@@ -48,9 +50,25 @@ def check_refinement(c) -> list[str]:
     return found
 
 
+def check_trained_for(c, name: str) -> list[str]:
+    """A local model is shown candidates as it was trained to read them: its gsr_config.json names the wording."""
+    folder = Path(str(getattr(c, name, None) or ""))
+    try:
+        settings = read_refinement_settings(folder)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    template = settings.get("prompt_template", c.prompt_template)
+    if template != c.prompt_template:
+        return [
+            f"prompt_template={c.prompt_template}, but {name}={folder} was trained on {template} (its "
+            f"gsr_config.json): set prompt_template to {template}; if another wording is meant, take that file away"
+        ]
+    return []
+
+
 def check_grpo(c) -> list[str]:
     """The keys of `GSRConfig` against each other and against the engine's window and the batch."""
-    found = check_refinement(c)
+    found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
     g, k, m = c.num_generations, c.num_candidates, c.num_candidate_sets
     if k > g:
         found.append(
@@ -212,12 +230,12 @@ def _check_batch(c) -> list[str]:
 
 def check_distill(c) -> list[str]:
     """The keys of `DistillConfig`."""
-    return check_refinement(c) + check_sampling(c) + check_distillation(c)
+    return check_refinement(c) + check_sampling(c) + check_distillation(c) + check_hub(c)
 
 
 def check_sft(c) -> list[str]:
     """The keys of `GSRSFTConfig`."""
-    found = check_refinement(c)
+    found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
     name = c.dataset_name
     if not name:
         found.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")
@@ -233,7 +251,8 @@ def check_sft(c) -> list[str]:
 
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
-    found = check_refinement(c) + check_sampling(c) + check_model(c, "model")
+    found = check_refinement(c) + check_sampling(c) + check_model(c, "model") + check_trained_for(c, "model")
+    found += check_hub(c) + check_update_model_card(c)
     if c.num_generations < c.num_candidates + 1:
         found.append(
             f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "

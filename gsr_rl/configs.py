@@ -15,6 +15,7 @@ from gsr_rl.checks import (
     raise_if_any,
 )
 from gsr_rl.data_configs import DistillProblemConfig, EngineConfig, ProblemConfig, TeacherConfig, mapping
+from gsr_rl.hub_configs import DataSetHubConfig, ResultsHubConfig
 from gsr_rl.rollout import Plan
 
 __all__ = [
@@ -238,7 +239,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 
 
 @dataclass
-class EvalConfig(RefinementConfig, EngineConfig):
+class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
     """Evaluation: candidates, refinements over them, controls."""
 
     model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model to evaluate."})
@@ -267,7 +268,7 @@ class EvalConfig(RefinementConfig, EngineConfig):
 
 
 @dataclass
-class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig):
+class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubConfig):
     """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
 
     student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
@@ -337,10 +338,6 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig):
     allow_unfinished: bool = field(
         default=False, metadata={"help": "Make the rows although endpoints gave no answer for some problems."}
     )
-    hub_dataset_id: str | None = field(
-        default=None, metadata={"help": "Push the rows with a dataset card to the Hub under this name, USER/NAME."}
-    )
-    hub_private: bool = field(default=True, metadata={"help": "Push to a private data set."})
     expected: dict[str, float] | str | None = field(
         default=None,
         metadata={

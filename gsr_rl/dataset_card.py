@@ -1,6 +1,9 @@
 """A distilled set on the Hugging Face Hub: the rows as parquet, with a card that says how they were made."""
 
+import json
 from pathlib import Path
+
+SHARD_BYTES = 500_000_000
 
 
 def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -> str:
@@ -17,11 +20,14 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
         "task_categories": ["text-generation"],
         "tags": ["gsr-rl", "generative-self-refinement", "math", "synthetic"],
         "size_categories": [category],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     }
     teacher = f"temperature {config.refinement_temperature}, top_p {config.refinement_top_p}, at most "
     teacher += f"{config.max_refinement_length} tokens"
     student = f"temperature {config.temperature}, top_p {config.top_p}, at most {config.max_completion_length} tokens"
     against = problem_config.decontaminate_against
+    for model in (config.student_model, config.teacher_model):
+        report = report.replace(model, _shown(model))
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
@@ -31,9 +37,9 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
 Rows for the warm start of generative self-refinement (arXiv 2509.00084), made with gsr-rl {__version__}: a student's
 candidate solutions, a teacher's refinements of them, kept where the boxed answer is right; and direct solutions.
 
-- problems: {problem_config.dataset_name}, split {problem_config.dataset_split}; mind their licence
-- student: {config.student_model}, {config.num_generations} candidates a problem, {student}
-- teacher: {config.teacher_model}, {config.refinements_per_set} refinements a candidate set, {teacher}
+- problems: {_shown(problem_config.dataset_name)}, split {problem_config.dataset_split}; mind their licence
+- student: {_shown(config.student_model)}, {config.num_generations} candidates a problem, {student}
+- teacher: {_shown(config.teacher_model)}, {config.refinements_per_set} refinements a candidate set, {teacher}
 - candidate sets: {config.num_candidates} candidates, choice `{config.candidate_choice}`, prompt template
   `{config.prompt_template}`
 - decontaminated against: {", ".join([against] if isinstance(against, str) else against) if against else "nothing"}
@@ -50,21 +56,40 @@ rows = load_dataset("{repo_id}", split="train")
 """
 
 
-def push_rows(path: str | Path, repo_id: str, card: str, private: bool) -> str:
-    """Push a file of SFT rows and its card, as the account that `hf auth login` or HF_TOKEN names.
+def _shown(name: str) -> str:
+    """A name as it may be told to others: of a path from this machine's root its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def write_data_set(rows_file: str | Path, folder: str | Path, card: str) -> Path:
+    """The rows as parquet in `data/` with their card, as the Hub has a data set.
+
+    Args:
+        rows_file: SFT rows, JSON lines.
+        folder: What it holds of an older set is replaced.
+        card: From `card_text`.
 
     Returns:
-        The address of the data set.
+        `folder`.
     """
     import datasets
-    from huggingface_hub import DatasetCard
+
+    from gsr_rl.run_folder import atomic_path, atomic_write, versions
 
     text = datasets.Value("string")
     messages = datasets.List({"role": text, "content": text})
     kinds = {name: text for name in ("stage", "problem_id", "answer", "source")}
     kinds |= {"prompt": messages, "completion": messages, "candidates": datasets.List(text)}
     features = datasets.Features(kinds | {"num_correct": datasets.Value("int64")})
-    rows = datasets.load_dataset("json", data_files=str(path), split="train", features=features)
-    rows.push_to_hub(repo_id, split="train", private=private)
-    DatasetCard(card).push_to_hub(repo_id)
-    return f"https://huggingface.co/datasets/{repo_id}"
+    rows = datasets.load_dataset("json", data_files=str(rows_file), split="train", features=features)
+    rows = rows.map(lambda row: {"source": _shown(row["source"])}, features=features)
+    folder = Path(folder)
+    for old in folder.glob("data/*.parquet"):
+        old.unlink()
+    number = max(1, -(-rows.data.nbytes // SHARD_BYTES))
+    for index in range(number):
+        with atomic_path(folder / "data" / f"train-{index:05d}-of-{number:05d}.parquet") as path:
+            rows.shard(number, index, contiguous=True).to_parquet(path)
+    atomic_write(folder / "README.md", card)
+    atomic_write(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    return folder

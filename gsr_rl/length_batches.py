@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from trl import SFTTrainer
 
 from gsr_rl.checkpoints import WholeCheckpoints
+from gsr_rl.hub_trainer import PushesToHub
 
 JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
 
@@ -60,7 +61,7 @@ class LengthGroupedSampler:
         return iter(length_grouped_order(self.lengths, self.batch_size, self.batches_a_step, seed))
 
 
-class GSRSFTTrainer(WholeCheckpoints, SFTTrainer):
+class GSRSFTTrainer(PushesToHub, WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer, with our order where `train_sampling_strategy: group_by_length` asks for one."""
 
     def _get_train_sampler(self, train_dataset=None):

@@ -84,9 +84,16 @@ def hardware() -> dict[str, object]:
 def plain(config: object) -> dict:
     """A configuration (a dataclass or a mapping) as a mapping of plain values, secrets left out."""
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)
-    hidden = ("token", "secret", "password", "api_key")
-    values = {key: value for key, value in values.items() if not key.endswith(hidden) or not isinstance(value, str)}
-    return json.loads(json.dumps(values, default=str))
+    return json.loads(json.dumps(_without_secrets(values), default=str))
+
+
+def _without_secrets(value: object) -> object:
+    """The same without texts under keys that end as secrets do, at any depth."""
+    if isinstance(value, dict):
+        hidden = ("token", "secret", "password", "api_key")
+        shown = {k: v for k, v in value.items() if not str(k).lower().endswith(hidden) or not isinstance(v, str)}
+        return {key: _without_secrets(one) for key, one in shown.items()}
+    return [_without_secrets(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def resolved_yaml(configs: dict[str, object]) -> str:
@@ -103,11 +110,44 @@ def write_run_info(folder: str | Path, configs: dict[str, object]) -> None:
 
 
 def write_refinement_settings(folder: str | Path, config: object) -> None:
-    """Write `gsr_config.json` beside a model: how candidates must be shown to it, the fields of `RefinementConfig`."""
+    """Write `gsr_config.json` beside a model: how candidates must be shown to it.
+
+    It holds the fields of `RefinementConfig` and `prompt_template_version`.
+    """
     from gsr_rl.configs import RefinementConfig
+    from gsr_rl.prompts import get_template
 
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RefinementConfig)}
+    settings["prompt_template_version"] = get_template(settings["prompt_template"]).version
     atomic_write(Path(folder) / "gsr_config.json", json.dumps(settings, indent=1) + "\n")
+
+
+def read_refinement_settings(folder: str | Path) -> dict:
+    """The content of a model's `gsr_config.json`; empty if the model has none.
+
+    Raises:
+        ValueError: It is no JSON object, or its prompt template has another wording in this version of gsr-rl.
+    """
+    from gsr_rl.prompts import TEMPLATES
+
+    path = Path(folder) / "gsr_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        name, version = settings.get("prompt_template", "gsr"), settings.get("prompt_template_version", 1)
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no JSON object ({error}): restore it, or train or download the model anew"
+        ) from None
+    known = TEMPLATES[name].version if name in TEMPLATES else None
+    if version != known:
+        here = f"has version {known}" if known else f"has only {sorted(TEMPLATES)}"
+        raise ValueError(
+            f"{path}: the model was trained on prompt_template {name}, version {version}; this gsr-rl {here}: use "
+            "the gsr-rl that versions.json names, or train anew"
+        )
+    return settings
 
 
 def print_dry_run(configs: dict[str, object], arithmetic: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ from gsr_rl import windows
 from gsr_rl.checkpoints import WholeCheckpoints
 from gsr_rl.configs import GSRConfig
 from gsr_rl.held_out import evaluate_held_out
+from gsr_rl.hub_trainer import PushesToHub
 from gsr_rl.micro_batches import share_out, token_passes
 from gsr_rl.packed_trainer import PackedGRPOTrainer
 from gsr_rl.problem_stream import ProblemStream
@@ -33,7 +34,7 @@ from gsr_rl.windows import STAGES
 STREAM_STATE = "problem_stream.json"
 
 
-class GSRTrainer(WholeCheckpoints, PackedGRPOTrainer):
+class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     """Joint GRPO: one policy samples candidates, refines over them, and learns from both in one update.
 
     Takes what `GRPOTrainer` takes, with a `GSRConfig`. The data sets' rows have `prompt` (the solve chat), `problem`,

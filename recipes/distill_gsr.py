@@ -70,11 +70,14 @@ def main() -> None:
             file=sys.stderr,
         )
 
-    if args.hub_dataset_id:
-        from gsr_rl.dataset_card import card_text, push_rows
+    # The same rows as a data set of the Hub, with their card.
+    if args.push_to_hub:
+        from gsr_rl.dataset_card import card_text, write_data_set
+        from gsr_rl.hub import Target, push_or_exit
 
         card = card_text(args.hub_dataset_id, counts, report, args, problem_args)
-        print(push_rows(folder / "sft_rows.jsonl", args.hub_dataset_id, card, args.hub_private))
+        data_set = write_data_set(folder / "sft_rows.jsonl", folder / "data_set", card)
+        push_or_exit(data_set, Target(args.hub_dataset_id, "dataset", args.hub_private_repo, args.hub_revision))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main() -> None:
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
 
-    from gsr_rl.run_folder import write_refinement_settings, write_run_info
+    from gsr_rl.run_folder import write_run_info
 
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(
@@ -90,12 +90,11 @@ def main() -> None:
     if trainer.stopped:
         raise SystemExit(STOPPED)
 
-    # The model as one would load it: weights gathered, tokenizer, chat template, refinement settings.
+    # The model as one would load it: weights gathered, tokenizer, chat template, refinement settings, card.
     trainer.save_model(args.output_dir)
-    if trainer.accelerator.is_main_process:
-        write_refinement_settings(args.output_dir, args)
+    trainer.create_model_card()
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=problem_args.dataset_name)
+        trainer.push_or_exit()
 
 
 if __name__ == "__main__":

@@ -32,16 +32,13 @@ def arithmetic(rows: list[dict], args) -> dict[str, object]:
 
 
 def save(trainer, tokenizer, args) -> None:
-    """The model as one would load it: weights gathered, tokenizer, end of sequence, refinement settings."""
-    from gsr_rl.run_folder import write_refinement_settings
-
+    """The model as one would load it: weights gathered, tokenizer, end of sequence, refinement settings, card."""
     ends = trainer.model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     if tokenizer.eos_token_id not in ends:
         trainer.model.generation_config.eos_token_id = [tokenizer.eos_token_id, *(e for e in ends if e is not None)]
     trainer.save_model(args.output_dir)
-    if trainer.accelerator.is_main_process:
-        write_refinement_settings(args.output_dir, args)
+    trainer.create_model_card()
 
 
 def main() -> None:
@@ -96,7 +93,7 @@ def main() -> None:
         raise SystemExit(STOPPED)
     save(trainer, tokenizer, args)
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=args.dataset_name)
+        trainer.push_or_exit()
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from distilled import problem_config, run
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl.dataset_card import card_text, push_rows
+from gsr_rl.dataset_card import card_text, write_data_set
 from gsr_rl.distill_plan import plan
 from gsr_rl.distill_report import report_markdown, write_report
+from gsr_rl.hub import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -153,39 +153,72 @@ def test_mappings_can_be_given_on_the_command_line(tmp_path, monkeypatch, capsys
     assert "640 expected" in said, "8 problems, 8 candidates, 10 tokens"
 
 
-def test_the_rows_and_their_card_are_pushed(whole, tmp_path, monkeypatch):
-    import datasets
-    import huggingface_hub
+def test_the_rows_and_their_card_make_a_data_set(whole, tmp_path):
+    import pyarrow.parquet as pq
 
-    pushed = []
-    monkeypatch.setattr(datasets.Dataset, "push_to_hub", lambda self, name, **more: pushed.append((self, name, more)))
-    monkeypatch.setattr(
-        huggingface_hub.DatasetCard, "push_to_hub", lambda self, name, **more: pushed.append((str(self), name, more))
-    )
     path = tmp_path / "sft_rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in whole.rows))
+    path.write_text("".join(json.dumps(row | {"source": "/somewhere/runs/model"}) + "\n" for row in whole.rows))
     report = report_markdown(whole.counts, whole.rows, whole.config)
     card = card_text("me/set", whole.counts, report, whole.config, problem_config(decontaminate_against=["x/exam"]))
-    assert push_rows(path, "me/set", card, private=True).endswith("datasets/me/set")
-    (rows, name, more), (text, card_name, _) = pushed
-    assert name == card_name == "me/set" and more["private"] is True
-    assert rows.to_list() == list(whole.rows)
+    folder = write_data_set(path, tmp_path / "data_set", card)
+    rows = pq.read_table(folder / "data/train-00000-of-00001.parquet").to_pylist()
+    assert rows == [row | {"source": "model"} for row in whole.rows], "a path of this machine stays here"
+    text = (folder / "README.md").read_text()
     header = yaml.safe_load(text.split("---")[1])
     assert header["size_categories"] == ["n<1K"] and "generative-self-refinement" in header["tags"]
     assert "decontaminated against: x/exam" in text and "Rows to read" not in text
-    assert f"| rows {' ' * 4}".strip() in text and whole.config.student_model in text
+    assert f"| rows {' ' * 4}".strip() in text and str(tmp_path) not in text
+    student = Path(whole.config.student_model)
+    assert student.is_absolute() and f"- student: {student.name}," in text and str(student) not in text
+
+
+def test_a_large_set_is_cut_into_files(whole, tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "sft_rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in whole.rows))
+    monkeypatch.setattr("gsr_rl.dataset_card.SHARD_BYTES", 20_000)
+    write_data_set(path, tmp_path / "set", "card")
+    files = sorted((tmp_path / "set/data").iterdir())
+    assert len(files) > 1 and files[0].name == f"train-00000-of-{len(files):05d}.parquet"
+    assert [row["problem_id"] for file in files for row in pq.read_table(file).to_pylist()] == [
+        row["problem_id"] for row in whole.rows
+    ]
 
 
 def test_the_program_pushes_only_when_asked(tmp_path, monkeypatch):
-    calls = []
+    from hub_stand_in import HubStandIn, client_of
+    from huggingface_hub import DatasetCard
+
     monkeypatch.setattr("gsr_rl.generation.open_engine", FixedEngine)
-    monkeypatch.setattr("gsr_rl.dataset_card.push_rows", lambda *arguments: calls.append(arguments) or "address")
     (tmp_path / "m").mkdir()
     keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 8, "prompt_template": "tiny"}
     keys |= {"student_model": tmp_path / "m", "num_candidates": 2, "num_generations": 4, "max_completion_length": 40}
-    run_recipe(monkeypatch, "distill", **keys, output_dir=tmp_path / "run")
-    assert calls == []
-    run_recipe(monkeypatch, "distill", **keys, output_dir=tmp_path / "run", hub_dataset_id="me/set")
-    ((path, name, card, private),) = calls
-    assert (path, name, private) == (tmp_path / "run" / "sft_rows.jsonl", "me/set", True) and "# me/set" in card
-    assert SimpleNamespace(**json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])).problems
+    keys |= {"output_dir": tmp_path / "run", "hub_dataset_id": "me/set"}
+    token = "hf_" + "AnotherPlantedToken"
+    with HubStandIn(token) as hub:
+        client_of(hub, monkeypatch, tmp_path)
+        run_recipe(monkeypatch, "distill", **keys)
+        assert hub.requests == []
+        hub.dies_at = "commit"
+        with pytest.raises(SystemExit) as end:
+            run_recipe(monkeypatch, "distill", **keys, push_to_hub="true")
+        assert end.value.code == 3 and (tmp_path / "run" / "sft_rows.jsonl").is_file()
+        hub.revive()
+        assert main(["push", str(tmp_path / "run" / "data_set")]) == 0
+        files = hub.files("me/set", "dataset")
+        assert hub.repositories["dataset", "me/set"].private, "a set is private unless asked to be public"
+    pushed = [row for name, content in files.items() if name.endswith(".parquet") for row in rows_of(content)]
+    lines = (tmp_path / "run" / "sft_rows.jsonl").read_text().splitlines()
+    assert [row | {"source": None} for row in pushed] == [json.loads(line) | {"source": None} for line in lines]
+    assert DatasetCard(files["README.md"].decode()).data.task_categories == ["text-generation"]
+    everything = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(token.encode() in content for content in [*everything, *files.values()])
+
+
+def rows_of(content: bytes) -> list[dict]:
+    import io
+
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(content)).to_pylist()

@@ -21,6 +21,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     assert path.read_text() == "new" and path.stat().st_mode & 0o444 == 0o444
 
 
+def test_secrets_stay_out_at_any_depth():
+    values = {"kwargs": {"api_key": "geheim", "num_tokens": 3}, "parts": [{"HF_TOKEN": "geheim", "x": 1}]}
+    assert run_folder.plain(values) == {"kwargs": {"num_tokens": 3}, "parts": [{"x": 1}]}
+
+
+def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
+    from gsr_rl.configs import RefinementConfig
+
+    assert run_folder.read_refinement_settings(tmp_path) == {}
+    run_folder.write_refinement_settings(tmp_path, RefinementConfig(num_candidates=3, prompt_template="tiny"))
+    settings = run_folder.read_refinement_settings(tmp_path)
+    assert settings["num_candidates"] == 3 and settings["prompt_template_version"] == 1
+    (tmp_path / "gsr_config.json").write_text(json.dumps(settings | {"prompt_template_version": 2}))
+    with pytest.raises(ValueError, match="trained on prompt_template tiny, version 2; this gsr-rl has version 1"):
+        run_folder.read_refinement_settings(tmp_path)
+
+
 @dataclass
 class Config:
     rate: float = 0.1

@@ -105,6 +105,7 @@ def test_the_model_folder_is_complete_and_learned_something(trained):
         "prompt_template",
         "max_refinement_prompt_length",
         "unfinished_candidates",
+        "prompt_template_version",
     }
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -11,6 +11,7 @@ from trl.trainer.utils import RepeatSampler
 
 from gsr_rl.checkpoints import WholeCheckpoints
 from gsr_rl.colocated import ColocatedVLLM
+from gsr_rl.hub_trainer import PushesToHub
 from gsr_rl.packed_trainer import PackedGRPOTrainer
 from gsr_rl.trainer import GSRTrainer
 
@@ -19,6 +20,12 @@ SIGNATURES = {
     "_load_optimizer_and_scheduler": "(self, checkpoint)",
     "_save_checkpoint": "(self, model, trial)",
     "_get_output_dir": "(self, trial)",
+    "init_hf_repo": "(self, token)",
+    "create_model_card": "(self, model_name, dataset_name, tags)",
+    "save_model": "(self, output_dir, _internal_call)",
+    "_save": "(self, output_dir, state_dict)",
+    "push_to_hub": "(self, commit_message, blocking, token, revision, kwargs)",
+    "_push_from_checkpoint": "(self, checkpoint_folder)",
     "evaluate": "(self, eval_dataset, ignore_keys, metric_key_prefix)",
     "training_step": "(self, model, inputs, num_items_in_batch)",
     "_prepare_inputs": "(self, generation_batch)",
@@ -39,7 +46,7 @@ def test_trl_still_has_the_method_with_this_signature(method):
 
 
 def test_every_private_override_is_in_the_contract():
-    ours = vars(WholeCheckpoints) | vars(PackedGRPOTrainer) | vars(GSRTrainer)
+    ours = vars(PushesToHub) | vars(WholeCheckpoints) | vars(PackedGRPOTrainer) | vars(GSRTrainer)
     methods = {name for name, value in ours.items() if inspect.isfunction(value)}
     ours = {name for name in methods if hasattr(GRPOTrainer, name)}
     assert ours - set(SIGNATURES) == {"__init__", "_get_per_token_logps_and_entropies"}

@@ -1,0 +1,366 @@
+"""Push what a run has made to the Hugging Face Hub, write results into a model's card, retry what has failed.
+
+    python -m gsr_rl.hub push runs/demo/grpo --repo_id USER/NAME
+    python -m gsr_rl.hub results runs/demo/eval_grpo --model runs/demo/grpo
+
+A push is one commit, so the Hub shows the state before it or after it, never a part. It only reads the local files.
+What failed is retried by `push` alone: hub.json in the folder says where to. The token comes from HF_TOKEN or
+`hf auth login`; a file that holds it is not pushed.
+
+Exit codes: 0 done, 2 bad input, 3 the push failed and the local files are whole, 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from gsr_rl.run_folder import atomic_write
+
+RECORD = "hub.json"
+PUSH_FAILED = 3
+MODEL_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*",
+    "*processor_config.json", "gsr_config.json", "versions.json", "README.md", "evaluations/*.json",
+)  # fmt: skip
+DATA_SET_FILES = ("data/*.parquet", "versions.json", "README.md")
+START_SECONDS, LEAST_BYTES_PER_SECOND = 600.0, 1e6  # what a push may take: this long, and its size at this speed
+TEXT_BYTES = 20_000_000  # longer files are weights and tables, not looked through for a token
+
+Files = dict[str, Path | bytes]
+
+
+class PushError(RuntimeError):
+    """A push did not happen. The message says why, that nothing is lost, and how to retry."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository: `model` or `dataset`, the branch, and whether it is private if it has to be made."""
+
+    repo_id: str
+    repo_type: str = "model"
+    private: bool | None = None
+    revision: str | None = None
+
+
+# Pushing ----------------------------------------------------------------------------------------------------
+
+
+def push_folder(folder: str | Path, target: Target) -> str:
+    """Push the files of a model or data set folder, with its card.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: There is no model or data set in `folder`.
+        PushError: The Hub did not take it; `folder` is as it was.
+    """
+    folder = Path(folder)
+    files = files_of(folder, target)
+    size = sum(path.stat().st_size for path in files.values() if isinstance(path, Path))
+    _record(folder, target, None)
+    print(
+        f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {target.repo_id}. If this is cut off: "
+        f"python -m gsr_rl.hub push {folder}",
+        flush=True,
+    )
+    if base := _local_base(folder):
+        print(f"warning: the adapter's base model is the local folder {base}: others cannot load it", file=sys.stderr)
+    commit = push_files(files, target, f"{folder.name} by gsr-rl", retry=f"python -m gsr_rl.hub push {folder}")
+    _record(folder, target, commit)
+    return commit
+
+
+def _local_base(folder: Path) -> str | None:
+    """The base model of a LoRA adapter, if it is a folder of this machine."""
+    path = folder / "adapter_config.json"
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
+    return base if base and Path(base).is_dir() else None
+
+
+def files_of(folder: Path, target: Target) -> Files:
+    """What of a folder is pushed, by its path in the repository. Raises `ValueError` where that is no model or set."""
+    patterns = MODEL_FILES if target.repo_type == "model" else DATA_SET_FILES
+    found: Files = {
+        path.relative_to(folder).as_posix(): path
+        for part in ("*", "data/*", "evaluations/*")
+        for path in sorted(folder.glob(part))
+        if path.is_file() and any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
+    }
+    if target.repo_type == "dataset":
+        if not any(name.endswith(".parquet") for name in found):
+            raise ValueError(f"{folder} holds no data set: give the folder with README.md and data/*.parquet")
+        return found
+    if not {"config.json", "adapter_config.json"} & set(found) or not any(n.endswith(".safetensors") for n in found):
+        raise ValueError(f"{folder} holds no model (config.json and *.safetensors): give a run's output_dir")
+    from gsr_rl.model_card import current_card, public_config
+
+    found["README.md"] = current_card(folder, target.repo_id).encode()
+    if (folder / "config.yaml").is_file():
+        found["training_config.yaml"] = public_config(folder / "config.yaml").encode()
+    return found
+
+
+def push_files(files: Files, target: Target, message: str, retry: str) -> str:
+    """One commit with these files, in a repository that is made if it is not there. Returns its address.
+
+    Raises:
+        PushError: Whatever went wrong, a time limit by the size of the files included.
+    """
+    size = sum(content.stat().st_size if isinstance(content, Path) else len(content) for content in files.values())
+    try:
+        _refuse_token(files)
+        seconds = START_SECONDS + size / LEAST_BYTES_PER_SECOND
+        return bounded(lambda: _commit(files, target, message), seconds, f"the Hub's commit to {target.repo_id}")
+    except Exception as error:  # whatever it is, the run's files are whole and it can be retried
+        raise PushError(
+            f"the push to {target.repo_id} failed: {without_token(said(error))}\nNothing local is lost. Retry with:\n"
+            f"    {retry}"
+        ) from error
+
+
+def _commit(files: Files, target: Target, message: str) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    make_repository(target)
+    operations = [
+        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+        for name, content in files.items()
+    ]
+    done = HfApi(library_name="gsr-rl").create_commit(
+        target.repo_id, operations, commit_message=message, repo_type=target.repo_type, revision=target.revision
+    )
+    return str(done.commit_url)
+
+
+def make_repository(target: Target) -> str:
+    """The full name of the repository, made if it is not there, with its branch."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="gsr-rl")
+    made = api.create_repo(target.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True)
+    if target.revision and target.revision != "main" and not target.revision.startswith("refs/"):
+        api.create_branch(made.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
+    return made.repo_id
+
+
+def bounded(action: Callable[[], str], seconds: float, what: str) -> str:
+    """The result of `action`, which runs beside this thread: the Hub's client waits for ever for a silent server.
+
+    Raises:
+        TimeoutError: Not done after `seconds`; it says what it waited for.
+    """
+    result: dict[str, object] = {}
+
+    def run() -> None:
+        try:
+            result["value"] = action()
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True, name="hub")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"{what} was not done after {seconds:.0f} seconds")
+    if "error" in result:
+        raise result["error"]
+    return str(result["value"])
+
+
+def push_or_exit(folder: str | Path, target: Target) -> None:
+    """`push_folder` at the end of a program: a failure ends it with its message and exit code 3."""
+    with exit_on_failure():
+        print(push_folder(folder, target), flush=True)
+
+
+def results_or_exit(folder: str | Path, model: str | Path | None, target: Target | None) -> None:
+    """`add_results` at the end of a program: a failure ends it with its message and exit code 3."""
+    with exit_on_failure():
+        print("\n".join(add_results(folder, model, target)), flush=True)
+
+
+@contextmanager
+def exit_on_failure():
+    """Turn a `PushError` into its message and exit code 3."""
+    try:
+        yield
+    except PushError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(PUSH_FAILED) from None
+
+
+# Secrets ----------------------------------------------------------------------------------------------------
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def without_token(text: str) -> str:
+    """`text` without the token, wherever an error message may have it from."""
+    token = _token()
+    return text.replace(token, "...") if token else text
+
+
+def _refuse_token(files: Files) -> None:
+    """Raise if a file that would be pushed holds the token."""
+    token = (_token() or "").encode()
+    for name, content in files.items():
+        if token and isinstance(content, Path) and content.stat().st_size <= TEXT_BYTES:
+            content = content.read_bytes()
+        if token and isinstance(content, bytes) and token in content:
+            raise ValueError(f"{name} holds your token: take it out, and make a new token")
+
+
+def said(error: BaseException) -> str:
+    """An error with its cause in one line."""
+    parts = [str(error) or type(error).__name__]
+    if error.__cause__ is not None and not isinstance(error.__cause__, SystemExit):
+        parts.append(str(error.__cause__) or type(error.__cause__).__name__)
+    return ": ".join(" ".join(part.split()) for part in dict.fromkeys(parts))
+
+
+# Where a folder has been pushed to --------------------------------------------------------------------------
+
+
+def _record(folder: Path, target: Target, commit: str | None) -> None:
+    atomic_write(folder / RECORD, json.dumps(asdict(target) | {"commit": commit}, indent=1) + "\n")
+
+
+def read_record(folder: Path) -> dict:
+    """What hub.json of a folder says: the fields of `Target` and the last commit; empty if there is none."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+# Results of an evaluation -----------------------------------------------------------------------------------
+
+
+def add_results(folder: str | Path, model: str | Path | None, target: Target | None) -> list[str]:
+    """Write an evaluation's results into a model's card: of a folder, of a repository, or of both.
+
+    Args:
+        folder: Of eval.json and config.yaml.
+        model: A model's folder, or None.
+        target: A model's repository, or None.
+
+    Returns:
+        What was written, one line each.
+
+    Raises:
+        ValueError: There is no eval.json in `folder`.
+        PushError: The Hub did not take it.
+    """
+    from gsr_rl.model_card import current_card, read_evaluation, with_results
+
+    evaluation = read_evaluation(Path(folder))
+    path, content = f"evaluations/{evaluation.name}.json", evaluation.text.encode()
+    lines = []
+    if model:
+        atomic_write(Path(model) / path, content)
+        record = read_record(Path(model))
+        atomic_write(Path(model) / "README.md", current_card(Path(model), record.get("repo_id", Path(model).name)))
+        lines.append(f"results of {evaluation.name}: {Path(model) / 'README.md'}")
+    if target:
+        retry = f"python -m gsr_rl.hub results {folder} --repo_id {target.repo_id}"
+        retry += f" --revision {target.revision}" if target.revision else ""
+        try:
+            old = bounded(lambda: _hub_card(target), START_SECONDS, f"the card of {target.repo_id}")
+        except Exception as error:
+            message = f"the card of {target.repo_id} could not be read: {without_token(said(error))}"
+            raise PushError(f"{message}\nNothing local is lost. Retry with:\n    {retry}") from error
+        if not old and model:
+            old = current_card(Path(model), target.repo_id)
+        card = with_results(old or f"# {target.repo_id}\n", evaluation, target.repo_id)
+        files = {"README.md": card.encode(), path: content}
+        lines.append(push_files(files, target, f"Results of {evaluation.name}", retry))
+    return lines
+
+
+def _hub_card(target: Target) -> str:
+    """README.md of a repository as it is now; empty if it has none, or does not exist."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        api = HfApi(library_name="gsr-rl")
+        path = api.hf_hub_download(target.repo_id, "README.md", revision=target.revision, force_download=True)
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        return ""
+    return Path(path).read_text(encoding="utf-8")
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gsr_rl.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    push = commands.add_parser("push", help="push a model or data set folder, for the first time or again")
+    push.add_argument("folder", type=Path)
+    results = commands.add_parser("results", help="write an evaluation's results into a model's card")
+    results.add_argument("folder", type=Path, help="folder of eval.json")
+    results.add_argument("--model", type=Path, help="folder of the model")
+    for one in (push, results):
+        one.add_argument("--repo_id", help="USER/NAME on the Hub (push: default from hub.json in the folder)")
+        one.add_argument("--revision", help="branch, made if it is not there")
+    push.add_argument("--repo_type", choices=("model", "dataset"), help="default: what the folder holds")
+    push.add_argument("--private", action=argparse.BooleanOptionalAction, help="if the repository has to be made")
+    return parser
+
+
+def target_of(args: argparse.Namespace) -> Target:
+    """Where `push` goes: what was said, else what hub.json says. Raises `ValueError` if neither says it."""
+    record = read_record(args.folder)
+    repo_id = args.repo_id or record.get("repo_id")
+    if not repo_id:
+        raise ValueError(f"--repo_id is not given and {args.folder} has not been pushed before: give USER/NAME")
+    guess = "dataset" if list(args.folder.glob("data/*.parquet")) else "model"
+    return Target(
+        repo_id,
+        args.repo_type or record.get("repo_type") or guess,
+        record.get("private") if args.private is None else args.private,
+        args.revision or record.get("revision"),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if not args.folder.is_dir():
+            raise ValueError(f"{args.folder}: there is no such folder")
+        if args.command == "push":
+            print(push_folder(args.folder, target_of(args)))
+        elif not args.model and not args.repo_id:
+            raise ValueError("results needs --model FOLDER, --repo_id USER/NAME, or both")
+        else:
+            target = Target(args.repo_id, revision=args.revision) if args.repo_id else None
+            print("\n".join(add_results(args.folder, args.model, target)))
+    except ValueError as error:
+        print(f"gsr_rl.hub: error: {error}", file=sys.stderr)
+        return 2
+    except PushError as error:
+        print(f"gsr_rl.hub: {error}", file=sys.stderr)
+        return PUSH_FAILED
+    except KeyboardInterrupt:
+        print("gsr_rl.hub: interrupted, nothing local is lost", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

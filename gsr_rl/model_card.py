@@ -1,0 +1,325 @@
+"""A model's card: metadata that the Hub reads, how the model was made, its evaluation with intervals, how to use it.
+
+Made from the run folder alone (config.yaml, versions.json, gsr_config.json, evaluations/), so it can be remade. A
+card from which the mark is taken out is somebody's own: it is only given results then.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
+from gsr_rl.report import figure, main_metrics, markdown_table
+
+MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
+SHOWN_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "loss_type", "beta", "num_generations", "num_candidate_sets", "candidate_objective",
+    "candidate_choice", "max_completion_length", "max_refinement_length", "reward_funcs", "stages", "seed",
+)  # fmt: skip
+INHERITED = ("base_model", "datasets", "license", "language")
+USAGE = """```python
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+template = get_template("{template}")
+problem = "{problem}"
+
+
+def sample(token_ids, n):
+    ids = torch.tensor([token_ids])
+    out = model.generate(ids, do_sample=True, top_k=0, num_return_sequences=n, max_new_tokens={tokens})
+    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+solve_ids = prompt_token_ids(tokenizer, solve_prompt(problem, template))
+candidates = [candidate_text(text) for text in sample(solve_ids, {k})]
+refinement = fit_refinement_prompt(tokenizer, problem, candidates, template, max_tokens={budget})
+print(sample(refinement.token_ids, 1)[0])
+```"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One eval.json: its name (benchmark and K), its text and content, and the data set that the problems are of."""
+
+    name: str
+    text: str
+    summary: dict
+    dataset: dict
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """The evaluation in a run folder. Raises `ValueError` if there is none."""
+    path = folder / "eval.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file, give the output_dir of eval_gsr.py")
+    text = path.read_text(encoding="utf-8")
+    config = _yaml(folder / "config.yaml").get("problems", {})
+    dataset = {key: config.get(f"dataset_{key}") for key in ("name", "config", "split")}
+    return evaluation_of(text, dataset)
+
+
+def evaluation_of(text: str, dataset: dict | None = None) -> Evaluation:
+    """An evaluation from the text of an eval.json. The data set stays in it, so that the copy is enough later."""
+    summary = json.loads(text)
+    if dataset and dataset.get("name"):
+        summary["dataset"] = dataset
+        text = json.dumps(summary, indent=1) + "\n"
+    first = next(iter(summary["benchmarks"]))
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", first).strip("-.") + f"-k{summary['k']}"
+    return Evaluation(name, text, summary, summary.get("dataset") or {})
+
+
+# The card ---------------------------------------------------------------------------------------------------
+
+
+def current_card(folder: Path, name: str) -> str:
+    """The folder's card under this name: remade, or somebody's own with the results put in."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else MARK
+    if MARK in text:
+        return card_of(folder, name)
+    for one in sorted(folder.glob("evaluations/*.json")):
+        text = with_results(text, evaluation_of(one.read_text(encoding="utf-8")), name)
+    return text
+
+
+def card_of(folder: Path, name: str) -> str:
+    """The card of a trained model.
+
+    Args:
+        folder: Of the model, as a recipe leaves it; what is not there is left out of the card.
+        name: On the Hub, or what it shall be called.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    config, settings = _yaml(folder / "config.yaml"), _json(folder / "gsr_config.json")
+    program = "joint GRPO" if "problems" in config else "a supervised warm start"
+    start = str(config.get("model", {}).get("model_name_or_path") or "")
+    data = {"library_name": "peft" if (folder / "adapter_config.json").is_file() else "transformers"}
+    data |= {"pipeline_tag": "text-generation", "tags": ["gsr-rl", "trl", "generative-self-refinement"]}
+    header = ModelCardData(**(_provenance(start, config) | data)).to_yaml()
+    body = [
+        MARK,
+        "",
+        f"# {name.split('/')[-1]}",
+        "",
+        "A language model that refines its own parallel attempts (generative self-refinement, arXiv 2509.00084): it "
+        f"writes {settings.get('num_candidates', 'K')} candidate solutions of a problem, reads them next to the "
+        f"problem and writes a better one. Trained by {program} with gsr-rl, which sits on TRL.",
+        "",
+        "## How it was made",
+        "",
+        _facts(config, start),
+        "",
+        "Every key with its value: `training_config.yaml`. How candidates must be shown to the model: "
+        "`gsr_config.json`.",
+        "",
+        _settings_table(settings),
+        "",
+        "## Evaluation",
+        "",
+        "Not evaluated yet.",
+        "",
+        "## How to use it",
+        "",
+        _usage(name, config, settings),
+        "",
+        "## Versions",
+        "",
+        _versions(_json(folder / "versions.json")),
+        "",
+    ]
+    text = f"---\n{header}\n---\n\n" + "\n".join(body)
+    for path in sorted(folder.glob("evaluations/*.json")):
+        text = with_results(text, evaluation_of(path.read_text(encoding="utf-8")), name)
+    ModelCard(text)  # raises on metadata that the Hub's client would not read
+    return text
+
+
+def _provenance(start: str, config: dict) -> dict:
+    """base_model, datasets, licence: by name, or from the card of the local model that the training started from."""
+    found: dict = {}
+    card = Path(start) / "README.md"
+    if start and not Path(start).is_dir():
+        found["base_model"] = start
+    elif card.is_file():
+        from huggingface_hub import ModelCard
+
+        data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+        found = {key: getattr(data, key, None) for key in INHERITED if getattr(data, key, None)}
+    dataset = (config.get("problems") or config.get("training") or {}).get("dataset_name")
+    if dataset and on_hub(dataset):
+        known = found.get("datasets") or []
+        found["datasets"] = list(dict.fromkeys([*([known] if isinstance(known, str) else known), str(dataset)]))
+    return found
+
+
+def _facts(config: dict, start: str) -> str:
+    problems, training = config.get("problems") or {}, config.get("training") or {}
+    dataset = problems.get("dataset_name") or training.get("dataset_name")
+    rows = [["started from", Path(start).name if Path(start).is_dir() else start]]
+    if dataset:
+        split = (problems or training).get("dataset_split")
+        local = Path(dataset).suffix in LOCAL_SUFFIXES
+        rows.append(["data", f"local file {Path(dataset).name}" if local else f"{dataset}, split {split}"])
+    rows += [[key, training[key]] for key in SHOWN_SETTINGS if training.get(key) is not None]
+    return markdown_table(["", ""], [[key, str(value)] for key, value in rows if str(value)])
+
+
+def _settings_table(settings: dict) -> str:
+    if not settings:
+        return "No gsr_config.json was saved with this model."
+    return markdown_table(["refinement setting", "value"], [[key, str(value)] for key, value in settings.items()])
+
+
+def _usage(name: str, config: dict, settings: dict) -> str:
+    template = settings.get("prompt_template", "gsr")
+    training = config.get("training") or {}
+    return USAGE.format(
+        name=name,
+        template=template,
+        problem="47+5*3-8*7" if template == "tiny" else "What is the sum of the first 100 odd numbers?",
+        tokens=training.get("max_completion_length") or (40 if template == "tiny" else 4096),
+        k=settings.get("num_candidates", 4),
+        budget=settings.get("max_refinement_prompt_length", 8192),
+    )
+
+
+def _versions(versions: dict) -> str:
+    hardware = versions.get("hardware") or {}
+    packages = [f"{key} {value}" for key, value in versions.items() if key != "hardware"]
+    devices = hardware.get("accelerators") or [f"{hardware.get('processor', 'unknown processor')}, no accelerator"]
+    return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join(map(str, devices))}"
+
+
+# Results ----------------------------------------------------------------------------------------------------
+
+
+def with_results(card: str, evaluation: Evaluation, name: str) -> str:
+    """The card with an evaluation's results, in its text and its `model-index`; older ones of the same are replaced.
+
+    Args:
+        card: Content of a README.md, with or without metadata.
+        name: The model's name, for a `model-index` that is not there yet.
+    """
+    from huggingface_hub import ModelCard
+
+    new = ModelCard(card)
+    results = hub_results(evaluation)
+    replaced = {_place(one) for one in results}
+    kept = [one for one in new.data.eval_results or [] if _place(one) not in replaced]
+    new.data.eval_results = kept + results
+    new.data.model_name = getattr(new.data, "model_name", None) or name.split("/")[-1]
+    new.text = _put_section(new.text, evaluation)
+    return str(new)
+
+
+def _place(one) -> tuple:
+    return one.dataset_type, one.dataset_config, one.dataset_split, one.dataset_name, one.metric_type
+
+
+def on_hub(dataset: str | None) -> bool:
+    """Whether a dataset_name is one of the Hub: no local file, and not generated."""
+    return bool(dataset) and not dataset.startswith(GENERATED) and Path(dataset).suffix not in LOCAL_SUFFIXES
+
+
+def hub_results(evaluation: Evaluation) -> list:
+    """The figures as huggingface_hub's `EvalResult`: percent, with the interval's ends as arguments."""
+    from huggingface_hub import EvalResult
+
+    summary, dataset = evaluation.summary, evaluation.dataset
+    source = dataset.get("name") if on_hub(dataset.get("name")) else None
+    main = next(iter(summary["benchmarks"]))
+    found = []
+    for benchmark, values in summary["benchmarks"].items():
+        config = dataset.get("config") if benchmark == main else benchmark  # the Hub tells a set's parts by this
+        for metric, one in values.items():
+            if not one or one.get("value") is None:
+                continue
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=source or benchmark,
+                    dataset_name=benchmark,
+                    dataset_config=config if source else None,
+                    dataset_split=dataset.get("split"),
+                    metric_type=metric,
+                    metric_name=f"{metric}, %",
+                    metric_value=round(100 * one["value"], 2),
+                    metric_args={"low": round(100 * one["low"], 2), "high": round(100 * one["high"], 2)},
+                )
+            )
+    return found
+
+
+def _put_section(text: str, evaluation: Evaluation) -> str:
+    """The evaluation's part of the text, in the place of an older one, or under `## Evaluation`."""
+    first, last = f"<!-- evaluation {evaluation.name} -->", f"<!-- end of {evaluation.name} -->"
+    section = f"{first}\n{results_text(evaluation)}\n{last}"
+    old = re.compile(re.escape(first) + ".*?" + re.escape(last), re.DOTALL)
+    if old.search(text):
+        return old.sub(lambda _: section, text)
+    heading = re.search(r"^## Evaluation[ \t]*\n", text, re.MULTILINE)
+    if not heading:
+        return f"{text.rstrip()}\n\n## Evaluation\n\n{section}\n"
+    rest = re.sub(r"\A\s*Not evaluated yet\.\n", "\n", text[heading.end() :])
+    return f"{text[: heading.end()]}\n{section}\n{rest}"
+
+
+def results_text(evaluation: Evaluation) -> str:
+    """A table with intervals, and what belongs to the figures: sizes, sampling, versions."""
+    summary = evaluation.summary
+    k, sampling = summary["k"], summary.get("sampling", {})
+    known = [metric for values in summary["benchmarks"].values() for metric, one in values.items() if one]
+    wanted = [*main_metrics(k), f"maj@{k + 1}", "selfref_none", "selfref_foreign"]
+    metrics = [metric for metric in wanted if metric in known]
+    rows = [[name, *(figure(values.get(m)) for m in metrics)] for name, values in summary["benchmarks"].items()]
+    lines = [
+        f"### {next(iter(summary['benchmarks']))}, K = {k}",
+        "",
+        f"{summary['num_problems']} problems, {summary['num_samples']} candidates each, seed {summary.get('seed')}. "
+        "Percent with 95 % bootstrap intervals over problems; any final answer counts, boxed or not.",
+        "",
+        markdown_table(["", *metrics], rows),
+        "",
+    ]
+    for stage in ("candidate", "refinement"):
+        if stage in sampling:
+            lines.append(f"- {stage}s: " + ", ".join(f"{key} {value}" for key, value in sampling[stage].items()))
+    versions = summary.get("versions", {})
+    lines.append("- measured with " + ", ".join(f"{key} {value}" for key, value in versions.items()))
+    lines.append(f"- all figures: `evaluations/{evaluation.name}.json`")
+    return "\n".join(lines)
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+def public_config(path: Path) -> str:
+    """A run's config.yaml without the folders of the machine it ran on."""
+
+    def shown(value):
+        if isinstance(value, dict):
+            return {key: shown(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [shown(one) for one in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return yaml.safe_dump(shown(_yaml(path)), sort_keys=False, width=119)
+
+
+def _yaml(path: Path) -> dict:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

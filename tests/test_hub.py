@@ -1,0 +1,321 @@
+"""Pushes through the real client of the Hub to a stand-in: what arrives, what is told, and what may not be lost."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_stand_in import HubStandIn, client_of
+
+from gsr_rl import hub
+from gsr_rl.hub import PushError, Target
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = ROOT / "recipes/tiny/models/base"
+TOKEN = "hf_" + "PlantedTokenOfTheTests0123456789"
+STEPS = ("create", "preupload", "batch", "upload", "commit")
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    with HubStandIn(TOKEN) as server:
+        client_of(server, monkeypatch, tmp_path / "home")
+        yield server
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A run folder with a model, as the joint recipe leaves it, and things in it that are not to be pushed."""
+    folder = tmp_path / "grpo"
+    shutil.copytree(BASE, folder)
+    settings = {"num_candidates": 4, "prompt_template": "tiny", "max_refinement_prompt_length": 200}
+    settings |= {"unfinished_candidates": "drop", "prompt_template_version": 1}
+    (folder / "gsr_config.json").write_text(json.dumps(settings))
+    config = {
+        "problems": {"dataset_name": "openai/gsm8k", "dataset_config": "main", "dataset_split": "train"},
+        "training": {"learning_rate": 3e-4, "output_dir": str(folder), "max_completion_length": 40},
+        "model": {"model_name_or_path": "someone/base-model"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "versions.json").write_text(json.dumps({"python": "3.11", "torch": "2.13", "hardware": {}}))
+    for name in ("training_args.bin", "metrics.jsonl", "rollouts/0.parquet", "checkpoint-5/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not to be pushed")
+    return folder
+
+
+def evaluation(folder: Path, selfref: float = 0.6, name: str = "mix", dataset: str = "openai/gsm8k") -> Path:
+    """A folder as eval_gsr.py leaves it, with these figures."""
+
+    def one(value):
+        return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 100}
+
+    values = {"pass@1": one(0.4), "maj@4": one(0.5), "maj@5": one(0.52), f"selfref@{4}": one(selfref)}
+    values |= {"pass@4": one(0.8), "refinement_gap": one(selfref - 0.5), "fix_rate": {"value": None}}
+    summary = {"model": "runs/x", "k": 4, "num_problems": 100, "num_samples": 8, "seed": 0}
+    summary |= {"sampling": {"candidate": {"temperature": 0.6}}, "versions": {"vllm": "0.31.0"}}
+    folder.mkdir(exist_ok=True)
+    (folder / "eval.json").write_text(json.dumps(summary | {"benchmarks": {name: values}}))
+    problems = {"dataset_name": dataset, "dataset_split": "test"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"problems": problems}))
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != hub.RECORD]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_model_comes_back_from_the_hub_as_it_was(stand_in, model, tmp_path, capsys):
+    from huggingface_hub import snapshot_download
+
+    address = hub.push_folder(model, Target("me/tiny", private=True))
+    assert address.startswith(f"{stand_in.endpoint}/me/tiny/commit/") and stand_in.commits("me/tiny") == 1
+    assert stand_in.repositories["model", "me/tiny"].private
+    got = content_of(Path(snapshot_download("me/tiny", local_dir=tmp_path / "got", endpoint=stand_in.endpoint)))
+    got = {name: content for name, content in got.items() if not name.startswith(".cache")}
+    same = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    same |= {"chat_template.jinja", "gsr_config.json", "versions.json"}
+    assert set(got) == same | {"README.md", "training_config.yaml"}
+    assert all(got[name] == (model / name).read_bytes() for name in same)
+    training = yaml.safe_load(got["training_config.yaml"])["training"]
+    assert training["learning_rate"] == 3e-4 and training["output_dir"] == "grpo"
+    assert "python -m gsr_rl.hub push" in capsys.readouterr().out
+
+
+def test_the_cards_metadata_passes_the_clients_validators(stand_in, model):
+    from huggingface_hub import ModelCard
+    from huggingface_hub.utils import validate_repo_id
+
+    hub.add_results(evaluation(model.parent / "eval"), model, None)
+    hub.push_folder(model, Target("me/tiny"))  # the client has the card's metadata checked before it commits
+    assert any(path == "/api/validate-yaml" for _, path, _ in stand_in.requests)
+    card = ModelCard(stand_in.files("me/tiny")["README.md"].decode())
+    data = card.data
+    assert (data.base_model, data.datasets) == ("someone/base-model", ["openai/gsm8k"])
+    for name in (data.base_model, *data.datasets):
+        validate_repo_id(name)
+    assert data.library_name == "transformers" and data.pipeline_tag == "text-generation"
+    assert {"gsr-rl", "generative-self-refinement"} <= set(data.tags)
+    found = {one.metric_type: one for one in data.eval_results}
+    assert found["selfref@4"].metric_value == 60 and found["selfref@4"].metric_args == {"low": 59.0, "high": 61.0}
+    assert found["selfref@4"].dataset_type == "openai/gsm8k" and "fix_rate" not in found
+    assert "| mix | 40.0 [39.0, 41.0] |" in card.text and "Not evaluated yet" not in card.text
+    assert "prompt_template_version" in card.text and "torch 2.13" in card.text
+
+
+def test_a_second_push_of_the_same_files_makes_no_commit_and_uploads_nothing(stand_in, model):
+    hub.push_folder(model, Target("me/tiny"))
+    assert hub.main(["push", str(model)]) == 0
+    assert stand_in.commits("me/tiny") == 1 and len(stand_in.uploads) == 1
+
+
+def test_a_revision_is_a_branch_that_is_made(stand_in, model):
+    hub.push_folder(model, Target("me/tiny", revision="run-2"))
+    assert stand_in.commits("me/tiny") == 0 and stand_in.commits("me/tiny", revision="run-2") == 1
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_server_that_dies_costs_nothing_and_the_command_completes_the_push(step, stand_in, model, capsys):
+    before = content_of(model)
+    stand_in.dies_at = step
+    with pytest.raises(PushError) as caught:
+        hub.push_folder(model, Target("me/tiny", private=True))
+    said = str(caught.value)
+    assert "Nothing local is lost" in said and f"python -m gsr_rl.hub push {model}" in said and TOKEN not in said
+    assert content_of(model) == before
+    if step != "create":
+        assert stand_in.files("me/tiny") == {}, "a part of a model is never to be seen"
+    assert hub.main(["push", str(model)]) == hub.PUSH_FAILED
+    assert "Retry with" in capsys.readouterr().err
+    stand_in.revive()
+    assert hub.main(["push", str(model)]) == 0
+    assert stand_in.files("me/tiny")["model.safetensors"] == before["model.safetensors"]
+    assert len(stand_in.uploads) == 1, "weights that came up before are not sent again"
+    assert stand_in.repositories["model", "me/tiny"].private, "the retry knows what was asked for"
+    assert json.loads((model / hub.RECORD).read_text())["commit"]
+
+
+def test_a_server_that_never_answers_is_given_up(stand_in, model, monkeypatch):
+    stand_in.silent_at = "commit"
+    monkeypatch.setattr(hub, "START_SECONDS", 2.0)
+    with pytest.raises(PushError, match="the Hub's commit to me/tiny was not done after 5 seconds"):
+        hub.push_folder(model, Target("me/tiny"))
+
+
+def test_a_wrong_token_is_told_without_showing_it(stand_in, model, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(PushError, match="401") as caught:
+        hub.push_folder(model, Target("me/tiny"))
+    assert "hf_wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.yaml", "README.md", "evaluations/x-k4.json"])
+def test_a_file_that_holds_the_token_is_not_pushed(stand_in, model, name):
+    if name == "README.md":
+        (model / name).write_text(f"my token is {TOKEN}")
+    elif name == "config.json":
+        (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | {"x": TOKEN}))
+    elif name == "config.yaml":
+        (model / name).write_text(yaml.safe_dump({"training": {"run_name": TOKEN}}))
+    else:
+        text = json.loads((evaluation(model / "evaluations") / "eval.json").read_text()) | {"model": TOKEN}
+        (model / "evaluations/eval.json").unlink()
+        (model / name).write_text(json.dumps(text))
+    with pytest.raises(PushError, match="holds your token"):
+        hub.push_folder(model, Target("me/tiny"))
+    assert stand_in.requests == []
+
+
+def test_no_request_holds_the_token_outside_its_header(stand_in, model):
+    hub.push_folder(model, Target("me/tiny"))
+    assert len(stand_in.requests) > 4
+    assert not any(TOKEN in path or TOKEN.encode() in body for _, path, body in stand_in.requests)
+    assert not any(TOKEN.encode() in content for content in content_of(model).values())
+
+
+def test_results_are_written_into_a_card_once_and_beside_others(stand_in, model, tmp_path):
+    first, other = evaluation(tmp_path / "a"), evaluation(tmp_path / "b", 0.3, "own", "problems.jsonl")
+    for folder in (first, other, evaluation(tmp_path / "a", 0.7)):
+        hub.add_results(folder, model, None)
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(model / "README.md")
+    values = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert values["mix", "selfref@4"] == 70 and values["own", "selfref@4"] == 30
+    assert card.text.count("### mix, K = 4") == card.text.count("### own, K = 4") == 1 and "60.0 [" not in card.text
+    assert sorted(path.name for path in (model / "evaluations").iterdir()) == ["mix-k4.json", "own-k4.json"]
+    hub.push_folder(model, Target("me/tiny"))
+    assert "evaluations/own-k4.json" in stand_in.files("me/tiny")
+
+
+def test_results_go_into_a_card_on_the_hub_and_leave_what_somebody_wrote(stand_in, tmp_path):
+    from huggingface_hub import HfApi, ModelCard
+
+    own = (
+        "---\nlicense: apache-2.0\nmodel-index:\n- name: x\n  results: []\n---\n# Mine\n\nMy words.\n\n## Last\n\nEnd"
+    )
+    api = HfApi()
+    api.create_repo("me/other")
+    api.upload_file(path_or_fileobj=own.encode(), path_in_repo="README.md", repo_id="me/other")
+    folder = evaluation(tmp_path / "eval")
+    assert hub.main(["results", str(folder), "--repo_id", "me/other"]) == 0
+    card = ModelCard(stand_in.files("me/other")["README.md"].decode())
+    assert card.data.license == "apache-2.0" and card.data.model_name == "x"
+    assert card.text.index("My words.") < card.text.index("End") < card.text.index("60.0 [59.0, 61.0]")
+    assert json.loads(stand_in.files("me/other")["evaluations/mix-k4.json"])["dataset"]["name"] == "openai/gsm8k"
+    hub.main(["results", str(evaluation(tmp_path / "eval", 0.65)), "--repo_id", "me/other"])
+    text = stand_in.files("me/other")["README.md"].decode()
+    assert "65.0 [64.0, 66.0]" in text and "60.0 [59.0" not in text
+
+
+def test_a_card_that_somebody_wrote_is_pushed_as_it_is(stand_in, model):
+    text = "---\nlicense: mit\n---\n# Mine\n"
+    (model / "README.md").write_text(text)
+    hub.push_folder(model, Target("me/tiny"))
+    assert stand_in.files("me/tiny")["README.md"].decode() == text
+
+
+def test_the_card_names_the_first_base_and_all_data_of_a_chain(model, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from gsr_rl.model_card import card_of
+
+    (model / "README.md").write_text(card_of(model, "me/first"))
+    second = tmp_path / "second"
+    second.mkdir()
+    config = {
+        "training": {"dataset_name": "me/rows", "dataset_split": "train"},
+        "model": {"model_name_or_path": str(model)},
+    }
+    (second / "config.yaml").write_text(yaml.safe_dump(config))
+    card = ModelCard(card_of(second, "me/second"))
+    assert card.data.base_model == "someone/base-model" and card.data.datasets == ["openai/gsm8k", "me/rows"]
+    assert str(tmp_path) not in str(card) and "a supervised warm start" in card.text
+
+
+def test_the_cards_way_to_use_the_model_runs(model, capsys):
+    from gsr_rl.model_card import card_of
+
+    code = re.search(r"```python\n(.*?)```", card_of(model, str(model)), re.DOTALL).group(1)
+    scope: dict = {}
+    exec(code, scope)
+    assert len(scope["candidates"]) == 4 and scope["refinement"].num_cut == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["push", "nowhere", "--repo_id", "me/x"], "nowhere: there is no such folder"),
+        (["push", "EMPTY", "--repo_id", "me/x"], "holds no model"),
+        (["push", "EMPTY", "--repo_id", "me/x", "--repo_type", "dataset"], "holds no data set"),
+        (["push", "EMPTY"], "--repo_id is not given"),
+        (["results", "EMPTY", "--repo_id", "me/x"], "eval.json: there is no such file"),
+        (["results", "EMPTY"], "needs --model FOLDER"),
+    ],
+)
+def test_a_command_that_cannot_work_says_why(words, message, tmp_path, capsys):
+    words = [str(tmp_path) if word == "EMPTY" else word for word in words]
+    assert hub.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+GRPO = {"dataset_name": "tiny/mix", "per_device_train_batch_size": 16, "num_generations": 8}
+DISTILL = {"dataset_name": "tiny/mix", "student_model": "m", "output_dir": "o"}
+EVAL = {"dataset_name": "tiny/mix", "model": "m", "output_dir": "o"}
+
+
+@pytest.mark.parametrize(
+    ("program", "values", "message"),
+    [
+        ("grpo", GRPO | {"hub_token": TOKEN}, "hub_token is set: a token does not belong"),
+        ("grpo", GRPO | {"push_to_hub": True, "hub_model_id": "a/b/c"}, "hub_model_id='a/b/c' is no name on the Hub"),
+        ("distill", DISTILL | {"push_to_hub": True}, "needs hub_dataset_id"),
+        ("eval", EVAL | {"update_model_card": True}, "update_model_card=true needs a folder"),
+        ("eval", EVAL | {"model": str(BASE), "push_to_hub": True}, "needs hub_model_id, because model="),
+    ],
+)
+def test_a_bad_key_of_the_hub_is_named_first(program, values, message, monkeypatch):
+    from gsr_rl import cli
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(ValueError) as caught:
+        cli.check_values(program, values)
+    assert message in str(caught.value) and TOKEN not in str(caught.value)
+
+
+def test_a_push_without_token_or_without_network_is_refused_first(monkeypatch, tmp_path):
+    from gsr_rl import cli
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="push_to_hub=true with HF_HUB_OFFLINE set"):
+        cli.check_values("grpo", GRPO | {"push_to_hub": True})
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(ValueError, match="there is no token: export HF_TOKEN"):
+        cli.check_values("grpo", GRPO | {"push_to_hub": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt_template": "gsr", "prompt_template_version": 1}, "set prompt_template to gsr"),
+        ({"prompt_template": "tiny", "prompt_template_version": 7}, "trained on prompt_template tiny, version 7"),
+        ({"prompt_template": "other"}, "this gsr-rl has only"),
+        ([], "is no JSON object"),
+    ],
+)
+def test_a_model_trained_on_another_wording_is_refused(settings, message, model):
+    from gsr_rl import cli
+
+    values = EVAL | {"model": str(model), "prompt_template": "tiny"}
+    cli.check_values("eval", values)
+    (model / "gsr_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError) as caught:
+        cli.check_values("eval", values)
+    assert message in str(caught.value)
