@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from fixed_engine import run_recipe
 from hub_stand_in import HubStandIn, client_of
-from test_sft import keys, rows_file  # noqa: F401 - a fixture
+from sft_run import keys, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "hf_" + "PlantedTokenOfATraining987654321"
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows") / "sft_rows.jsonl")
 
 
 def words_of(values: dict) -> list[str]:
@@ -60,7 +65,7 @@ GRPO = {
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("program", ["sft", pytest.param("grpo", marks=pytest.mark.vllm)])
-def test_two_processes_under_zero_3_push_their_model(program, tiny_model, rows_file, tmp_path, launch):  # noqa: F811
+def test_two_processes_under_zero_3_push_their_model(program, tiny_model, rows_file, tmp_path, launch):
     folder, home = tmp_path / "run", tmp_path / "home"
     home.mkdir()
     values = keys(tiny_model, rows_file, folder, max_steps=2) if program == "sft" else GRPO | {"output_dir": folder}

@@ -1,52 +1,17 @@
 """The warm start: loss on completions alone, steps that hold both stages, and a model folder that can be used."""
 
 import json
-import random
 
 import pytest
 from fixed_engine import run_recipe
+from sft_run import keys, write_rows
 
-from gsr_rl import tiny_world
-from gsr_rl.prompts import get_template, prompt_token_ids, refinement_prompt, solve_prompt
+from gsr_rl.prompts import prompt_token_ids
 
 
 @pytest.fixture(scope="module")
 def rows_file(tmp_path_factory):
-    """40 direct solutions and 40 refinements of the tiny world."""
-    rng, template, lines = random.Random(0), get_template("tiny"), []
-    for row in tiny_world.generate("mix", "sft", 40, 0):
-        texts = [tiny_world.corpus_solution(row, rng) for _ in range(4)]
-        for stage, prompt, text in (
-            ("candidate", solve_prompt(row["problem"], template), texts[0]),
-            ("refinement", refinement_prompt(row["problem"], texts, template), tiny_world.solve(row)),
-        ):
-            message = {"role": "assistant", "content": text}
-            lines.append({"prompt": prompt, "completion": [message], "stage": stage, "problem_id": row["id"]})
-    path = tmp_path_factory.mktemp("rows") / "sft_rows.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def keys(model, rows_file, folder, **more):
-    return {
-        "model_name_or_path": model,
-        "dtype": "float32",
-        "dataset_name": rows_file,
-        "output_dir": folder,
-        "prompt_template": "tiny",
-        "max_refinement_prompt_length": 200,
-        "learning_rate": 0.003,
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 2,
-        "train_sampling_strategy": "group_by_length",
-        "bf16": "false",
-        "gradient_checkpointing": "false",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": "true",
-    } | more
+    return write_rows(tmp_path_factory.mktemp("rows") / "sft_rows.jsonl")
 
 
 @pytest.fixture(scope="module")
