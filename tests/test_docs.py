@@ -1,0 +1,206 @@
+"""README and docs tell the truth: their commands exist and are run by a test, their pages build, their keys are known.
+
+Of each command RUN_BY says which test runs it. What needs GPUs, sets something up or is itself the tests stands apart.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+from doc_commands import blocks, commands, pages
+from hub_stand_in import HubStandIn
+
+from gsr_rl import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = commands()
+CHAIN = "tests/test_docs.py::test_the_commands_of_the_tiny_world_run"
+DRY = "tests/test_docs.py::test_the_dry_runs_run"
+SFT = (
+    "accelerate launch --config_file accelerate_configs/ddp_cpu.yaml recipes/sft_gsr.py --config recipes/tiny/sft.yaml"
+)
+GRPO = (
+    "accelerate launch --config_file accelerate_configs/zero2_cpu.yaml recipes/grpo_gsr.py --config "
+    "recipes/tiny/grpo.yaml"
+)
+DISTILL = "python recipes/distill_gsr.py --config recipes/tiny/distill.yaml"
+EVAL = "python recipes/eval_gsr.py --config recipes/tiny/eval.yaml --model runs/tiny/grpo"
+FEW_STEPS = "--max_steps 1 --max_problems 40 --num_generations 4 --per_device_train_batch_size 16"
+RECIPES = {  # command: what makes it small
+    DISTILL: "--max_problems 60 --refinements_per_set 2",
+    SFT: "--max_steps 2 --per_device_train_batch_size 4",
+    GRPO: FEW_STEPS,
+    EVAL: "--max_problems 20",
+    f"{EVAL} --update_model_card true": "--max_problems 20",
+    "python -m gsr_rl.hub results runs/tiny/eval --model runs/tiny/grpo": "",
+}
+TO_THE_HUB = {
+    f"{GRPO} --push_to_hub true --hub_model_id USER/NAME --hub_private_repo true": FEW_STEPS,
+    f"{DISTILL} --push_to_hub true --hub_dataset_id USER/NAME": "--max_problems 60 --refinements_per_set 2",
+    "python -m gsr_rl.hub results runs/tiny/eval --repo_id USER/NAME": "",
+    "python -m gsr_rl.hub push runs/tiny/grpo": "",
+}
+DRY_RUNS = (
+    "python recipes/grpo_gsr.py --config recipes/tiny/grpo.yaml --model_name_or_path recipes/tiny/models/base "
+    "--dry_run true",
+    "python recipes/grpo_gsr.py --config recipes/Qwen2.5-7B-Instruct/grpo.yaml --model_name_or_path "
+    "Qwen/Qwen2.5-7B-Instruct --dry_run true",
+    "python recipes/distill_gsr.py --config recipes/Qwen2.5-7B-Instruct/distill.yaml --dry_run true",
+)
+SMOLLM2 = (
+    "accelerate launch --config_file accelerate_configs/zero3_cpu.yaml recipes/grpo_gsr.py --config "
+    "recipes/SmolLM2-135M-Instruct/grpo.yaml --dataset_name gsm8k_train.jsonl --max_steps 3"
+)
+PARTS = "tests/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
+RUN_BY = {
+    **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
+    **dict.fromkeys(DRY_RUNS, DRY),
+    SMOLLM2: "tests/test_docs.py::test_smollm2_trains_under_zero_3",
+    "make smollm2": "tests/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
+    "make docs": "tests/test_docs.py::test_the_pages_build_without_a_warning_and_ask_nobody",
+    "python recipes/distill_gsr.py --config C.yaml": PARTS,
+    "python recipes/distill_gsr.py --config C.yaml --shard 1/2": PARTS,
+    "python recipes/distill_gsr.py --config C.yaml --shard 2/2": PARTS,
+    r"python -m rewards --gold '\frac12' --completion 'so it is \boxed{0.5}'":
+        "tests/rewards/test_rewards_for_trl.py::test_the_command_says_why",
+}  # fmt: skip
+SET_UP = {"make install", "source .venv/bin/activate", "export HF_TOKEN=..."}
+ARE_THE_TESTS = {"make test", "make test-all"}
+BY_HAND = {  # minutes to hours on a quiet machine; results/README.md holds what came out
+    "make demo",
+    "python benchmarks/distill.py",
+}
+NEEDS_GPUS = re.compile(r"zero[23]\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1")
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command[:60]}" for page, command in COMMANDS])
+def test_every_command_is_run_by_a_test_or_marked(page, command):
+    if command in SET_UP | ARE_THE_TESTS | BY_HAND:
+        return
+    if NEEDS_GPUS.search(command):
+        said = (ROOT / page).read_text(encoding="utf-8")
+        assert re.search(r"never run|On GPUs|teacher-1", said, re.IGNORECASE), (
+            f"{page} does not say that it needs GPUs"
+        )
+        return
+    assert command in RUN_BY, f"{page}: no test runs `{command}`: add it to RUN_BY with its test"
+    path, name = RUN_BY[command].split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), RUN_BY[command]
+
+
+@pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
+def test_what_a_command_names_exists(command):
+    words = command.split()
+    if words[0] == "make" and len(words) > 1:
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for word in words:
+        if re.match(r"(recipes|benchmarks|accelerate_configs|tests)/", word):
+            assert (ROOT / word).exists(), word
+    recipe = re.search(r"recipes/(distill|sft|grpo|eval)_gsr\.py", command)
+    if recipe and "C.yaml" not in command:
+        cli.read_values(recipe.group(1), words[words.index(recipe.group(0)) + 1 :])  # raises on an unknown key
+
+
+def test_the_list_of_commands_is_no_longer_than_the_docs():
+    shown = {command for _, command in COMMANDS}
+    assert not (set(RUN_BY) | SET_UP | ARE_THE_TESTS | BY_HAND) - shown
+
+
+def test_commands_are_found_in_both_kinds_of_blocks():
+    text = "Text.\n\n    make demo\n\n```yaml\npython: 1\n```\n\n```bash\nmake test  # all\n```\n"
+    assert [one.strip() for one in blocks(text)] == ["make test  # all", "make demo"]
+    assert len(COMMANDS) > 30 and {"README.md", "docs/hub.md"} <= {page for page, _ in COMMANDS}
+
+
+def test_every_key_that_a_page_names_in_a_table_is_a_key():
+    """Names of one's keys in the first column of a table under `| key |`."""
+    known = {key for program in cli.PROGRAMS for key in cli.keys_of(program)}
+    seen = 0
+    for page in pages():
+        tables = re.findall(r"^\| key \|.*\n\|[-|]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for row in "".join(tables).splitlines():
+            for name in re.findall(r"`([a-z_0-9]+)", row.split("|")[1]):
+                assert name in known, f"{page}: {name}"
+                seen += 1
+    assert seen > 15
+
+
+def test_the_pages_build_without_a_warning_and_ask_nobody(tmp_path):
+    pytest.importorskip("material", reason="mkdocs-material is not installed: make docs installs it")
+    site = tmp_path / "site"
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": ""}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    html = {path.relative_to(site).as_posix(): unescape(path.read_text()) for path in site.rglob("*.html")}
+    for name, text in html.items():
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]*src="?(https?:[^"\s>]+)', text)
+        loaded += re.findall(r'<link[^>]*rel="?stylesheet"?[^>]*href="?(https?:[^"\s>]+)', text)
+        assert not loaded, f"{name} loads {loaded}"
+    for program in cli.PROGRAMS:
+        missing = [key for key in cli.keys_of(program) if f">{key}<" not in html[f"keys/{program}.html"]]
+        assert not missing, f"keys/{program}.html lacks {missing}"
+    assert "seed0.json" in html["results.html"] and (site / "results/demo/seed0.json").is_file()
+
+
+def _run(command: str, folder: Path, environment: dict[str, str] | None = None) -> str:
+    """A command of the docs in a folder that has the repository's programs, with this environment's Python."""
+    for name in ("recipes", "accelerate_configs", "gsr_rl", "rewards", "benchmarks"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    more = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {})
+    command = command.replace("accelerate launch", "accelerate launch --main_process_port 0")
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=os.environ | more, text=True, timeout=900,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.distributed
+def test_the_commands_of_the_tiny_world_run(tmp_path):
+    """In the order of the quick start and of the Hub's page, with fewer problems and steps."""
+    for command, more in RECIPES.items():
+        _run(f"{command} {more}", tmp_path)
+    assert (tmp_path / "runs/tiny/eval/eval.json").is_file()
+    assert "### tiny/mix, K = 4" in (tmp_path / "runs/tiny/grpo/README.md").read_text()
+    (tmp_path / "home").mkdir()
+    with HubStandIn("hf_" + "TokenOfTheDocs") as hub:
+        for command, more in TO_THE_HUB.items():
+            _run(f"{command.replace('USER/NAME', 'me/name')} {more}", tmp_path, hub.environment(tmp_path / "home"))
+        assert "evaluations/tiny-mix-k4.json" in hub.files("me/name")
+        assert any(name.endswith(".parquet") for name in hub.files("me/name", "dataset"))
+
+
+@pytest.mark.slow
+def test_the_dry_runs_run(tmp_path):
+    for command in DRY_RUNS:
+        assert "num_candidates: 4" in _run(command, tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.distributed
+def test_smollm2_trains_under_zero_3(tmp_path):
+    """The README's command, one step of it with short completions."""
+    from benchmark_rows import path_of
+
+    rows = path_of("gsm8k_train")
+    model = ROOT / "runs" / "SmolLM2-135M-Instruct"
+    if not (model / "config.json").is_file():
+        pytest.skip("make smollm2 has not been run")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / model.name).symlink_to(model)
+    (tmp_path / "gsm8k_train.jsonl").symlink_to(rows)
+    less = "--max_steps 1 --max_problems 20 --max_completion_length 32 --max_refinement_length 32"
+    _run(f"{SMOLLM2.replace(' --max_steps 3', '')} {less} --max_refinement_prompt_length 512", tmp_path)
+    assert (tmp_path / "runs/SmolLM2-135M-Instruct-grpo/model.safetensors").is_file()
