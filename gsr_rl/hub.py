@@ -23,7 +23,7 @@ from pathlib import Path
 from gsr_rl.run_folder import atomic_write
 
 RECORD = "hub.json"
-PUSH_FAILED = 3
+PUSH_FAILED, INTERRUPTED = 3, 130
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*",
@@ -190,12 +190,15 @@ def results_or_exit(folder: str | Path, model: str | Path | None, target: Target
 
 @contextmanager
 def exit_on_failure():
-    """Turn a `PushError` into its message and exit code 3."""
+    """Turn a `PushError` into its message and exit code 3, an interruption into one and exit code 130."""
     try:
         yield
     except PushError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(PUSH_FAILED) from None
+    except KeyboardInterrupt:
+        print("interrupted while pushing, nothing local is lost: see above for the retry", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 # Secrets ----------------------------------------------------------------------------------------------------
@@ -358,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
         return PUSH_FAILED
     except KeyboardInterrupt:
         print("gsr_rl.hub: interrupted, nothing local is lost", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

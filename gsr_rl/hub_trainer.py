@@ -122,6 +122,7 @@ class CheckpointPush:
         self.links = checkpoint.parent / UPLOADING / checkpoint.name
         shutil.rmtree(self.links, ignore_errors=True)
         shutil.copytree(checkpoint, self.links, copy_function=_link)
+        self.parts = [path for path in self.links.rglob("*") if path.is_file()]
         for name in ("config.yaml", "versions.json", "README.md"):
             if (checkpoint.parent / name).is_file():
                 shutil.copy2(checkpoint.parent / name, self.links / name)
@@ -135,8 +136,7 @@ class CheckpointPush:
         try:
             files = files_of(self.links, self.target)
             if self.whole_as:
-                parts = [path for path in self.links.rglob("*") if path.is_file() and path.name != "README.md"]
-                files |= {f"{self.whole_as}/{path.relative_to(self.links).as_posix()}": path for path in parts}
+                files |= {f"{self.whole_as}/{path.relative_to(self.links).as_posix()}": path for path in self.parts}
             push_files(files, self.target, f"Training in progress, {self.name}", retry="")
         except Exception as error:
             first = str(error).splitlines()[0]

@@ -151,7 +151,7 @@ def _provenance(start: str, config: dict) -> dict:
     card = Path(start) / "README.md"
     if start and not Path(start).is_dir():
         found["base_model"] = start
-    elif card.is_file():
+    elif start and card.is_file():
         from huggingface_hub import ModelCard
 
         data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data

@@ -146,6 +146,18 @@ def test_a_server_that_never_answers_is_given_up(stand_in, model, monkeypatch):
         hub.push_folder(model, Target("me/tiny"))
 
 
+def test_an_interruption_while_pushing_ends_with_its_own_code(stand_in, model, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub.threading.Thread, "join", interrupted)  # what waits in the main thread
+    with pytest.raises(SystemExit) as end:
+        hub.push_or_exit(model, Target("me/tiny"))
+    assert end.value.code == 130
+    said = capsys.readouterr()
+    assert "nothing local is lost" in said.err and f"python -m gsr_rl.hub push {model}" in said.out
+
+
 def test_a_wrong_token_is_told_without_showing_it(stand_in, model, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(PushError, match="401") as caught:

@@ -65,13 +65,14 @@ GRPO = {
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("program", ["sft", pytest.param("grpo", marks=pytest.mark.vllm)])
-def test_two_processes_under_zero_3_push_their_model(program, tiny_model, rows_file, tmp_path, launch):
+def test_two_processes_under_zero_3_push_their_model(program, tiny_model, rows_file, tmp_path, launch, monkeypatch):
     folder, home = tmp_path / "run", tmp_path / "home"
     home.mkdir()
     values = keys(tiny_model, rows_file, folder, max_steps=2) if program == "sft" else GRPO | {"output_dir": folder}
     values |= {"push_to_hub": "true", "hub_model_id": "me/tiny", "hub_private_repo": "true"}
     values |= {"hub_revision": "try-1", "save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
     with HubStandIn(TOKEN) as hub:
+        client_of(hub, monkeypatch, home)
         environment = hub.environment(home)
         output = launch(f"recipes/{program}_gsr.py", *words_of(values), accelerate="zero3_cpu", env=environment)
         assert_same_model(hub, "me/tiny", folder, tmp_path, "try-1")
@@ -84,16 +85,14 @@ def test_two_processes_under_zero_3_push_their_model(program, tiny_model, rows_f
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_server_that_dies_half_way_costs_no_model_and_the_command_completes_it(
-    tiny_model,
-    rows_file,
-    tmp_path,
-    launch,
+    tiny_model, rows_file, tmp_path, launch, monkeypatch
 ):
     folder, home = tmp_path / "run", tmp_path / "home"
     home.mkdir()
     values = keys(tiny_model, rows_file, folder, max_steps=2)
     values |= {"push_to_hub": "true", "hub_model_id": "me/tiny", "hub_strategy": "end"}
     with HubStandIn(TOKEN, dies_at="upload") as hub:
+        client_of(hub, monkeypatch, home)
         environment = hub.environment(home)
         words = words_of(values)
         output = launch("recipes/sft_gsr.py", *words, accelerate="zero3_cpu", env=environment, expect=1)
