@@ -4,6 +4,7 @@ A hook of mkdocs.yml. The pages are written nowhere, so they cannot be older tha
 """
 
 import html
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from gsr_rl import cli  # noqa: E402
 
+RESULTS = ROOT / "results"
+SERVED = (".png", ".json", ".md")
 PROGRAMS = {
     "distill": "candidates, a teacher's refinements of them, SFT rows",
     "sft": "the warm start",
@@ -37,17 +40,28 @@ ORIGINS = {
 }
 
 
+def on_config(config):
+    """MkDocs has read mkdocs.yml: a page of docs/ that its nav does not name goes to the guides."""
+    named = str(config.nav)
+    guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
+    guides += [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f"'{path.name}'" not in named]
+    return config
+
+
 def on_files(files, config):
     """MkDocs asks which files there are: ours, and those that are made here."""
     pages = {f"keys/{program}.md": keys_page(program) for program in PROGRAMS}
-    pages["results.md"] = results_page()
     pages["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    for path, content in pages.items():
-        files.append(File.generated(config, path, content=content))
-    for path in sorted((ROOT / "results").rglob("*")):
-        if path.suffix in (".png", ".json") and path.is_file():
-            name = f"results/{path.relative_to(ROOT / 'results').as_posix()}"
+    for path in sorted(RESULTS.rglob("*")):
+        name = path.relative_to(ROOT).as_posix()
+        if path == RESULTS / "README.md":
+            pages["results.md"] = results_page(path, "results.md")
+        elif path.suffix == ".md":
+            pages[name] = results_page(path, name)
+        elif path.suffix in SERVED:
             files.append(File.generated(config, name, abs_src_path=str(path)))
+    for name, content in pages.items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -90,7 +104,20 @@ def _cell(text: str) -> str:
     return "".join(parts)
 
 
-def results_page() -> str:
-    """results/README.md, with its links to files beside it."""
-    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda link: f"](results/{link.group(1)})", text)
+def results_page(source: Path, page: str) -> str:
+    """A page of results/; its links to files that the site has not are told in words.
+
+    Args:
+        source: The file.
+        page: Where in the site it stands.
+    """
+    here = Path(page).parent
+
+    def relinked(link: re.Match) -> str:
+        words, target = link.groups()
+        path = (source.parent / target.partition("#")[0]).resolve()
+        if RESULTS not in path.parents or path.suffix not in SERVED:
+            return f"{words} (`{path.relative_to(ROOT)}`)"
+        return f"[{words}]({os.path.relpath(path.relative_to(ROOT), here)})"
+
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|#)([^)]+)\)", relinked, source.read_text(encoding="utf-8"))
