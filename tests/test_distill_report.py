@@ -177,7 +177,7 @@ def test_a_large_set_is_cut_into_files(whole, tmp_path, monkeypatch):
 
     path = tmp_path / "sft_rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in whole.rows))
-    monkeypatch.setattr("gsr_rl.dataset_card.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("gsr_rl.dataset_card.SHARD_BYTES", 4_000)
     write_data_set(path, tmp_path / "set", "card")
     files = sorted((tmp_path / "set/data").iterdir())
     assert len(files) > 1 and files[0].name == f"train-00000-of-{len(files):05d}.parquet"
