@@ -112,14 +112,6 @@ def main() -> None:
         local = args.model if args.update_model_card else None
         results_or_exit(folder, local, target if args.push_to_hub else None)
 
-    # The results in the model's card: in its folder, on the Hub, or both.
-    if args.update_model_card or args.push_to_hub:
-        from gsr_rl.hub import Target, results_or_exit
-
-        target = Target(args.hub_model_id or args.model, "model", args.hub_private_repo, args.hub_revision)
-        local = args.model if args.update_model_card else None
-        results_or_exit(folder, local, target if args.push_to_hub else None)
-
 
 if __name__ == "__main__":
     main()
