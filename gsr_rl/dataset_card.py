@@ -1,6 +1,5 @@
 """A distilled set on the Hugging Face Hub: the rows as parquet, with a card that says how they were made."""
 
-import json
 from pathlib import Path
 
 SHARD_BYTES = 500_000_000
@@ -11,6 +10,7 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
     import yaml
 
     from gsr_rl import __version__
+    from gsr_rl.run_folder import versions
 
     size = counts["funnel"]["rows"]
     sizes = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")]
@@ -43,6 +43,7 @@ candidate solutions, a teacher's refinements of them, kept where the boxed answe
 - candidate sets: {config.num_candidates} candidates, choice `{config.candidate_choice}`, prompt template
   `{config.prompt_template}`
 - decontaminated against: {", ".join([against] if isinstance(against, str) else against) if against else "nothing"}
+- versions: {", ".join(f"{name} {version}" for name, version in versions().items())}
 
 Columns: `prompt` and `completion` (messages), `stage` (candidate or refinement), `problem_id`, `answer`, `candidates`
 (the texts shown) and `num_correct` (how many of them are right; both null for direct solutions), `source`.
@@ -74,7 +75,7 @@ def write_data_set(rows_file: str | Path, folder: str | Path, card: str) -> Path
     """
     import datasets
 
-    from gsr_rl.run_folder import atomic_path, atomic_write, versions
+    from gsr_rl.run_folder import atomic_path, atomic_write
 
     text = datasets.Value("string")
     messages = datasets.List({"role": text, "content": text})
@@ -91,5 +92,4 @@ def write_data_set(rows_file: str | Path, folder: str | Path, card: str) -> Path
         with atomic_path(folder / "data" / f"train-{index:05d}-of-{number:05d}.parquet") as path:
             rows.shard(number, index, contiguous=True).to_parquet(path)
     atomic_write(folder / "README.md", card)
-    atomic_write(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
     return folder

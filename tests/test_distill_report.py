@@ -166,6 +166,8 @@ def test_the_rows_and_their_card_make_a_data_set(whole, tmp_path):
     text = (folder / "README.md").read_text()
     header = yaml.safe_load(text.split("---")[1])
     assert header["size_categories"] == ["n<1K"] and "generative-self-refinement" in header["tags"]
+    assert {path.name for path in folder.iterdir()} == {"README.md", "data"}, "another file would be read as rows"
+    assert "- versions: python " in text
     assert "decontaminated against: x/exam" in text and "Rows to read" not in text
     assert f"| rows {' ' * 4}".strip() in text and str(tmp_path) not in text
     student = Path(whole.config.student_model)
