@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,7 @@ def run(rows: list[dict], config, json_lines: bool) -> int:
     from gsr_rl.solve import Solver
     from gsr_rl.solve_display import plain, terminal_console
 
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     console = None if json_lines else terminal_console()
     if console:
         console.print(f"loading {config.model} ...", style="dim", markup=False)

@@ -162,7 +162,7 @@ class Terminal(Watcher):
                 console.print(Text(f"Votes: {votes_line(attempts)}", style="bold"))
         text = printable(candidate_text(solution.text) or solution.text)
         title = "Solution" if len(solution.rounds) < 2 else "Refined solution"
-        console.print(Panel(Text(text), title=title, title_align="left", border_style="green"))
+        console.print(Panel(Text(text, overflow="fold"), title=title, title_align="left", border_style="green"))
         if note := warning(solution):
             console.print(Text(note, style="yellow"))
         console.print(Text(f"Answer: {short(solution.answer)}", style="bold green"))
@@ -181,7 +181,7 @@ def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None,
     in_row = math.ceil(len(texts) / math.ceil(len(texts) / in_row))  # rows of about one length
     table = Table.grid(expand=True)
     for _ in range(in_row):
-        table.add_column(ratio=1)
+        table.add_column(ratio=1, overflow="fold")
     width = console.width // in_row - 4
     names = [f"{stage} {number}".capitalize() for number in range(1, len(texts) + 1)]
     names = names if len(texts) > 1 else [stage.capitalize()]

@@ -17,7 +17,7 @@ from serving import ROOT, TINY
 from gsr_rl import tiny_world
 from gsr_rl.solve import Solver, Watcher
 from gsr_rl.solve_cli import main, read_problems
-from gsr_rl.solve_display import printable, votes_line
+from gsr_rl.solve_display import boxes, printable, votes_line
 from gsr_rl.solving import Attempt, counted
 
 PROBLEMS = [row["problem"] for row in tiny_world.generate("mix", "test", 12, 0)]
@@ -211,6 +211,18 @@ def test_a_models_text_cannot_move_the_cursor():
 def test_votes_are_listed_most_first():
     rows = [Attempt("", answer, True, 1) for answer in ("3", "a\x1bb", "3", None, "2", "2", "2")]
     assert votes_line(counted(rows, [0, 1, 0, None, 2, 2, 2])) == "2 (3), 3 (2), a\ufffdb (1), no answer (1)"
+
+
+def test_a_long_word_is_shown_whole_in_a_narrow_box():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=60)
+    word = "47-8=39+9=48+5=53*3=59-8=51*7=57"
+    attempts = [Attempt(word, "57", True, 9, votes=1)] * 2
+    console.print(boxes(console, "candidate", [word, "x"], attempts, None))
+    shown = console.file.getvalue()
+    assert "…" not in shown and "".join(line[2:28].strip() for line in shown.splitlines()[1:-1]).startswith(word[:26])
+    assert word[26:] in shown and "57, 1 vote" in shown
 
 
 SOLVE = [sys.executable, "-m", "gsr_rl.solve_cli", "--model", TINY, "--prompt-template", "tiny"]
