@@ -179,6 +179,7 @@ def _run(command: str, folder: Path, environment: dict[str, str] | None = None) 
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.distributed
+@pytest.mark.timeout(1800)
 def test_the_commands_of_the_tiny_world_run(tmp_path):
     """In the order of the quick start and of the Hub's page, with fewer problems and steps."""
     for command, more in RECIPES.items():
@@ -203,6 +204,7 @@ def test_the_dry_runs_run(tmp_path):
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.distributed
+@pytest.mark.timeout(1800)
 def test_smollm2_trains_under_zero_3(tmp_path):
     """The README's command, one step of it with short completions."""
     from benchmark_rows import path_of
