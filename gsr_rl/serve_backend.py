@@ -168,7 +168,7 @@ class Backend:
 
     async def _request(self, ask: Ask, index: int, speak, stop, seed) -> Completion:
         how = {"model": self.model, "temperature": ask.sampling.temperature, "top_p": ask.sampling.top_p}
-        how |= {"max_tokens": ask.sampling.max_tokens}
+        how |= {"max_tokens": ask.sampling.max_tokens, "n": 1}
         if stop:
             how["stop"] = stop
         if seed is not None:
