@@ -199,7 +199,8 @@ async def load(jobs: list, at_once: int, work) -> tuple[int, float]:
     async def client(session):
         nonlocal tokens
         for job in waiting:
-            tokens += await work(session, job)
+            made = await work(session, job)  # apart: `tokens += await ...` would lose what others add meanwhile
+            tokens += made
 
     limits = aiohttp.ClientTimeout(total=START_SECONDS)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limits) as session:
@@ -288,6 +289,7 @@ def main() -> None:
     parser.add_argument("--max_tokens", type=int, default=96, help="of a completion, with SmolLM2")
     args = parser.parse_args()
     args.tiny = "tiny" in str(args.model)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended too
     found = {}
     if args.part != "serve":
         found["solve_overhead"] = round(solve_overhead(args), 4)
