@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -194,11 +195,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._commit(kind, repo_id, repository, rest[0], body)
         entries = [_entry(path, content, lfs) for path, (content, lfs) in sorted(tree[1].items())]
         if action == "tree":
-            inside = "/".join(rest[1:])
-            return self._answer(200, [one for one in entries if one["path"].startswith(inside)])
+            inside = "".join(f"{word}/" for word in rest[1:])
+            recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+            return self._answer(200, _listed(entries + _folders(entries), inside, recursive))
         if action == "paths-info":
             wanted = json.loads(body).get("paths", []) if body[:1] == b"{" else parse_qs(body.decode())["paths"]
-            return self._answer(200, [one for one in entries if one["path"] in wanted])
+            return self._answer(200, [one for one in entries + _folders(entries) if one["path"] in wanted])
         siblings = [{"rfilename": one["path"], "size": one["size"]} for one in entries]
         info = {"_id": "0", "id": repo_id, "sha": tree[0], "private": repository.private, "siblings": siblings}
         self._answer(200, info | {"tags": [], "downloads": 0, "likes": 0, "gated": False, "disabled": False})
@@ -299,6 +301,20 @@ def _oid(content: bytes, lfs: bool) -> str:
 def _entry(path: str, content: bytes, lfs: bool) -> dict:
     entry = {"type": "file", "path": path, "size": len(content), "oid": _oid(content, lfs)}
     return entry | ({"lfs": {"oid": _oid(content, True), "size": len(content), "pointerSize": 134}} if lfs else {})
+
+
+def _folders(entries: list[dict]) -> list[dict]:
+    """The folders that these files lie in."""
+    names = {str(parent) for one in entries for parent in PurePosixPath(one["path"]).parents} - {"."}
+    return [
+        {"type": "directory", "path": name, "size": 0, "oid": _oid(name.encode(), False)} for name in sorted(names)
+    ]
+
+
+def _listed(entries: list[dict], inside: str, recursive: bool) -> list[dict]:
+    """What lies in a folder (`name/`, or empty for the root), in its folders too if `recursive`."""
+    below = [one for one in entries if one["path"].startswith(inside)]
+    return [one for one in below if recursive or "/" not in one["path"].removeprefix(inside)]
 
 
 def client_of(hub: HubStandIn, monkeypatch, home) -> None:
