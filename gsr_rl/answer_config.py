@@ -17,7 +17,7 @@ import yaml
 from gsr_rl.checks import raise_if_any
 from gsr_rl.data_checks import check_model
 from gsr_rl.data_configs import RefinementConfig
-from gsr_rl.model_settings import read_refinement_settings
+from gsr_rl.model_settings import refinement_settings
 from gsr_rl.solving import MODES, SolveSettings
 
 
@@ -85,7 +85,7 @@ class AnswerConfig:
         Raises:
             ValueError: A value of the file is wrong.
         """
-        stored = read_refinement_settings(getattr(self, "endpoint_tokenizer", None) or self.model)
+        stored = refinement_settings(getattr(self, "endpoint_tokenizer", None) or self.model)
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(RefinementConfig)}
         refinement = RefinementConfig(**(stored | {name: value for name, value in own.items() if value is not None}))
         names = [one.name for one in dataclasses.fields(SolveSettings) if hasattr(self, one.name)]

@@ -135,7 +135,7 @@ def read_refinement_settings(folder: str | Path) -> dict:
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        name, version = settings.get("prompt_template", "gsr"), settings.get("prompt_template_version", 1)
+        name, version = str(settings.get("prompt_template", "gsr")), settings.get("prompt_template_version", 1)
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no JSON object ({error}): restore it, or train or download the model anew"

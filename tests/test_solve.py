@@ -110,10 +110,10 @@ def test_the_models_own_file_says_how_candidates_are_shown(tmp_path):
     assert (solver.settings.num_candidates, solver.settings.prompt_template) == (3, "tiny")
     assert Solver(str(tmp_path), FixedEngine(), num_candidates=2).settings.num_candidates == 2
     for content, words in (
-        ("{", "not JSON"),
-        ("[]", "an object"),
+        ("{", "no JSON object"),
+        ("[]", "no JSON object"),
         ('{"num_candidates": "4"}', "num_candidates='4'"),
-        ('{"prompt_template": "tiny", "prompt_template_version": 7}', "trained on version 7 of prompt_template tiny"),
+        ('{"prompt_template": "tiny", "prompt_template_version": 7}', "trained on prompt_template tiny, version 7"),
     ):
         (tmp_path / "gsr_config.json").write_text(content)
         with pytest.raises(ValueError, match=words):
