@@ -265,6 +265,7 @@ def test_ctrl_c_in_a_terminal_ends_cleanly():
     process = subprocess.Popen(
         [*SOLVE, "--max-completion-length", "200", "--rounds", "50", PROBLEMS[0]], cwd=ROOT, env=ENVIRONMENT,
         stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests' own background may ignore it
     )  # fmt: skip
     os.close(theirs)
     seen, deadline = b"", time.monotonic() + 120
