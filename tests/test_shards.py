@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,6 +25,19 @@ def test_units_come_back_as_they_were_put_in_one_at_a_time(tmp_path):
     assert list(units) == [f"p{i}" for i in range(7)] and len(units) == 7
     assert [units[unit] for unit in reversed(list(units))] == UNITS[::-1]
     assert "p3" in units and "other" not in units and "p3" not in one.load("refinements")
+
+
+def test_threads_read_units_beside_each_other(tmp_path):
+    many = [{"unit": f"p{i}", "text": "ü" * (i % 50)} for i in range(400)]
+    one = store(tmp_path)
+    one.append("candidates", many)
+    units = one.load("candidates")
+
+    def read(start: int) -> bool:
+        return all(units[unit["unit"]] == unit for _ in range(20) for unit in many[start:] + many[:start])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, (0, 100, 200, 300)))
 
 
 def test_a_unit_that_two_shards_hold_counts_once(tmp_path):
