@@ -16,11 +16,10 @@ from pathlib import Path
 
 import chain
 import yaml
+from paper_tables import COLUMNS
 
 ARMS = Path(__file__).with_name("arms.yaml")
 ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
-COLUMNS = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
-COLUMNS += ["selfref_none"]
 
 
 def parse_args() -> argparse.Namespace:
