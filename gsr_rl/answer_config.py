@@ -9,14 +9,13 @@ import typing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
 from gsr_rl.checks import raise_if_any
 from gsr_rl.data_checks import check_model
-from gsr_rl.data_configs import RefinementConfig
+from gsr_rl.data_configs import EngineAccess, RefinementConfig
 from gsr_rl.model_settings import refinement_settings
 from gsr_rl.solving import MODES, SolveSettings
 
@@ -94,7 +93,7 @@ class AnswerConfig:
 
 
 @dataclass
-class SolveConfig(AnswerConfig):
+class SolveConfig(AnswerConfig, EngineAccess):
     """`gsr-solve` and `gsr_rl.Solver`: the engine that answers."""
 
     engine: str = field(
@@ -104,35 +103,10 @@ class SolveConfig(AnswerConfig):
             "installed, else transformers."
         },
     )
-    endpoints: list[str] | None = field(
-        default=None, metadata={"help": "Addresses of OpenAI-compatible endpoints, such as http://localhost:8000/v1."}
-    )
-    endpoint_api: str = field(
-        default="chat",
-        metadata={"help": "chat (messages, any provider) or completions (token ids, exact; vLLM and SGLang)."},
-    )
-    endpoint_tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer that an endpoint's prompts are counted with. Default: the model's."}
-    )
-    endpoint_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further keys of a request's body, such as {reasoning_effort: low}."}
-    )
-    api_key_env: str | None = field(
-        default=None, metadata={"help": "Name of the environment variable with the endpoints' key. Default: no key."}
-    )
-    request_timeout: float = field(default=1800.0, metadata={"help": "Seconds that one try of a request may take."})
     request_retries: int = field(default=3, metadata={"help": "Further tries of a request to an endpoint."})
-    max_model_length: int | None = field(
-        default=None, metadata={"help": "The engine's window in tokens, prompt and completion. Default: the model's."}
-    )
-    engine_dtype: str = field(default="auto", metadata={"help": "Number format: auto, float32, bfloat16, float16."})
-    max_num_seqs: int | None = field(default=None, metadata={"help": "Sequences decoded at once. Default: engine's."})
-    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for the engine."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that the model is cut over."})
     enforce_eager: bool | None = field(
         default=None, metadata={"help": "vLLM without compilation: it starts sooner. Default: on a CPU."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of sampling in a local engine."})
 
     def findings(self) -> list[str]:
         found = super().findings()

@@ -25,10 +25,14 @@ SOURCES = {
     "gsr_rl.configs": ("gsr_rl", "configs.py"),
     "ProblemConfig": ("gsr_rl", "data_configs.py"),
     "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
+    "EngineAccess": ("gsr_rl", "data_configs.py"),
     "EngineConfig": ("gsr_rl", "data_configs.py"),
     "TeacherConfig": ("gsr_rl", "data_configs.py"),
     "RefinementConfig": ("gsr_rl", "data_configs.py"),
     "EvalConfig": ("gsr_rl", "eval_configs.py"),
+    "AnswerConfig": ("gsr_rl", "answer_config.py"),
+    "SolveConfig": ("gsr_rl", "answer_config.py"),
+    "ServeConfig": ("gsr_rl", "answer_config.py"),
     "HubConfig": ("gsr_rl", "hub_configs.py"),
     "DataSetHubConfig": ("gsr_rl", "hub_configs.py"),
     "ResultsHubConfig": ("gsr_rl", "hub_configs.py"),
@@ -77,7 +81,7 @@ def _literal(node: ast.expr | None) -> object:
         return {"list": [], "dict": {}}.get(ast.unparse(node), ast.unparse(node))
 
 
-def _fields(class_name: str) -> dict[str, Key]:
+def fields_of(class_name: str) -> dict[str, Key]:
     """The fields of a dataclass and its bases, without importing it. The nearest definition wins."""
     node = next(
         (n for n in _module(class_name).body if isinstance(n, ast.ClassDef) and n.name == class_name),
@@ -87,7 +91,7 @@ def _fields(class_name: str) -> dict[str, Key]:
         raise LookupError(f"class {class_name} is not where gsr_rl/cli.py looks for it")
     keys: dict[str, Key] = {}
     for base in reversed(node.bases):
-        keys |= _fields(ast.unparse(base))
+        keys |= fields_of(ast.unparse(base))
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
@@ -118,7 +122,7 @@ def keys_of(program: str) -> dict[str, Key]:
     """All configuration keys of a program by name, ours and the inherited ones."""
     keys: dict[str, Key] = {}
     for class_name in PROGRAMS[program][0]:
-        keys |= {name: key for name, key in _fields(class_name).items() if name not in keys}
+        keys |= {name: key for name, key in fields_of(class_name).items() if name not in keys}
     return keys
 
 

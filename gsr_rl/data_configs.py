@@ -109,8 +109,8 @@ class RefinementConfig:
 
 
 @dataclass
-class EngineConfig:
-    """The engine that distillation and evaluation sample with, and how they sample."""
+class EngineAccess:
+    """The engine of a program that samples: in this process, or endpoints that are asked."""
 
     engine: str = field(
         default="vllm",
@@ -123,10 +123,6 @@ class EngineConfig:
     max_num_seqs: int | None = field(default=None, metadata={"help": "Sequences decoded at once. Default: engine's."})
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for the engine."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that one copy of a model is cut over."})
-    data_parallel_size: int | None = field(
-        default=None,
-        metadata={"help": "Copies of a model, each in its own process. Default: as many as the visible GPUs hold."},
-    )
     endpoints: list[str] | None = field(
         default=None, metadata={"help": "Addresses of OpenAI-compatible endpoints, such as http://localhost:8000/v1."}
     )
@@ -143,13 +139,24 @@ class EngineConfig:
     api_key_env: str | None = field(
         default=None, metadata={"help": "Name of the environment variable with the endpoints' key. Default: no key."}
     )
-    max_requests_in_flight: int = field(default=256, metadata={"help": "Requests to endpoints at once."})
-    requests_per_minute: float | None = field(default=None, metadata={"help": "Rate limit of requests to endpoints."})
     request_timeout: float = field(default=1800.0, metadata={"help": "Seconds that one try of a request may take."})
     request_retries: int = field(
         default=10,
         metadata={"help": "Further tries of a request, with pauses growing from half a second to a minute."},
     )
+    seed: int = field(default=0, metadata={"help": "Seed of sampling and of all that is drawn beside it."})
+
+
+@dataclass
+class EngineConfig(EngineAccess):
+    """The engine that distillation and evaluation sample with, and how they sample."""
+
+    data_parallel_size: int | None = field(
+        default=None,
+        metadata={"help": "Copies of a model, each in its own process. Default: as many as the visible GPUs hold."},
+    )
+    max_requests_in_flight: int = field(default=256, metadata={"help": "Requests to endpoints at once."})
+    requests_per_minute: float | None = field(default=None, metadata={"help": "Rate limit of requests to endpoints."})
     num_generations: int = field(default=8, metadata={"help": "Candidates sampled per problem."})
     num_candidate_sets: int = field(
         default=1, metadata={"help": "M: candidate sets per problem; they share no candidate while M*K <= candidates."}
@@ -162,7 +169,6 @@ class EngineConfig:
     max_refinement_length: int | None = field(
         default=None, metadata={"help": "Limit of a refinement in tokens. Default: max_completion_length."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of sampling, of the choice of candidates and of intervals."})
     dry_run: bool = field(
         default=False,
         metadata={"help": "Check everything, print the resolved configuration and the amounts, load no weights."},

@@ -21,29 +21,23 @@ SHOWN_SETTINGS = (
     "candidate_choice", "max_completion_length", "max_refinement_length", "reward_funcs", "stages", "seed",
 )  # fmt: skip
 INHERITED = ("base_model", "datasets", "license", "language")
-USAGE = """```python
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+USAGE = """In a terminal, with candidates, votes and the refined solution:
 
-from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
+```bash
+gsr-solve --model {name} "{problem}"
+```
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-template = get_template("{template}")
-problem = "{problem}"
+In Python:
 
+```python
+from gsr_rl import Solver
 
-def sample(token_ids, n):
-    ids = torch.tensor([token_ids])
-    out = model.generate(ids, do_sample=True, top_k=0, num_return_sequences=n, max_new_tokens={tokens})
-    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+solver = Solver("{name}")
+solution = solver.solve("{problem}")
+print(solution.text)  # refined over the {k} of solution.candidates
+```
 
-
-solve_ids = prompt_token_ids(tokenizer, solve_prompt(problem, template))
-candidates = [candidate_text(text) for text in sample(solve_ids, {k})]
-refinement = fit_refinement_prompt(tokenizer, problem, candidates, template, max_tokens={budget})
-print(sample(refinement.token_ids, 1)[0])
-```"""
+Both read `gsr_config.json` of this model: how many candidates are shown, and how."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def card_of(folder: Path, name: str) -> str:
         "",
         "## How to use it",
         "",
-        _usage(name, config, settings),
+        _usage(name, settings),
         "",
         "## Versions",
         "",
@@ -181,17 +175,10 @@ def _settings_table(settings: dict) -> str:
     return markdown_table(["refinement setting", "value"], [[key, str(value)] for key, value in settings.items()])
 
 
-def _usage(name: str, config: dict, settings: dict) -> str:
-    template = settings.get("prompt_template", "gsr")
-    training = config.get("training") or {}
-    return USAGE.format(
-        name=name,
-        template=template,
-        problem="47+5*3-8*7" if template == "tiny" else "What is the sum of the first 100 odd numbers?",
-        tokens=training.get("max_completion_length") or (40 if template == "tiny" else 4096),
-        k=settings.get("num_candidates", 4),
-        budget=settings.get("max_refinement_prompt_length", 8192),
-    )
+def _usage(name: str, settings: dict) -> str:
+    tiny = settings.get("prompt_template") == "tiny"
+    problem = "47+5*3-8*7" if tiny else "What is the sum of the first 100 odd numbers?"
+    return USAGE.format(name=name, problem=problem, k=settings.get("num_candidates", 4))
 
 
 def _versions(versions: dict) -> str:

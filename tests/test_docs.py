@@ -15,6 +15,7 @@ from doc_commands import blocks, commands, pages
 from hub_stand_in import HubStandIn
 
 from gsr_rl import cli
+from gsr_rl.answer_config import ServeConfig, SolveConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = commands()
@@ -59,10 +60,12 @@ SOLVE, SERVE = (
     "tests/test_solve.py",
     "tests/test_serve_vllm.py::test_plain_answers_streams_and_errors_by_the_official_client",
 )
+BENCHMARK = "tests/test_benchmark_scripts.py::test_a_benchmark_ends_with_positive_figures"
 PARTS = "tests/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
 RUN_BY = {
     **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
     **dict.fromkeys(DRY_RUNS, DRY),
+    "python benchmarks/distill.py": BENCHMARK,
     SMOLLM2: "tests/test_docs.py::test_smollm2_trains_under_zero_3",
     "gsr-solve --model runs/tiny/grpo '47+5*3-8'": f"{SOLVE}::test_a_pipe_gets_plain_text",
     "gsr-solve --model recipes/tiny/models/base --prompt_template tiny '47+5*3-8'":
@@ -83,10 +86,7 @@ RUN_BY = {
 }  # fmt: skip
 SET_UP = {"make install", "source .venv/bin/activate", "export HF_TOKEN=..."}
 ARE_THE_TESTS = {"make test", "make test-all"}
-BY_HAND = {  # minutes to hours on a quiet machine; results/README.md holds what came out
-    "make demo",
-    "python benchmarks/distill.py",
-}
+BY_HAND = {"make demo"}  # minutes on a quiet machine; results/README.md holds what came out
 NEEDS_GPUS = re.compile(r"zero[23]\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1")
 
 
@@ -154,9 +154,11 @@ def test_the_pages_build_without_a_warning_and_ask_nobody(tmp_path):
         loaded = re.findall(r'<(?:script|img|iframe)[^>]*src="?(https?:[^"\s>]+)', text)
         loaded += re.findall(r'<link[^>]*rel="?stylesheet"?[^>]*href="?(https?:[^"\s>]+)', text)
         assert not loaded, f"{name} loads {loaded}"
-    for program in cli.PROGRAMS:
-        missing = [key for key in cli.keys_of(program) if f">{key}<" not in html[f"keys/{program}.html"]]
-        assert not missing, f"keys/{program}.html lacks {missing}"
+    keys = {program: cli.keys_of(program) for program in cli.PROGRAMS}
+    keys |= {"solve": SolveConfig.__dataclass_fields__, "serve": ServeConfig.__dataclass_fields__}
+    for page, names in keys.items():
+        missing = [key for key in names if f">{key}<" not in html[f"keys/{page}.html"]]
+        assert not missing, f"keys/{page}.html lacks {missing}"
     assert "seed0.json" in html["results.html"] and (site / "results/demo/seed0.json").is_file()
 
 

@@ -24,11 +24,19 @@ PROGRAMS = {
     "grpo": "joint GRPO",
     "eval": "evaluation",
 }
+COMMANDS = {  # the class that holds its keys, what it does
+    "solve": ("SolveConfig", "one problem or a file of them, answered by candidates and refinement"),
+    "serve": ("ServeConfig", "the same behind an OpenAI-compatible address"),
+}
 ORIGINS = {
     "RefinementConfig": "How candidates are shown",
     "ProblemConfig": "Problems",
     "DistillProblemConfig": "Problems",
-    "EngineConfig": "The engine and how it samples",
+    "AnswerConfig": "How a problem is answered",
+    "SolveConfig": "The engine",
+    "ServeConfig": "The server",
+    "EngineAccess": "The engine",
+    "EngineConfig": "How it samples",
     "TeacherConfig": "The teacher's engine",
     "DistillConfig": "Distillation",
     "GSRSFTConfig": "The warm start",
@@ -50,7 +58,8 @@ def on_config(config):
 
 def on_files(files, config):
     """MkDocs asks which files there are: ours, and those that are made here."""
-    pages = {f"keys/{program}.md": keys_page(program) for program in PROGRAMS}
+    pages = {f"keys/{program}.md": program_page(program) for program in PROGRAMS}
+    pages |= {f"keys/{command}.md": command_page(command) for command in COMMANDS}
     pages["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     for path in sorted(RESULTS.rglob("*")):
         name = path.relative_to(ROOT).as_posix()
@@ -65,19 +74,28 @@ def on_files(files, config):
     return files
 
 
-def keys_page(program: str) -> str:
-    """Every key of a program with type, default and meaning: ours by class, then TRL's and transformers'."""
+def program_page(program: str) -> str:
+    """The keys of one of the four programs."""
+    what = f"`recipes/{program}_gsr.py`: {PROGRAMS[program]}. A key stands in the YAML file, or on the command line "
+    what += "as `--key value`. Where no default stands, the key is unset."
+    return keys_page(f"{program}_gsr.py", what, cli.keys_of(program))
+
+
+def command_page(command: str) -> str:
+    """The keys of `gsr-solve` or `gsr-serve`."""
+    owner, does = COMMANDS[command]
+    what = f"`gsr-{command}`: {does}. A key stands on the command line as `--key value`."
+    return keys_page(f"gsr-{command}", what, cli.fields_of(owner))
+
+
+def keys_page(title: str, what: str, keys: dict[str, cli.Key]) -> str:
+    """Every key with type, default and meaning: ours by class, then TRL's and transformers'."""
     groups: dict[str, list] = {}
-    for key in cli.keys_of(program).values():
+    for key in keys.values():
         groups.setdefault(ORIGINS.get(key.owner) or _library(key.owner), []).append(key)
     ours = [name for name in dict.fromkeys(ORIGINS.values()) if name in groups]
     others = [name for name in groups if name not in ours]
-    lines = [
-        f"# Keys of {program}_gsr.py",
-        "",
-        f"`recipes/{program}_gsr.py`: {PROGRAMS[program]}. A key stands in the YAML file, or on the command line as "
-        "`--key value`. Where no default stands, the key is unset. This page is made from the dataclasses.",
-    ]
+    lines = [f"# Keys of {title}", "", f"{what} This page is made from the dataclasses."]
     for name in [*ours, *others]:
         lines += ["", f"## {name}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [_row(key) for key in groups[name]]

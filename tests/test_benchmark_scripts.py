@@ -1,0 +1,37 @@
+"""Every script of benchmarks/ runs to its line of JSON, on the smallest load; what it says on a large one is no test."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "recipes/tiny/models/base"
+TEACHER = "recipes/tiny/models/teacher"
+SMALLEST = {
+    "cost_of_length": ["--repeats", "1"],
+    "distill": ["--model", TEACHER, "--problems", "4", "--rounds", "1"],
+    "end_to_end": ["--steps", "1", "--rounds", "1"],
+    "engine_cpu": ["--model", BASE, "--rounds", "1", "--only", "no prefix caching"],
+    "rollout": ["--repeats", "1", "--problems", "2"],
+    "serve": ["--model", BASE, "--repeats", "1", "--problems", "4", "--requests", "8", "--at_once", "4"],
+    "step_time": ["--only", "memory"],
+    "sync": ["--steps", "1"],
+    "verify": ["--rows", "40"],
+}
+
+
+def test_every_script_is_run():
+    helps = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "argparse" in path.read_text()}
+    assert helps == set(SMALLEST)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_ends_with_positive_figures(launch, name):
+    printed = launch(f"benchmarks/{name}.py", *SMALLEST[name], timeout=900)
+    figures = json.loads(printed.strip().splitlines()[-1])
+    assert figures
+    values = [value for value in figures.values() if isinstance(value, int | float)]
+    assert values and all(value > 0 for value in values if value != figures.get("solve_overhead"))
