@@ -63,12 +63,19 @@ def build_tokenizer():
     )
 
 
-def build_model(seed: int) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 of 665 k parameters for the tiny tokenizer."""
+def build_model(seed: int, hidden_size: int = 128) -> Qwen2ForCausalLM:
+    """An untrained Qwen2 for the tiny tokenizer, of 665 k parameters unless another width is asked for.
+
+    Args:
+        hidden_size: A multiple of 32, the size of a head: the smallest that vLLM takes on a CPU.
+    """
+    if hidden_size < 32 or hidden_size % 32:
+        raise ValueError(f"hidden_size={hidden_size} is not a multiple of 32")
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
-    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "max_position_embeddings": 512}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}  # head size 32: the smallest that vLLM takes on a CPU
+    shape = {"hidden_size": hidden_size, "intermediate_size": 3 * hidden_size}
+    shape |= {"num_hidden_layers": 3, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": hidden_size // 32, "num_key_value_heads": hidden_size // 32}
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     table = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, "initializer_range": 0.05}
     return Qwen2ForCausalLM(Qwen2Config(**shape, **heads, **ids, **table))

@@ -41,7 +41,7 @@ SPLITS = {  # shares of 100 hash buckets: [low, high)
     "train": (45, 75),
 }
 FAMILIES = ("chain", "guess")
-DIFFICULTY = {"steps": 8, "slots": 4, "identity": 0.25, "chain_share": 0.5}
+DIFFICULTY = {"steps": 8, "operators": "+-*", "slots": 4, "identity": 0.25, "chain_share": 0.5}
 
 
 def _hash(text: str) -> int:
@@ -108,8 +108,9 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
         split: a key of `SPLITS`.
         n: number of rows.
         seed: another seed draws other problems of the same split (in the small split of `guess` many are the same).
-        difficulty: overrides of `DIFFICULTY`: `steps` of a chain; `slots` of a guess problem and the probability that
-            one of them holds the `identity`; `chain_share`, the share of chains in a mix, 0-1.
+        difficulty: overrides of `DIFFICULTY`: `steps` of a chain, and the `operators` that it has; `slots` of a guess
+            problem and the probability that one of them holds the `identity`; `chain_share`, the share of chains in a
+            mix, 0-1.
 
     Returns:
         Rows `{"id", "problem", "answer", "family", "split"}`, no two with the same text.
@@ -121,6 +122,8 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
     if unknown := set(difficulty) - set(DIFFICULTY):
         raise ValueError(f"unknown difficulty {sorted(unknown)}: use {sorted(DIFFICULTY)}")
     settings = {**DIFFICULTY, **difficulty}
+    if not settings["operators"] or set(settings["operators"]) - set(DIFFICULTY["operators"]):
+        raise ValueError(f"operators={settings['operators']!r}: one or more of {DIFFICULTY['operators']} are expected")
     if family == "mix":
         chains = round(n * settings["chain_share"])
         rows = generate("chain", split, chains, seed, **difficulty)
@@ -130,7 +133,7 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
     rng = random.Random(f"{family} {split} {seed}")
     low, high = SPLITS[split]
     found: dict[str, None] = {}
-    tries = 0
+    tries, draw = 0, {"chain": _draw_chain, "guess": _draw_guess}[family]
     while len(found) < n:
         tries += 1
         if tries > 1000 * (n + 100):
@@ -138,14 +141,14 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
                 f"only {len(found)} different {family} problems of split {split!r} found for n={n}: "
                 "lower n, or raise steps or slots"
             )
-        problem = _draw_chain(rng, settings["steps"]) if family == "chain" else _draw_guess(rng, **settings)
+        problem = draw(rng, **settings)
         if problem not in found and low <= split_bucket(problem) < high:
             found[problem] = None
     return [make_row(problem, split) for problem in found]
 
 
-def _draw_chain(rng: random.Random, steps: int) -> str:
-    ops = (rng.choice("+-*") for _ in range(steps))
+def _draw_chain(rng: random.Random, steps: int, operators: str, **_) -> str:
+    ops = (rng.choice(operators) for _ in range(steps))
     return f"{rng.randrange(10, 100)}" + "".join(op + rng.choice("379" if op == "*" else "123456789") for op in ops)
 
 

@@ -1,4 +1,4 @@
-"""Every script of benchmarks/ runs to its line of JSON, on the smallest load; what it says on a large one is no test."""
+"""Each script of benchmarks/ runs to its line of JSON on the smallest load; its figures on a large one are no test."""
 
 import json
 from pathlib import Path

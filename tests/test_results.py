@@ -29,10 +29,51 @@ def test_the_readmes_table_is_made_from_the_results(tables):
 
 def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):
     config = yaml.safe_load((TINY / "arms.yaml").read_text())
-    arms = config["arms"]
-    assert all(not arm or (arm["from"] in arms and arm["program"] in ("sft", "grpo")) for arm in arms.values())
+    arms, rows = config["arms"], config["rows"]
+    for arm in arms.values():
+        assert ("model" in arm) or arm.get("program") == "base" or arm["from"] in arms
+        assert arm.get("program") in (None, "base", "sft", "grpo") and arm.get("rows", "distill") in rows
+    assert all(spec.get("of", "distill") in rows and spec.get("student", "base") in arms for spec in rows.values())
     for table in config["tables"].values():
-        assert set(table["arms"]) <= set(arms)
+        assert set(table["arms"]) <= set(arms) and set(table.get("columns", [])) <= set(tables["COLUMNS"])
         for claim in table["claims"]:
             for arm, column in (claim["new"], claim["old"]):
                 assert arm in table["arms"] and column in tables["COLUMNS"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "interval", "word"),
+    [
+        ({}, (0.01, 0.03), "holds"),
+        ({}, (-0.01, 0.03), "not shown"),
+        ({}, (-0.03, -0.01), "the opposite"),
+        ({"at_least": -1}, (-0.009, 0.03), "holds"),
+        ({"at_most": 1}, (-0.02, 0.01), "holds"),
+        ({"at_most": 1}, (0.0, 0.02), "not shown"),
+        ({"at_most": 1}, (0.011, 0.02), "the opposite"),
+    ],
+)
+def test_a_claim_is_told_by_the_side_of_its_bound_that_the_interval_lies_on(tables, claim, interval, word):
+    assert tables["verdict"](claim, dict(zip(("low", "high"), interval, strict=True))) == word
+
+
+def test_the_settings_of_every_arm_are_keys_of_its_program():
+    from gsr_rl import cli
+
+    config = yaml.safe_load((TINY / "arms.yaml").read_text())
+    known = {program: set(cli.keys_of(program)) for program in cli.PROGRAMS}
+    for arm in config["arms"].values():
+        if arm.get("program") in known:
+            assert set(arm.get("keys", {})) <= known[arm["program"]]
+        assert set(arm.get("eval", {})) <= known["eval"]
+    for spec in config["rows"].values():
+        assert set(spec) - {"student", "of", "part"} <= known["distill"]
+
+
+def test_steps_that_stand_in_a_candidate_are_told_from_others():
+    known = runpy.run_path(str(TINY / "known_steps.py"))["only_known_steps"]
+    chains = ["47+5=52*3=56\\boxed{56}", "47+5=53*3=59\\boxed{59}"]
+    row = lambda text, candidates: {"completion": [{"content": text}], "candidates": candidates}  # noqa: E731
+    assert known(row("47+5=52*3=56\\boxed{56}", chains[:1])) and known(row(chains[1], chains))
+    assert not known(row("47+5=52*3=57\\boxed{57}", chains))
+    assert known(row("GABBDok\\boxed{G}", ["GABBDok\\boxed{G}"])) and not known(row("HABBDok\\boxed{H}", ["GABBDok"]))

@@ -247,8 +247,8 @@ def test_the_shipped_models_reproduce_their_figures_within_noise():
     spec = importlib.util.spec_from_file_location("make_models", RECIPE / "make_models.py")
     make_models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_models)
-    base, teacher = (AutoModelForCausalLM.from_pretrained(RECIPE / "models" / name) for name in ("base", "teacher"))
-    measured = make_models.measure(base, teacher, num_problems=1000, seed=12345)
+    models = {name: AutoModelForCausalLM.from_pretrained(RECIPE / "models" / name) for name in ("base", "teacher")}
+    measured = make_models.measure(models, num_problems=1000, seed=12345)
     written = json.loads((RECIPE / "models" / "metrics.json").read_text())["accuracy"]
     for family, figures in written.items():
         for name, value in figures.items():

@@ -38,11 +38,11 @@ def grpo(out: Path, seed: int, model: str, *more: str) -> list[str]:
     return [*_two_processes("zero2"), *_program("grpo", out, seed, keys)]
 
 
-def evaluate(out: Path, seed: int, model: str, split: str, num_problems: int, frozen: Path | None) -> list[str]:
+def evaluate(out: Path, seed: int, model: str, split: str, num_problems: int, frozen: Path | None, *more) -> list[str]:
     """An evaluation; `frozen` is another one's folder, whose candidate sets are refined too."""
     keys = ("--model", model, "--dataset_split", split, "--max_problems", str(num_problems))
     keys += ("--candidates_from", f"{frozen}/samples.parquet") if frozen else ()
-    return ["python", *_program("eval", out, seed, keys)]
+    return ["python", *_program("eval", out, seed, (*keys, *more))]
 
 
 def run(name: str, command: list[str], folder: Path, threads: int) -> float:

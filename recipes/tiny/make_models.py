@@ -34,6 +34,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("recipes/tiny/models"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden_size", type=int, default=128, help="Width of the models, a multiple of 32.")
+    parser.add_argument("--base_only", action="store_true", help="Make no teacher.")
     parser.add_argument("--threads", type=int, default=1, help="One makes a run repeatable on a machine.")
     parser.add_argument("--stop_at", type=float, default=0.3, help="Chain pass@1 at which the base is wound up.")
     parser.add_argument("--num_eval", type=int, default=2000, help="Validation problems behind the figures.")
@@ -150,21 +152,23 @@ def train_teacher(model, args: argparse.Namespace) -> None:
     train(model, TEACHER_STEPS, lambda step: 2e-3 * min(1, (step + 1) / 30, 2.5 * (1 - step / TEACHER_STEPS)), losses)
 
 
-def measure(base, teacher, num_problems: int, seed: int) -> dict[str, dict[str, float]]:
-    """{family: {figure: share}} on validation problems; both models refine the same candidates of the base."""
+def measure(models: dict, num_problems: int, seed: int) -> dict[str, dict[str, float]]:
+    """{family: {figure: share}} on validation problems; all models refine the same candidates of the base."""
     torch.manual_seed(seed)
     rows = tiny_world.generate("mix", "validation", num_problems, seed)
-    candidates = sample(base, solve_ids(rows), NUM_CANDIDATES)
+    candidates = sample(models["base"], solve_ids(rows), NUM_CANDIDATES)
     right = grade(rows, candidates)
     votes = zip(candidates, right, strict=True)
     shares = {
         "base_pass@1": [sum(group) / NUM_CANDIDATES for group in right],
         "base_maj@4": [maj_correct([tiny_world.boxed(t) for t in c], ok) for c, ok in votes],
         "base_pass@4": [max(group) for group in right],
-        "teacher_pass@1": [group[0] for group in grade(rows, sample(teacher, solve_ids(rows)))],
     }
-    for name, model in {"base_refines": base, "teacher_refines": teacher}.items():
-        shares[name] = [group[0] for group in grade(rows, sample(model, refine_ids(rows, candidates)))]
+    if "teacher" in models:
+        shares["teacher_pass@1"] = [group[0] for group in grade(rows, sample(models["teacher"], solve_ids(rows)))]
+    for name, model in models.items():
+        refined = sample(model, refine_ids(rows, candidates))
+        shares[f"{name}_refines"] = [group[0] for group in grade(rows, refined)]
     chosen = {family: [i for i, row in enumerate(rows) if row["family"] == family] for family in tiny_world.FAMILIES}
     chosen["mix"] = range(len(rows))
     return {f: {name: round(mean(v[i] for i in ids), 4) for name, v in shares.items()} for f, ids in chosen.items()}
@@ -173,17 +177,18 @@ def measure(base, teacher, num_problems: int, seed: int) -> dict[str, dict[str, 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    model, seconds, started = build_model(args.seed), {}, time.time()
-    for name, train_model in {"base": train_base, "teacher": train_teacher}.items():
+    model, seconds, started = build_model(args.seed, args.hidden_size), {}, time.time()
+    trained = {"base": train_base} if args.base_only else {"base": train_base, "teacher": train_teacher}
+    for name, train_model in trained.items():
         train_model(model, args)
         seconds[name] = round(time.time() - started)
         model.generation_config.update(do_sample=True, temperature=1.0)
         in_llama_layout(model).save_pretrained(args.output_dir / name)
         TOKENIZER.save_pretrained(args.output_dir / name)
-    base, teacher = (LlamaForCausalLM.from_pretrained(args.output_dir / name) for name in seconds)
+    models = {name: LlamaForCausalLM.from_pretrained(args.output_dir / name) for name in trained}
     setting = {"split": "validation", "num_problems": args.num_eval, "temperature": 1.0, "seed": args.seed}
     report = {"setting": setting, "difficulty": tiny_world.DIFFICULTY, "parameters": model.num_parameters()}
-    report |= {"seconds": seconds, "accuracy": measure(base, teacher, args.num_eval, args.seed)}
+    report |= {"seconds": seconds, "accuracy": measure(models, args.num_eval, args.seed)}
     (args.output_dir / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report["accuracy"], indent=2))
 

@@ -1,27 +1,39 @@
-"""Tables of the tiny world's experiments, from results/paper alone: figures by arm, claims, and README's block.
+"""Tables of the tiny world's experiments, from results/paper alone: figures by arm, claims, plots, README's block.
 
 Intervals over seeds resample both the seeds and the problems.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- made by recipes/tiny/paper.py --report -->", "<!-- end -->"
-COLUMNS = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
-COLUMNS += ["selfref_none"]
+# K is an arm's own number of candidates.
+COLUMNS = ["pass@1", "maj@K", "selfref@K", "pass@K", "refinement_gap", "selfref_frozen", "selfref_foreign"]
+COLUMNS += ["selfref_none", "maj@K+1", "maj@tokens"]
+SHOWN = COLUMNS[:8]
+
+
+def metric(column: str, k: int) -> str:
+    """What the evaluation calls a column: `maj@K+1` is `maj@5` for k = 4."""
+    return column.replace("@K+1", f"@{k + 1}").replace("@K", f"@{k}")
 
 
 def write(tables: dict, results: Path, seeds: list[int]) -> None:
-    """All tables into tables.md, and the demo's into README."""
+    """All tables into tables.md, their plots beside it, and the demo's into README."""
     from gsr_rl.run_folder import atomic_write
 
     lines = ["# Experiments in the tiny world", "", "Made by `python recipes/tiny/paper.py`; settings of the arms:"]
     lines += ["[arms.yaml](../../recipes/tiny/arms.yaml).", ""]
-    for one in tables.values():
-        lines += section(one, results, seeds)
+    for name, config in tables.items():
+        if arms := load(config, results, seeds):
+            lines += section(config, arms)
+            if "plot" in config:
+                draw(config["plot"], arms, results / f"{name}.png")
+                lines += [f"![{config['title']}]({name}.png)", ""]
     atomic_write(results / "tables.md", "\n".join(lines))
     text = README.read_text(encoding="utf-8")
     atomic_write(README, with_block(text, readme_block(tables["demo"], results, seeds)))
@@ -34,28 +46,90 @@ def with_block(text: str, block: str) -> str:
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 
 
-def load(results: Path, arm: str, seeds: list[int]) -> list[pd.DataFrame]:
-    """Figures a problem of each seed, all in the order of the first seed's problems."""
-    tables = [pd.read_parquet(results / f"seed{seed}" / f"{arm}.parquet").set_index("problem_id") for seed in seeds]
-    return [table.loc[tables[0].index] for table in tables]
+@dataclass
+class Arm:
+    """Of each seed: figures by problem, all in the order of the first seed's problems, and settings and costs."""
+
+    name: str
+    seeds: list[int]
+    frames: list[pd.DataFrame]
+    settings: list[dict]
+
+    @property
+    def k(self) -> int:
+        return self.settings[0]["k"]
+
+    def shares(self, column: str, part: str | None = None) -> list:
+        """A column as a ratio for each seed, over one part of the problems or over all."""
+        from gsr_rl.metrics import share
+
+        return [
+            share(frame[column] if part is None else frame[frame["part"] == part][column]) for frame in self.frames
+        ]
+
+    def mean(self, *keys: str) -> float:
+        """The mean over seeds of a number in the settings."""
+        total = 0
+        for one in self.settings:
+            for key in keys:
+                one = one[key]
+            total += one
+        return total / len(self.settings)
 
 
-def arms_table(values: dict[str, list[pd.DataFrame]], costs: dict[str, list]) -> str:
-    """Arms as rows, each over all problems and then over each family."""
-    from gsr_rl.metrics import estimate_over_seeds, share
+def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
+    """The arms of a table that have been run, on the seeds that all of those have; {} if a claim could not be told."""
+    files = {name: [results / f"seed{seed}" / f"{name}.json" for seed in seeds] for name in config["arms"]}
+    found = {name: paths for name, paths in files.items() if any(path.is_file() for path in paths)}
+    run = [place for place in range(len(seeds)) if all(paths[place].is_file() for paths in found.values())]
+    arms = {}
+    for name, paths in found.items() if run else ():
+        frames = [pd.read_parquet(paths[place].with_suffix(".parquet")).set_index("problem_id") for place in run]
+        settings = [json.loads(paths[place].read_text(encoding="utf-8")) for place in run]
+        arms[name] = Arm(name, [seeds[place] for place in run], [f.loc[frames[0].index] for f in frames], settings)
+    told = [claim for claim in config["claims"] if {claim["new"][0], claim["old"][0]} <= set(arms)]
+    return arms if told else {}
+
+
+def section(config: dict, arms: dict[str, Arm]) -> list[str]:
+    """A table's part of tables.md."""
+    one = next(iter(arms.values()))
+    names = ", ".join(map(str, one.seeds))
+    head = f"{len(one.frames[0])} problems, seeds {names}; percent with 95 % intervals over seeds and problems."
+    if missing := [name for name in config["arms"] if name not in arms]:
+        head += f" Not run yet: {', '.join(missing)}."
+    lines = [f"## {config['title']}", "", head, "", arms_table(arms, config.get("columns", SHOWN)), ""]
+    if config.get("by_num_correct"):
+        lines += [right_candidates_table(arms), ""]
+    return [*lines, claims_table(config["claims"], arms), ""]
+
+
+def titles(columns: list[str], arms: dict[str, Arm]) -> list[str]:
+    """Columns as they are shown: with the number itself where all arms have the same K."""
+    numbers = {arm.k for arm in arms.values()}
+    return [metric(column, *numbers) for column in columns] if len(numbers) == 1 else columns
+
+
+def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
+    """Arms as rows, each over all its problems and then over each family."""
+    from gsr_rl.metrics import estimate_over_seeds
     from gsr_rl.report import figure, markdown_table
 
-    parts = sorted(set(next(iter(values.values()))[0]["part"]))
+    parts = sorted({part for arm in arms.values() for part in arm.frames[0]["part"]})
     rows = []
-    for part in [None, *parts] if len(parts) > 1 else [None]:
-        for arm, cost in costs.items():
-            frames = [f if part is None else f[f["part"] == part] for f in values[arm]]
-            cells = [figure(estimate_over_seeds([share(frame[column]) for frame in frames])) for column in COLUMNS]
-            rows.append([part.rsplit("/", 1)[-1] if part else "all", arm, *cells, *(cost if part is None else "---")])
-    return markdown_table(["problems", "arm", *COLUMNS, "steps", "tokens", "seconds"], rows)
+    for part in [None, *parts]:
+        for name, arm in arms.items():
+            own = set(arm.frames[0]["part"])
+            if part is not None and (part not in own or len(own) == 1):
+                continue
+            cells = [figure(estimate_over_seeds(arm.shares(column, part))) for column in columns]
+            cost = [f"{arm.mean('optimizer_steps'):.0f}", f"{arm.mean('training_tokens'):,.0f}"]
+            cost += [f"{arm.mean('seconds', 'train'):.0f}"]
+            rows.append([part.rsplit("/", 1)[-1] if part else "all", name, *cells, *(cost if part is None else "---")])
+    return markdown_table(["problems", "arm", *titles(columns, arms), "steps", "tokens", "seconds"], rows)
 
 
-def claims_table(claims: list[dict], values: dict[str, list[pd.DataFrame]], seeds: list[int]) -> str:
+def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
     """Each claim's paired difference, on each seed and over all, and whether the intervals bear it out."""
     from gsr_rl.metrics import bootstrap_weights, estimate, estimate_over_seeds, share
     from gsr_rl.report import figure, markdown_table
@@ -63,61 +137,90 @@ def claims_table(claims: list[dict], values: dict[str, list[pd.DataFrame]], seed
     rows = []
     for claim in claims:
         (new, high), (old, low) = claim["new"], claim["old"]
-        ratios = [share(a[high] - b.loc[a.index][low]) for a, b in zip(values[new], values[old], strict=True)]
-        weights, least = bootstrap_weights(len(values[new][0])), claim.get("at_least", 0) / 100
+        if not {new, old} <= set(arms):
+            continue
+        pairs = zip(arms[new].frames, arms[old].frames, strict=True)
+        ratios = [share(a[high] - b.loc[a.index][low]) for a, b in pairs]
+        weights = bootstrap_weights(len(arms[new].frames[0]))
         each, over = [estimate(ratio, weights) for ratio in ratios], estimate_over_seeds(ratios)
-        holding = sum(one["low"] > least for one in each)
-        word = "holds" if over["low"] > least else "the opposite" if over["high"] < least else "not shown"
-        rows.append([claim["text"], *map(figure, each), figure(over), f"{word}, {holding} of {len(each)} seeds alone"])
-    header = ["claim (difference in points)", *(f"seed {seed}" for seed in seeds), "all", ""]
-    return markdown_table(header, rows)
+        holding = sum(verdict(claim, one) == "holds" for one in each)
+        word = f"{verdict(claim, over)}, {holding} of {len(each)} seeds alone"
+        rows.append([claim["text"], *map(figure, each), figure(over), word])
+    seeds = next(iter(arms.values())).seeds
+    return markdown_table(["claim (difference in points)", *(f"seed {seed}" for seed in seeds), "all", ""], rows)
 
 
-def seeds_of(arms: list[str], results: Path, seeds: list[int]) -> list[int]:
-    """The seeds that all arms have been run with."""
-    return [seed for seed in seeds if all((results / f"seed{seed}" / f"{arm}.json").is_file() for arm in arms)]
+def verdict(claim: dict, one: dict) -> str:
+    """`holds`, `the opposite` or `not shown`: which side of the claim's bound the interval lies on."""
+    if "at_most" in claim:
+        bound = claim["at_most"] / 100
+        return "holds" if one["high"] <= bound else "the opposite" if one["low"] > bound else "not shown"
+    bound = claim.get("at_least", 0) / 100
+    return "holds" if one["low"] > bound else "the opposite" if one["high"] < bound else "not shown"
 
 
-def section(config: dict, results: Path, seeds: list[int]) -> list[str]:
-    """A table of arms and one of claims, over the seeds that all its arms have; [] if there is none."""
-    arms = list(config["arms"]) + [claim[side][0] for claim in config["claims"] for side in ("new", "old")]
-    run = seeds_of(arms, results, seeds)
-    if not run:
-        return []
-    values = {arm: load(results, arm, run) for arm in arms}
-    costs = {}
-    for arm in config["arms"]:
-        ones = [json.loads((results / f"seed{seed}" / f"{arm}.json").read_text()) for seed in run]
-        mean = {key: sum(one[key] for one in ones) / len(run) for key in ("optimizer_steps", "training_tokens")}
-        seconds = sum(one["seconds"]["train"] for one in ones) / len(run)
-        costs[arm] = [f"{mean['optimizer_steps']:.0f}", f"{mean['training_tokens']:,.0f}", f"{seconds:.0f}"]
-    number, names = len(values[arms[0]][0]), ", ".join(map(str, run))
-    head = f"{number} problems, seeds {names}; percent with 95 % intervals over seeds and problems."
-    return [
-        f"## {config['title']}",
-        "",
-        head,
-        "",
-        arms_table(values, costs),
-        "",
-        claims_table(config["claims"], values, run),
-        "",
-    ]
+def right_candidates_table(arms: dict[str, Arm]) -> str:
+    """Refinement and vote by number of right candidates, the sets of all seeds together."""
+    from gsr_rl.report import markdown_table
+
+    rows = []
+    for name, arm in arms.items():
+        tables = [one["by_num_correct"] for one in arm.settings]
+        for part in tables[0]:
+            for number in sorted({number for table in tables for number in table[part]}, key=int):
+                ones = [table[part][number] for table in tables if number in table[part]]
+                sets = sum(one["n"] for one in ones)
+                values = [sum(one["n"] * one[kind] for one in ones) / sets for kind in ("selfref", "maj")]
+                shown = [f"{100 * value:.1f}" for value in values]
+                rows.append([part.rsplit("/", 1)[-1], name, number, f"{sets:g}", *shown])
+    return markdown_table(["problems", "arm", "right candidates", "sets", "selfref, %", "majority, %"], rows)
+
+
+def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
+    """A plot of refinement, vote and gap against K (`candidates`) or the number of `parameters`."""
+    import matplotlib
+
+    from gsr_rl.metrics import estimate_over_seeds
+    from gsr_rl.run_folder import atomic_path
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    column, label = {"candidates": ("k", "candidates shown (K)"), "parameters": ("parameters", "parameters")}[against]
+    lines: dict[str, list[Arm]] = {}
+    for name, arm in arms.items():
+        stem = name.rstrip("0123456789").removesuffix("_").removesuffix("_k")
+        lines.setdefault(stem.removesuffix("_"), []).append(arm)
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, metric_name in zip(axes, ("selfref@K", "maj@K", "refinement_gap"), strict=True):
+        for name, ones in lines.items():
+            points = sorted((one.settings[0][column], estimate_over_seeds(one.shares(metric_name))) for one in ones)
+            x, y = [point[0] for point in points], [100 * point[1]["value"] for point in points]
+            low = [100 * (one["value"] - one["low"]) for _, one in points]
+            high = [100 * (one["high"] - one["value"]) for _, one in points]
+            axis.errorbar(x, y, yerr=[low, high], marker="o", capsize=2, label=name)
+        axis.set(title=f"{metric_name}, %", xlabel=label)
+        axis.set_xscale("log", base=2 if against == "candidates" else 10)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def readme_block(config: dict, results: Path, seeds: list[int]) -> str:
     """The demo's arms by the main figures, and its claims."""
-    from gsr_rl.metrics import estimate_over_seeds, share
+    from gsr_rl.metrics import estimate_over_seeds
     from gsr_rl.report import figure, markdown_table
 
-    run = seeds_of(config["arms"], results, seeds)
-    values = {arm: load(results, arm, run) for arm in config["arms"]}
+    arms = load(config, results, seeds)
     rows = []
-    for arm, name in {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}.items():
-        overs = [estimate_over_seeds([share(frame[column]) for frame in values[arm]]) for column in COLUMNS[:5]]
-        rows.append([name, *map(figure, overs)])
+    for name, shown in {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}.items():
+        overs = [estimate_over_seeds(arms[name].shares(column)) for column in COLUMNS[:5]]
+        rows.append([shown, *map(figure, overs)])
+    one = arms["base"]
     head = (
-        f"{len(values['base'][0])} test problems, {len(run)} seeds; percent, 95 % intervals over seeds and problems:"
+        f"{len(one.frames[0])} test problems, {len(one.seeds)} seeds; percent, 95 % intervals over seeds and problems:"
     )
-    parts = [head, markdown_table(["", *COLUMNS[:5]], rows), claims_table(config["claims"], values, run)]
-    return "\n\n".join(parts)
+    table = markdown_table(["", *titles(COLUMNS[:5], arms)], rows)
+    return "\n\n".join([head, table, claims_table(config["claims"], arms)])
