@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,19 +25,26 @@ OFF += ["--gradient_accumulation_steps", "8"]  # 512 padded rows at once do not 
 PARTS = ("step_time", "time/rollout", "time/reward", "time/sync", "time/update")
 
 
-def run_steps(config: str, sharding: str, more: list[str], warm_up: int = 2) -> list[dict]:
-    """Run the joint recipe in a folder of its own; the logs of its steps, without those that warm up."""
+def run_steps(config: str, sharding: str, more: list[str], warm_up: int = 2) -> tuple[list[dict], float]:
+    """Run the joint recipe in a folder of its own.
+
+    Returns:
+        The logs of its steps, without those that warm up, and the seconds that the run took beside all its steps.
+    """
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
     launcher = [*accelerate, "--config_file", f"accelerate_configs/{sharding}.yaml", "--main_process_port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, "recipes/grpo_gsr.py", "--config", config, "--output_dir", folder]
         command += ["--num_examples", "0", "--save_strategy", "no", *more]
+        start = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
         if done.returncode:
             raise SystemExit(f"{done.stderr[-3000:]}\n{' '.join(command)} failed")
+        seconds = time.monotonic() - start
         logs = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [log for log in logs if "loss" in log][warm_up:]
+    steps = [log for log in logs if "loss" in log]
+    return steps[warm_up:], seconds - sum(log["step_time"] for log in steps)
 
 
 def main() -> None:
@@ -50,7 +58,7 @@ def main() -> None:
         for name in list(sides) if number % 2 else reversed(sides):
             more = ["--model_name_or_path", args.model, "--max_steps", str(args.steps + 2)]
             more += OFF if name != "ours" else []
-            sides[name] += run_steps("recipes/tiny/grpo.yaml", "zero2_cpu", more)
+            sides[name] += run_steps("recipes/tiny/grpo.yaml", "zero2_cpu", more)[0]
     medians = {name: {p: statistics.median(log[p] for log in logs) for p in PARTS} for name, logs in sides.items()}
     print(f"{'median seconds of a step':26}" + "".join(f"{part.removeprefix('time/'):>11}" for part in PARTS))
     for name, found in medians.items():

@@ -1,9 +1,11 @@
-"""What the push of new weights into vLLM costs: seconds, and its share of a joint step.
+"""What a joint run pays beside sampling and learning: the push of new weights into vLLM, and start-up.
 
     python benchmarks/sync.py [--steps 5]
 
 Runs the demo's joint step (0.7 M parameters, ZeRO-2) and, where `make smollm2` has been run, SmolLM2-135M's under
 ZeRO-3, both on two processes of a CPU with vLLM in each, and reads the steps' own logs; the first two steps warm up.
+Start-up is the run's time beside all its steps: imports, loading of model and engine, the saving of the model at the
+end.
 The last line, of JSON, is the demo's.
 """
 
@@ -27,12 +29,16 @@ def main() -> None:
         sums = ["--dataset_name", "reasoning_gym/chain_sum", "--dataset_config", "", "--max_problems", "100"]
         runs["SmolLM2-135M"] = ("recipes/SmolLM2-135M-Instruct/grpo.yaml", "zero3_cpu", sums)
     found = {}
-    print(f"{'':14}{'push, s':>10}{'step, s':>10}{'share':>9}")
+    print(f"{'':14}{'push, s':>10}{'step, s':>10}{'share':>9}{'start-up and end, s':>22}")
     for name, (config, sharding, more) in runs.items():
-        logs = run_steps(config, sharding, [*more, "--max_steps", str(args.steps + 2)])
+        logs, beside = run_steps(config, sharding, [*more, "--max_steps", str(args.steps + 2)])
         seconds, step = (statistics.median(log[key] for log in logs) for key in ("time/sync", "step_time"))
-        found[name] = {"seconds": round(seconds, 4), "step_share": round(seconds / step, 4)}
-        print(f"{name:14}{seconds:10.3f}{step:10.2f}{seconds / step:9.1%}", flush=True)
+        found[name] = {
+            "seconds": round(seconds, 4),
+            "step_share": round(seconds / step, 4),
+            "start_up": round(beside, 1),
+        }
+        print(f"{name:14}{seconds:10.3f}{step:10.2f}{seconds / step:9.1%}{beside:22.1f}", flush=True)
     print(json.dumps(found["tiny"]))
 
 
