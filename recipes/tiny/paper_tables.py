@@ -168,8 +168,10 @@ def right_candidates_table(arms: dict[str, Arm]) -> str:
         tables = [one["by_num_correct"] for one in arm.settings]
         for part in tables[0]:
             for number in sorted({number for table in tables for number in table[part]}, key=int):
-                ones = [table[part][number] for table in tables if number in table[part]]
+                ones = [table[part][number] for table in tables if table[part].get(number, {}).get("n")]
                 sets = sum(one["n"] for one in ones)
+                if not ones:
+                    continue
                 values = [sum(one["n"] * one[kind] for one in ones) / sets for kind in ("selfref", "maj")]
                 shown = [f"{100 * value:.1f}" for value in values]
                 rows.append([part.rsplit("/", 1)[-1], name, number, f"{sets:g}", *shown])
