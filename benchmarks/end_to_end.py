@@ -19,9 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
-OFF = ["--shared_prefix", "false", "--streamed_rollout", "false", "--per_device_train_batch_size", "64"]
-OFF += ["--gradient_accumulation_steps", "8"]  # 512 padded rows at once do not fit
+OFF = {"shared_prefix": False, "streamed_rollout": False, "max_tokens_per_micro_batch": None}
+OFF |= {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}  # 512 padded rows at once do not fit
 PARTS = ("step_time", "time/rollout", "time/reward", "time/sync", "time/update")
 
 
@@ -54,11 +56,14 @@ def main() -> None:
     parser.add_argument("--model", default="recipes/tiny/models/base")
     args = parser.parse_args()
     sides: dict[str, list[dict]] = {"ours": [], "switched off": []}
-    for number in range(args.rounds):
-        for name in list(sides) if number % 2 else reversed(sides):
-            more = ["--model_name_or_path", args.model, "--max_steps", str(args.steps + 2)]
-            more += OFF if name != "ours" else []
-            sides[name] += run_steps("recipes/tiny/grpo.yaml", "zero2_cpu", more)[0]
+    more = ["--model_name_or_path", args.model, "--max_steps", str(args.steps + 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {"ours": ROOT / "recipes/tiny/grpo.yaml", "switched off": Path(folder) / "off.yaml"}
+        values = yaml.safe_load(configs["ours"].read_text()) | OFF
+        configs["switched off"].write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
+        for number in range(args.rounds):
+            for name in list(sides) if number % 2 else reversed(sides):
+                sides[name] += run_steps(str(configs[name]), "zero2_cpu", more)[0]
     medians = {name: {p: statistics.median(log[p] for log in logs) for p in PARTS} for name, logs in sides.items()}
     print(f"{'median seconds of a step':26}" + "".join(f"{part.removeprefix('time/'):>11}" for part in PARTS))
     for name, found in medians.items():

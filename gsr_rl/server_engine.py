@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from requests.adapters import HTTPAdapter
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
+from urllib3.util.retry import Retry
 
 
 class ServerVLLM(VLLMGeneration):
@@ -45,6 +47,11 @@ class ServerVLLM(VLLMGeneration):
         if self.accelerator.is_main_process:
             session = self.vllm_client.session
             session.request = partial(session.request, timeout=self.request_timeout)
+            # TRL's session goes on trying for a minute or more; ours gives up on a server that is gone within seconds.
+            again = {"connect": 2, "read": 0, "status": 3, "status_forcelist": [502, 503], "allowed_methods": None}
+            again = Retry(**again, backoff_factor=0.5)
+            for scheme, adapter in list(session.adapters.items()):
+                session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=adapter._pool_maxsize))
         self.accelerator.wait_for_everyone()
 
     @contextmanager

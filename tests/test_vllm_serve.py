@@ -115,7 +115,8 @@ def test_both_ways_to_ask_a_server_agree_with_vllm_in_process(server, smollm2):
     for api in ("completions", "chat", None):
         more = {"engine": "endpoint", "endpoints": [server], "endpoint_api": api, "endpoint_tokenizer": smollm2}
         more = more if api else {"engine": "vllm", "max_model_length": 1024, "engine_dtype": "bfloat16"}
-        config = EvalConfig(model=smollm2, output_dir="unused", **more)
+        limits = {"max_completion_length": 12, "max_refinement_prompt_length": 512}
+        config = EvalConfig(model=smollm2, output_dir="unused", **limits, **more)
         with open_configured(config, "smollm2" if api else smollm2, 0) as engine:
             assert engine.max_model_length == 1024, "a vLLM server tells its window"
             messages, token_ids = solve_prompts(engine.tokenizer, problems, "gsr")
