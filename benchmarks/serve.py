@@ -7,7 +7,8 @@ live display as in a terminal; then vLLM's own `generate` makes the very same nu
 stage by stage. `solve_overhead` is solver's time / bare time - 1, of the worse of both cases. Loading is in neither.
 
 serve: a vLLM server, and `gsr-serve` in front of it, on loopback; 32 clients at once. Bare: each client asks the vLLM
-server for K candidates in one request and then for a refinement, with prompts made beforehand. `serve_share` is
+server for K candidates in one request and then for a refinement, with prompts made beforehand. The server's prefix
+cache is emptied before each pass, because those prompts have been computed when they were made. `serve_share` is
 gsr-serve's tokens/s over the bare server's. Both in turn, the bare one first and last.
 
 SmolLM2 (`make smollm2`) if it is there, else the tiny world's base, whose tokens cost next to nothing: with it every
@@ -160,6 +161,7 @@ def one_by_one(stages: list[tuple[int, list[int], int]]) -> list[list]:
 def process(command: list[str], ready: str):
     """A server, until the block ends. Raises `SystemExit` with the end of its log if it does not come up."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "TORCH_COMPILE_DISABLE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment["VLLM_SERVER_DEV_MODE"] = "1"  # lets its prefix cache be emptied
     environment |= {"PYTHONPATH": str(ROOT), **os.environ}
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log,
@@ -216,6 +218,17 @@ async def ask(session, url: str, body: dict) -> dict:
         return content
 
 
+async def empty_cache(url: str) -> None:
+    """Forget all prompts that the server has computed."""
+    import aiohttp
+
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url.removesuffix('/v1')}/reset_prefix_cache") as done,
+    ):
+        assert done.status == 200, await done.text()
+
+
 def serve_share(args: argparse.Namespace) -> float:
     """gsr-serve's tokens/s over the bare server's; prints the table."""
     ports = free_port(), free_port()
@@ -268,6 +281,7 @@ async def compare(args: argparse.Namespace, bare_url: str, our_url: str) -> floa
     totals = {"bare": [0, 0.0], "gsr-serve": [0, 0.0]}
     for _ in range(args.repeats):
         for name, work in (("bare", bare), ("gsr-serve", refined), ("gsr-serve", refined), ("bare", bare)):
+            await empty_cache(bare_url)
             tokens, seconds = await load(problems, args.at_once, work)
             totals[name][0] += tokens
             totals[name][1] += seconds
