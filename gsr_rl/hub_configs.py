@@ -17,7 +17,10 @@ class HubConfig:
     push_to_hub: bool = field(default=False, metadata={"help": "Push to the Hub at the end. Token: HF_TOKEN."})
     hub_private_repo: bool | None = field(
         default=None,
-        metadata={"help": "Whether a repository that is made is private. Default: as the account has it."},
+        metadata={
+            "help": "Whether a repository that is made is private; with true a public one that is there is refused. "
+            "Default: as the account has it."
+        },
     )
     hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it is not there."})
 
@@ -27,7 +30,10 @@ class DataSetHubConfig(HubConfig):
     """Where a distilled set goes. A set is private unless it is asked to be public."""
 
     hub_private_repo: bool | None = field(
-        default=True, metadata={"help": "Whether a repository that is made is private."}
+        default=True,
+        metadata={
+            "help": "Whether a repository that is made is private; with true a public one that is there is refused."
+        },
     )
     hub_dataset_id: str | None = field(
         default=None, metadata={"help": "Name of the data set on the Hub, USER/NAME, for push_to_hub."}

@@ -12,16 +12,15 @@ from transformers.trainer_utils import HubStrategy
 from gsr_rl.hub import (
     LEAST_BYTES_PER_SECOND,
     START_SECONDS,
-    Target,
     bounded,
     exit_on_failure,
     files_of,
-    make_repository,
     push_files,
     push_folder,
     said,
     without_token,
 )
+from gsr_rl.hub_commit import Target, make_repository
 from gsr_rl.model_card import MARK, card_of
 from gsr_rl.run_folder import atomic_write, write_refinement_settings
 
@@ -41,7 +40,7 @@ class PushesToHub:
             self.hub_model_id = bounded(lambda: make_repository(target), 120, f"making {target.repo_id} on the Hub")
         except Exception as error:
             print(
-                f"error: push_to_hub: the Hub did not make {target.repo_id}: {without_token(said(error))}\n"
+                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {without_token(said(error))}\n"
                 "Nothing was trained. Mend it, or leave push_to_hub out and push later by `python -m gsr_rl.hub push`",
                 file=sys.stderr,
                 flush=True,
