@@ -63,7 +63,7 @@ def check_hub(c) -> list[str]:
     ]
     names = {name: getattr(c, name, None) for name in ("hub_model_id", "hub_dataset_id")}
     for name, value in names.items():
-        if value and not _is_repo_name(str(value)):
+        if value and not is_repo_name(str(value)):
             found.append(f"{name}={value!r} is no name on the Hub: give USER/NAME in letters, digits, -, _ and .")
     if not c.push_to_hub:
         return found
@@ -86,7 +86,8 @@ def check_update_model_card(c) -> list[str]:
     return []
 
 
-def _is_repo_name(name: str) -> bool:
+def is_repo_name(name: str) -> bool:
+    """Whether the Hub could have a repository of this name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

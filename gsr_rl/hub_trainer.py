@@ -22,6 +22,7 @@ from gsr_rl.hub import (
 )
 from gsr_rl.hub_commit import Target, make_repository
 from gsr_rl.model_card import MARK, card_of
+from gsr_rl.provenance import PROVENANCE
 from gsr_rl.run_folder import atomic_write, write_refinement_settings
 
 UPLOADING = "hub-uploading"
@@ -122,7 +123,7 @@ class CheckpointPush:
         shutil.rmtree(self.links, ignore_errors=True)
         shutil.copytree(checkpoint, self.links, copy_function=_link)
         self.parts = [path for path in self.links.rglob("*") if path.is_file()]
-        for name in ("config.yaml", "versions.json", "README.md"):
+        for name in ("config.yaml", PROVENANCE, "versions.json", "README.md"):
             if (checkpoint.parent / name).is_file():
                 shutil.copy2(checkpoint.parent / name, self.links / name)
         size = sum(path.stat().st_size for path in self.links.rglob("*") if path.is_file())

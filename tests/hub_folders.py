@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from gsr_rl.provenance import write_provenance
+
 BASE = Path(__file__).resolve().parent.parent / "recipes/tiny/models/base"
 
 
@@ -21,6 +23,7 @@ def model_folder(folder: Path) -> Path:
         "model": {"model_name_or_path": "someone/base-model"},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_provenance(folder, "someone/base-model", "openai/gsm8k")
     (folder / "versions.json").write_text(json.dumps({"python": "3.11", "torch": "2.13", "hardware": {}}))
     for name in ("training_args.bin", "metrics.jsonl", "rollouts/0.parquet", "checkpoint-5/model.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
