@@ -38,6 +38,17 @@ def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
         run_folder.read_refinement_settings(tmp_path)
 
 
+def test_refinement_settings_hold_the_lengths_of_training_where_completions_are_sampled(tmp_path):
+    from gsr_rl.configs import GSRConfig
+
+    config = GSRConfig(
+        str(tmp_path), max_completion_length=40, bf16=False, num_generations=4, per_device_train_batch_size=8
+    )
+    run_folder.write_refinement_settings(tmp_path, config)
+    settings = run_folder.read_refinement_settings(tmp_path)
+    assert (settings["max_completion_length"], settings["max_refinement_length"]) == (40, 40)
+
+
 @dataclass
 class Config:
     rate: float = 0.1
