@@ -15,7 +15,7 @@ import yaml
 
 from gsr_rl.checks import raise_if_any
 from gsr_rl.data_checks import check_model
-from gsr_rl.data_configs import EngineAccess, RefinementConfig
+from gsr_rl.data_configs import COMPLETION_LENGTHS, EngineAccess, RefinementConfig
 from gsr_rl.model_settings import refinement_settings
 from gsr_rl.solving import MODES, SolveSettings
 
@@ -55,10 +55,17 @@ class AnswerConfig:
     refinement_top_p: float | None = field(default=None, metadata={"help": "Nucleus of refinements. Default: top_p."})
     max_completion_length: int | None = field(
         default=None,
-        metadata={"help": "Limit of a candidate in tokens. Default: a quarter of the model's window, at most 4096."},
+        metadata={
+            "help": "Limit of a candidate in tokens. Default: gsr_config.json (as in training), else a quarter of the "
+            "model's window, at most 4096."
+        },
     )
     max_refinement_length: int | None = field(
-        default=None, metadata={"help": "Limit of a refinement in tokens. Default: max_completion_length."}
+        default=None,
+        metadata={
+            "help": "Limit of a refinement in tokens. Default: max_completion_length if that is set, else "
+            "gsr_config.json, else as for candidates."
+        },
     )
 
     def __post_init__(self):
@@ -85,11 +92,12 @@ class AnswerConfig:
             ValueError: A value of the file is wrong.
         """
         stored = refinement_settings(getattr(self, "endpoint_tokenizer", None) or self.model)
+        lengths = {name.replace("max", "trained"): stored.pop(name, None) for name in COMPLETION_LENGTHS}
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(RefinementConfig)}
         refinement = RefinementConfig(**(stored | {name: value for name, value in own.items() if value is not None}))
         names = [one.name for one in dataclasses.fields(SolveSettings) if hasattr(self, one.name)]
         values = {name: getattr(self, name) for name in names} | dataclasses.asdict(refinement)
-        return SolveSettings(**values)
+        return SolveSettings(**values, **lengths)
 
 
 @dataclass

@@ -7,6 +7,8 @@ import yaml
 
 from gsr_rl.checks import check_refinement, raise_if_any
 
+COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of programs that sample
+
 
 def mapping(name: str, value):
     """A mapping that a command line gives as text; TRL's parser leaves YAML's as it is."""

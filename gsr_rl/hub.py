@@ -16,10 +16,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 
+from gsr_rl.hub_commit import Files, Target, commit
 from gsr_rl.run_folder import atomic_write
 
 RECORD = "hub.json"
@@ -33,21 +34,9 @@ DATA_SET_FILES = ("data/*.parquet", "README.md")  # a JSON file beside them woul
 START_SECONDS, LEAST_BYTES_PER_SECOND = 600.0, 1e6  # what a push may take: this long, and its size at this speed
 TEXT_BYTES = 20_000_000  # longer files are weights and tables, not looked through for a token
 
-Files = dict[str, Path | bytes]
-
 
 class PushError(RuntimeError):
     """A push did not happen. The message says why, that nothing is lost, and how to retry."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A repository: `model` or `dataset`, the branch, and whether it is private if it has to be made."""
-
-    repo_id: str
-    repo_type: str = "model"
-    private: bool | None = None
-    revision: str | None = None
 
 
 # Pushing ----------------------------------------------------------------------------------------------------
@@ -74,9 +63,9 @@ def push_folder(folder: str | Path, target: Target) -> str:
     )
     if base := _local_base(folder):
         print(f"warning: the adapter's base model is the local folder {base}: others cannot load it", file=sys.stderr)
-    commit = push_files(files, target, f"{folder.name} by gsr-rl", retry=f"python -m gsr_rl.hub push {folder}")
-    _record(folder, target, commit)
-    return commit
+    address = push_files(files, target, f"{folder.name} by gsr-rl", retry=f"python -m gsr_rl.hub push {folder}")
+    _record(folder, target, address)
+    return address
 
 
 def _local_base(folder: Path) -> str | None:
@@ -119,37 +108,12 @@ def push_files(files: Files, target: Target, message: str, retry: str) -> str:
     try:
         _refuse_token(files)
         seconds = START_SECONDS + size / LEAST_BYTES_PER_SECOND
-        return bounded(lambda: _commit(files, target, message), seconds, f"the Hub's commit to {target.repo_id}")
+        return bounded(lambda: commit(files, target, message), seconds, f"the Hub's commit to {target.repo_id}")
     except Exception as error:  # whatever it is, the run's files are whole and it can be retried
         raise PushError(
             f"the push to {target.repo_id} failed: {without_token(said(error))}\nNothing local is lost. Retry with:\n"
             f"    {retry}"
         ) from error
-
-
-def _commit(files: Files, target: Target, message: str) -> str:
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    make_repository(target)
-    operations = [
-        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
-        for name, content in files.items()
-    ]
-    done = HfApi(library_name="gsr-rl").create_commit(
-        target.repo_id, operations, commit_message=message, repo_type=target.repo_type, revision=target.revision
-    )
-    return str(done.commit_url)
-
-
-def make_repository(target: Target) -> str:
-    """The full name of the repository, made if it is not there, with its branch."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(library_name="gsr-rl")
-    made = api.create_repo(target.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True)
-    if target.revision and target.revision != "main" and not target.revision.startswith("refs/"):
-        api.create_branch(made.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
-    return made.repo_id
 
 
 def bounded(action: Callable[[], str], seconds: float, what: str) -> str:
@@ -278,6 +242,7 @@ def add_results(folder: str | Path, model: str | Path | None, target: Target | N
     if target:
         retry = f"python -m gsr_rl.hub results {folder} --repo_id {target.repo_id}"
         retry += f" --revision {target.revision}" if target.revision else ""
+        retry += {True: " --private", False: " --no-private", None: ""}[target.private]
         try:
             old = bounded(lambda: _hub_card(target), START_SECONDS, f"the card of {target.repo_id}")
         except Exception as error:
@@ -294,13 +259,11 @@ def add_results(folder: str | Path, model: str | Path | None, target: Target | N
 def _hub_card(target: Target) -> str:
     """README.md of a repository as it is now; empty if it has none, or does not exist."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-    try:
-        api = HfApi(library_name="gsr-rl")
-        path = api.hf_hub_download(target.repo_id, "README.md", revision=target.revision, force_download=True)
-    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+    api, name = HfApi(library_name="gsr-rl"), "README.md"
+    if not api.file_exists(target.repo_id, name, revision=target.revision):
         return ""
+    path = api.hf_hub_download(target.repo_id, name, revision=target.revision, force_download=True)
     return Path(path).read_text(encoding="utf-8")
 
 
@@ -320,8 +283,12 @@ def _parser() -> argparse.ArgumentParser:
     for one in (push, results):
         one.add_argument("--repo_id", help="USER/NAME on the Hub (push: default from hub.json in the folder)")
         one.add_argument("--revision", help="branch, made if it is not there")
+        one.add_argument(
+            "--private",
+            action=argparse.BooleanOptionalAction,
+            help="if the repository has to be made; a public one that is there is refused (default: as asked before)",
+        )
     push.add_argument("--repo_type", choices=("model", "dataset"), help="default: what the folder holds")
-    push.add_argument("--private", action=argparse.BooleanOptionalAction, help="if the repository has to be made")
     return parser
 
 
@@ -340,6 +307,14 @@ def target_of(args: argparse.Namespace) -> Target:
     )
 
 
+def results_target_of(args: argparse.Namespace) -> Target | None:
+    """Where `results` goes on the Hub. Whether it is private: what was said, else as the model was pushed there."""
+    record = read_record(args.model) if args.model else {}
+    asked = record.get("private") if record.get("repo_id") == args.repo_id else None
+    private = asked if args.private is None else args.private
+    return Target(args.repo_id, private=private, revision=args.revision) if args.repo_id else None
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -351,8 +326,7 @@ def main(argv: list[str] | None = None) -> int:
         elif not args.model and not args.repo_id:
             raise ValueError("results needs --model FOLDER, --repo_id USER/NAME, or both")
         else:
-            target = Target(args.repo_id, revision=args.revision) if args.repo_id else None
-            print("\n".join(add_results(args.folder, args.model, target)))
+            print("\n".join(add_results(args.folder, args.model, results_target_of(args))))
     except ValueError as error:
         print(f"gsr_rl.hub: error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,10 @@ class HubConfig:
     push_to_hub: bool = field(default=False, metadata={"help": "Push to the Hub at the end. Token: HF_TOKEN."})
     hub_private_repo: bool | None = field(
         default=None,
-        metadata={"help": "Whether a repository that is made is private. Default: as the account has it."},
+        metadata={
+            "help": "Whether a repository that is made is private; with true a public one that is there is refused. "
+            "Default: as the account has it."
+        },
     )
     hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it is not there."})
 
@@ -27,7 +30,10 @@ class DataSetHubConfig(HubConfig):
     """Where a distilled set goes. A set is private unless it is asked to be public."""
 
     hub_private_repo: bool | None = field(
-        default=True, metadata={"help": "Whether a repository that is made is private."}
+        default=True,
+        metadata={
+            "help": "Whether a repository that is made is private; with true a public one that is there is refused."
+        },
     )
     hub_dataset_id: str | None = field(
         default=None, metadata={"help": "Name of the data set on the Hub, USER/NAME, for push_to_hub."}
@@ -57,7 +63,7 @@ def check_hub(c) -> list[str]:
     ]
     names = {name: getattr(c, name, None) for name in ("hub_model_id", "hub_dataset_id")}
     for name, value in names.items():
-        if value and not _is_repo_name(str(value)):
+        if value and not is_repo_name(str(value)):
             found.append(f"{name}={value!r} is no name on the Hub: give USER/NAME in letters, digits, -, _ and .")
     if not c.push_to_hub:
         return found
@@ -80,7 +86,8 @@ def check_update_model_card(c) -> list[str]:
     return []
 
 
-def _is_repo_name(name: str) -> bool:
+def is_repo_name(name: str) -> bool:
+    """Whether the Hub could have a repository of this name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

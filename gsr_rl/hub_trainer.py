@@ -12,17 +12,17 @@ from transformers.trainer_utils import HubStrategy
 from gsr_rl.hub import (
     LEAST_BYTES_PER_SECOND,
     START_SECONDS,
-    Target,
     bounded,
     exit_on_failure,
     files_of,
-    make_repository,
     push_files,
     push_folder,
     said,
     without_token,
 )
+from gsr_rl.hub_commit import Target, make_repository
 from gsr_rl.model_card import MARK, card_of
+from gsr_rl.provenance import PROVENANCE
 from gsr_rl.run_folder import atomic_write, write_refinement_settings
 
 UPLOADING = "hub-uploading"
@@ -41,7 +41,7 @@ class PushesToHub:
             self.hub_model_id = bounded(lambda: make_repository(target), 120, f"making {target.repo_id} on the Hub")
         except Exception as error:
             print(
-                f"error: push_to_hub: the Hub did not make {target.repo_id}: {without_token(said(error))}\n"
+                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {without_token(said(error))}\n"
                 "Nothing was trained. Mend it, or leave push_to_hub out and push later by `python -m gsr_rl.hub push`",
                 file=sys.stderr,
                 flush=True,
@@ -123,7 +123,7 @@ class CheckpointPush:
         shutil.rmtree(self.links, ignore_errors=True)
         shutil.copytree(checkpoint, self.links, copy_function=_link)
         self.parts = [path for path in self.links.rglob("*") if path.is_file()]
-        for name in ("config.yaml", "versions.json", "README.md"):
+        for name in ("config.yaml", PROVENANCE, "versions.json", "README.md"):
             if (checkpoint.parent / name).is_file():
                 shutil.copy2(checkpoint.parent / name, self.links / name)
         size = sum(path.stat().st_size for path in self.links.rglob("*") if path.is_file())

@@ -1,7 +1,7 @@
 """A model's card: metadata that the Hub reads, how the model was made, its evaluation with intervals, how to use it.
 
-Made from the run folder alone (config.yaml, versions.json, gsr_config.json, evaluations/), so it can be remade. A
-card from which the mark is taken out is somebody's own: it is only given results then.
+Made from the run folder alone (config.yaml, provenance.json, versions.json, gsr_config.json, evaluations/), so it can
+be remade. A card from which the mark is taken out is somebody's own: it is only given results then.
 """
 
 import json
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
+from gsr_rl.data_checks import LOCAL_SUFFIXES
+from gsr_rl.provenance import on_hub, read_provenance, shown_start
 from gsr_rl.report import figure, main_metrics, markdown_table
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
@@ -20,11 +21,10 @@ SHOWN_SETTINGS = (
     "gradient_accumulation_steps", "loss_type", "beta", "num_generations", "num_candidate_sets", "candidate_objective",
     "candidate_choice", "max_completion_length", "max_refinement_length", "reward_funcs", "stages", "seed",
 )  # fmt: skip
-INHERITED = ("base_model", "datasets", "license", "language")
 USAGE = """In a terminal, with candidates, votes and the refined solution:
 
 ```bash
-gsr-solve --model {name} "{problem}"
+gsr-solve --model {name} {option}"{problem}"
 ```
 
 In Python:
@@ -32,12 +32,28 @@ In Python:
 ```python
 from gsr_rl import Solver
 
-solver = Solver("{name}")
+solver = Solver("{name}"{argument})
 solution = solver.solve("{problem}")
 print(solution.text)  # refined over the {k} of solution.candidates
 ```
 
 Both read `gsr_config.json` of this model: how many candidates are shown, and how."""
+MERGE = """
+
+These weights are a LoRA adapter, which gsr-rl runs with transformers. For vLLM and `gsr-serve` merge it with its base
+model; `merged` is a model as any other then:
+
+```python
+import shutil
+
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+AutoPeftModelForCausalLM.from_pretrained("{name}", dtype="auto").merge_and_unload().save_pretrained("merged")
+AutoTokenizer.from_pretrained("{name}").save_pretrained("merged")
+shutil.copy(cached_file("{name}", "gsr_config.json"), "merged")
+```"""
 
 
 @dataclass(frozen=True)
@@ -97,10 +113,12 @@ def card_of(folder: Path, name: str) -> str:
 
     config, settings = _yaml(folder / "config.yaml"), _json(folder / "gsr_config.json")
     program = "joint GRPO" if "problems" in config else "a supervised warm start"
-    start = str(config.get("model", {}).get("model_name_or_path") or "")
-    data = {"library_name": "peft" if (folder / "adapter_config.json").is_file() else "transformers"}
+    dataset = (config.get("problems") or config.get("training") or {}).get("dataset_name")
+    origin = read_provenance(folder, str(config.get("model", {}).get("model_name_or_path") or ""), dataset)
+    adapter = (folder / "adapter_config.json").is_file()
+    data = {"library_name": "peft" if adapter else "transformers"}
     data |= {"pipeline_tag": "text-generation", "tags": ["gsr-rl", "trl", "generative-self-refinement"]}
-    header = ModelCardData(**(_provenance(start, config) | data)).to_yaml()
+    header = ModelCardData(**(origin["card"] | data)).to_yaml()
     body = [
         MARK,
         "",
@@ -112,7 +130,7 @@ def card_of(folder: Path, name: str) -> str:
         "",
         "## How it was made",
         "",
-        _facts(config, start),
+        _facts(config, shown_start(origin)),
         "",
         "Every key with its value: `training_config.yaml`. How candidates must be shown to the model: "
         "`gsr_config.json`.",
@@ -125,7 +143,7 @@ def card_of(folder: Path, name: str) -> str:
         "",
         "## How to use it",
         "",
-        _usage(name, settings),
+        _usage(name, settings, adapter),
         "",
         "## Versions",
         "",
@@ -139,28 +157,10 @@ def card_of(folder: Path, name: str) -> str:
     return text
 
 
-def _provenance(start: str, config: dict) -> dict:
-    """base_model, datasets, licence: by name, or from the card of the local model that the training started from."""
-    found: dict = {}
-    card = Path(start) / "README.md"
-    if start and not Path(start).is_dir():
-        found["base_model"] = start
-    elif start and card.is_file():
-        from huggingface_hub import ModelCard
-
-        data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-        found = {key: getattr(data, key, None) for key in INHERITED if getattr(data, key, None)}
-    dataset = (config.get("problems") or config.get("training") or {}).get("dataset_name")
-    if dataset and on_hub(dataset):
-        known = found.get("datasets") or []
-        found["datasets"] = list(dict.fromkeys([*([known] if isinstance(known, str) else known), str(dataset)]))
-    return found
-
-
 def _facts(config: dict, start: str) -> str:
     problems, training = config.get("problems") or {}, config.get("training") or {}
     dataset = problems.get("dataset_name") or training.get("dataset_name")
-    rows = [["started from", Path(start).name if Path(start).is_dir() else start]]
+    rows = [["started from", start]]
     if dataset:
         split = (problems or training).get("dataset_split")
         local = Path(dataset).suffix in LOCAL_SUFFIXES
@@ -175,10 +175,13 @@ def _settings_table(settings: dict) -> str:
     return markdown_table(["refinement setting", "value"], [[key, str(value)] for key, value in settings.items()])
 
 
-def _usage(name: str, settings: dict) -> str:
+def _usage(name: str, settings: dict, adapter: bool) -> str:
     tiny = settings.get("prompt_template") == "tiny"
     problem = "47+5*3-8*7" if tiny else "What is the sum of the first 100 odd numbers?"
-    return USAGE.format(name=name, problem=problem, k=settings.get("num_candidates", 4))
+    engine = {"option": "--engine transformers ", "argument": ', engine="transformers"'}
+    engine = engine if adapter else dict.fromkeys(engine, "")
+    usage = USAGE.format(name=name, problem=problem, k=settings.get("num_candidates", 4), **engine)
+    return usage + (MERGE.format(name=name) if adapter else "")
 
 
 def _versions(versions: dict) -> str:
@@ -212,11 +215,6 @@ def with_results(card: str, evaluation: Evaluation, name: str) -> str:
 
 def _place(one) -> tuple:
     return one.dataset_type, one.dataset_config, one.dataset_split, one.dataset_name, one.metric_type
-
-
-def on_hub(dataset: str | None) -> bool:
-    """Whether a dataset_name is one of the Hub: no local file, and not generated."""
-    return bool(dataset) and not dataset.startswith(GENERATED) and Path(dataset).suffix not in LOCAL_SUFFIXES
 
 
 def hub_results(evaluation: Evaluation) -> list:

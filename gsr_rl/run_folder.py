@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from gsr_rl.masking import masked_command, without_secrets
+
 PACKAGES = ("torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -84,16 +86,7 @@ def hardware() -> dict[str, object]:
 def plain(config: object) -> dict:
     """A configuration (a dataclass or a mapping) as a mapping of plain values, secrets left out."""
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)
-    return json.loads(json.dumps(_without_secrets(values), default=str))
-
-
-def _without_secrets(value: object) -> object:
-    """The same without texts under keys that end as secrets do, at any depth."""
-    if isinstance(value, dict):
-        hidden = ("token", "secret", "password", "api_key")
-        shown = {k: v for k, v in value.items() if not str(k).lower().endswith(hidden) or not isinstance(v, str)}
-        return {key: _without_secrets(one) for key, one in shown.items()}
-    return [_without_secrets(one) for one in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(without_secrets(values), default=str))
 
 
 def resolved_yaml(configs: dict[str, object]) -> str:
@@ -102,22 +95,27 @@ def resolved_yaml(configs: dict[str, object]) -> str:
 
 
 def write_run_info(folder: str | Path, configs: dict[str, object]) -> None:
-    """Write `config.yaml` (every resolved value, by section), `versions.json` and `command.txt` into `folder`."""
+    """Write `config.yaml` (every resolved value, by section), `versions.json` and `command.txt` into `folder`.
+
+    Secrets are left out of them.
+    """
     folder = Path(folder)
     atomic_write(folder / "config.yaml", resolved_yaml(configs))
     atomic_write(folder / "versions.json", json.dumps(versions() | {"hardware": hardware()}, indent=1) + "\n")
-    atomic_write(folder / "command.txt", " ".join(sys.argv) + "\n")
+    atomic_write(folder / "command.txt", masked_command(sys.argv) + "\n")
 
 
 def write_refinement_settings(folder: str | Path, config: object) -> None:
     """Write `gsr_config.json` beside a model: how candidates must be shown to it.
 
-    It holds the fields of `RefinementConfig` and `prompt_template_version`.
+    It holds the fields of `RefinementConfig`, `prompt_template_version`, and the lengths that completions had in
+    training where the program samples.
     """
-    from gsr_rl.configs import RefinementConfig
+    from gsr_rl.data_configs import COMPLETION_LENGTHS, RefinementConfig
     from gsr_rl.prompts import get_template
 
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RefinementConfig)}
+    settings |= {name: getattr(config, name) for name in COMPLETION_LENGTHS if getattr(config, name, None)}
     settings["prompt_template_version"] = get_template(settings["prompt_template"]).version
     atomic_write(Path(folder) / "gsr_config.json", json.dumps(settings, indent=1) + "\n")
 

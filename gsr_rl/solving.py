@@ -51,6 +51,7 @@ class SolveSettings:
         num_answers: Answers sampled by the last stage.
         count_votes: Whether answers are compared although no vote decides.
         max_completion_length, max_refinement_length: In tokens; None until `resolved` fills them in.
+        trained_completion_length, trained_refinement_length: What they were in training, where that is known.
     """
 
     num_candidates: int = 4
@@ -67,15 +68,23 @@ class SolveSettings:
     max_refinement_length: int | None = None
     num_answers: int = 1
     count_votes: bool = True
+    trained_completion_length: int | None = None
+    trained_refinement_length: int | None = None
 
     def resolved(self, window: int) -> "SolveSettings":
         """With every default filled in for a model's window of so many tokens.
 
+        A refinement's trained length is kept as far as it leaves its prompt the budget, or is a quarter of the window.
+
         Raises:
             ValueError: The refinement leaves no room for its prompt.
         """
-        longest = self.max_completion_length or min(LONGEST_DEFAULT, max(1, window // 4))
-        refinement = self.max_refinement_length or longest
+        quarter = max(1, window // 4)
+        room = max(quarter, window - self.max_refinement_prompt_length)
+        trained = min(self.trained_completion_length or min(LONGEST_DEFAULT, quarter), window)
+        longest = self.max_completion_length or trained
+        refinement = self.max_refinement_length or self.max_completion_length
+        refinement = refinement or min(self.trained_refinement_length or longest, room)
         if refinement >= window:
             raise ValueError(
                 f"max_refinement_length={refinement} leaves no room for a prompt in the model's window of {window} "

@@ -57,6 +57,7 @@ def main() -> None:
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
 
+    from gsr_rl.provenance import write_provenance
     from gsr_rl.run_folder import write_run_info
 
     set_seed(args.seed)
@@ -83,6 +84,7 @@ def main() -> None:
     )
     if trainer.accelerator.is_main_process:
         write_run_info(args.output_dir, configs)
+        write_provenance(args.output_dir, model_args.model_name_or_path, problem_args.dataset_name)
 
     # The same command after an interruption goes on where it was, with resume_from_checkpoint true.
     trainer.add_stop_signals()

@@ -65,6 +65,7 @@ def main() -> None:
     from trl import get_peft_config
 
     from gsr_rl.length_batches import GSRSFTTrainer
+    from gsr_rl.provenance import write_provenance
     from gsr_rl.run_folder import json_lines_callback, write_run_info
 
     set_seed(args.seed)
@@ -85,6 +86,7 @@ def main() -> None:
     )
     if trainer.accelerator.is_main_process:
         write_run_info(args.output_dir, configs)
+        write_provenance(args.output_dir, model_args.model_name_or_path, args.dataset_name)
 
     # The same command after an interruption goes on where it was, with resume_from_checkpoint true.
     trainer.add_stop_signals()

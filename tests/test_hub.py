@@ -1,19 +1,17 @@
 """Pushes through the real client of the Hub to a stand-in: what arrives, what is told, and what may not be lost."""
 
 import json
-import re
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from hub_folders import BASE, evaluation, model_folder
 from hub_stand_in import HubStandIn, client_of
 
 from gsr_rl import hub
 from gsr_rl.hub import PushError, Target
+from gsr_rl.hub_commit import stale
 
-ROOT = Path(__file__).resolve().parent.parent
-BASE = ROOT / "recipes/tiny/models/base"
 TOKEN = "hf_" + "PlantedTokenOfTheTests0123456789"
 STEPS = ("create", "preupload", "batch", "upload", "commit")
 
@@ -28,40 +26,7 @@ def stand_in(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """A run folder with a model, as the joint recipe leaves it, and things in it that are not to be pushed."""
-    folder = tmp_path / "grpo"
-    shutil.copytree(BASE, folder)
-    settings = {"num_candidates": 4, "prompt_template": "tiny", "max_refinement_prompt_length": 200}
-    settings |= {"unfinished_candidates": "drop", "prompt_template_version": 1}
-    (folder / "gsr_config.json").write_text(json.dumps(settings))
-    config = {
-        "problems": {"dataset_name": "openai/gsm8k", "dataset_config": "main", "dataset_split": "train"},
-        "training": {"learning_rate": 3e-4, "output_dir": str(folder), "max_completion_length": 40},
-        "model": {"model_name_or_path": "someone/base-model"},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "versions.json").write_text(json.dumps({"python": "3.11", "torch": "2.13", "hardware": {}}))
-    for name in ("training_args.bin", "metrics.jsonl", "rollouts/0.parquet", "checkpoint-5/model.safetensors"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"not to be pushed")
-    return folder
-
-
-def evaluation(folder: Path, selfref: float = 0.6, name: str = "mix", dataset: str = "openai/gsm8k") -> Path:
-    """A folder as eval_gsr.py leaves it, with these figures."""
-
-    def one(value):
-        return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 100}
-
-    values = {"pass@1": one(0.4), "maj@4": one(0.5), "maj@5": one(0.52), f"selfref@{4}": one(selfref)}
-    values |= {"pass@4": one(0.8), "refinement_gap": one(selfref - 0.5), "fix_rate": {"value": None}}
-    summary = {"model": "runs/x", "k": 4, "num_problems": 100, "num_samples": 8, "seed": 0}
-    summary |= {"sampling": {"candidate": {"temperature": 0.6}}, "versions": {"vllm": "0.31.0"}}
-    folder.mkdir(exist_ok=True)
-    (folder / "eval.json").write_text(json.dumps(summary | {"benchmarks": {name: values}}))
-    problems = {"dataset_name": dataset, "dataset_split": "test"}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"problems": problems}))
-    return folder
+    return model_folder(tmp_path / "grpo")
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -116,6 +81,85 @@ def test_a_second_push_of_the_same_files_makes_no_commit_and_uploads_nothing(sta
 def test_a_revision_is_a_branch_that_is_made(stand_in, model):
     hub.push_folder(model, Target("me/tiny", revision="run-2"))
     assert stand_in.commits("me/tiny") == 0 and stand_in.commits("me/tiny", revision="run-2") == 1
+
+
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+SHARDS = {f"model-0000{part}-of-00002.safetensors" for part in (1, 2)} | {"model.safetensors.index.json"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(ADAPTER, SHARDS), ({"model.safetensors"}, SHARDS), (SHARDS, {"model.safetensors"})]
+)
+def test_a_push_takes_out_the_weights_it_replaces_and_nothing_else(before, after, stand_in, model):
+    from huggingface_hub import HfApi
+
+    def put(names):
+        for path in [*model.glob("*.safetensors*"), *model.glob("adapter_config.json")]:
+            path.unlink()
+        for name in names:
+            (model / name).write_text('{"a": 1}')
+
+    put(before)
+    hub.push_folder(model, Target("me/tiny"))
+    own = {"notes.md", "extra/model.safetensors", "extra/adapter_config.json", "embeddings.safetensors"}
+    for name in own:
+        HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="me/tiny")
+    hub.add_results(evaluation(model.parent / "eval"), None, Target("me/tiny"))
+    assert before <= set(stand_in.files("me/tiny")), "results replace no weights"
+    put(after)
+    commits = stand_in.commits("me/tiny")
+    hub.push_folder(model, Target("me/tiny"))
+    assert stand_in.commits("me/tiny") == commits + 1
+    there = set(stand_in.files("me/tiny"))
+    assert after | own | {"config.json", "evaluations/mix-k4.json"} <= there and not there & (before - after)
+
+
+def test_a_smaller_data_set_leaves_no_shard_of_the_larger_one(stand_in, tmp_path):
+    from huggingface_hub import HfApi
+
+    data = tmp_path / "set" / "data"
+    data.mkdir(parents=True)
+    (tmp_path / "set/README.md").write_text("# set\n")
+    for number in (2, 1):
+        for old in data.iterdir():
+            old.unlink()
+        for index in range(number):
+            (data / f"train-{index:05d}-of-{number:05d}.parquet").write_bytes(b"rows")
+        hub.push_folder(tmp_path / "set", Target("me/set", "dataset"))
+        if number == 2:
+            own = {"path_in_repo": "data/test-00000-of-00001.parquet", "repo_id": "me/set", "repo_type": "dataset"}
+            HfApi().upload_file(path_or_fileobj=b"mine", **own)
+    names = {name for name in stand_in.files("me/set", "dataset") if name.startswith("data/")}
+    assert names == {"data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"}
+
+
+def test_of_a_whole_checkpoint_only_the_last_stays():
+    there = ["last-checkpoint/global_step1/optim.pt", "last-checkpoint/a.pt", "checkpoint-1/a.pt", "model.safetensors"]
+    assert stale(there, {"last-checkpoint/a.pt": b"", "last-checkpoint/global_step2/optim.pt": b""}) == there[:1]
+
+
+def test_a_public_repository_is_refused_where_a_private_one_was_asked_for(stand_in, model, tmp_path, capsys):
+    hub.push_folder(model, Target("me/tiny", private=False))
+    with pytest.raises(PushError, match=r"me/tiny is public, but hub_private_repo=true .* say hub_private_repo false"):
+        hub.push_folder(model, Target("me/tiny", private=True))
+    assert stand_in.commits("me/tiny") == 1
+    folder = str(evaluation(tmp_path / "eval"))
+    words = ["results", folder, "--model", str(model), "--repo_id", "me/tiny"]
+    assert hub.main(words) == hub.PUSH_FAILED, "as hub.json of the model has it"
+    assert f"results {folder} --repo_id me/tiny --private\n" in capsys.readouterr().err
+    assert hub.main([*words, "--no-private"]) == 0 and stand_in.commits("me/tiny") == 2
+    assert hub.main(["push", str(model), "--no-private"]) == 0
+
+
+def test_the_retry_of_results_keeps_the_wish_for_a_private_repository(stand_in, tmp_path):
+    folder = evaluation(tmp_path / "eval")
+    stand_in.dies_at = "create"
+    with pytest.raises(PushError) as caught:
+        hub.add_results(folder, None, Target("me/new", private=True))
+    stand_in.revive()
+    words = str(caught.value).splitlines()[-1].split()
+    assert words[:3] == ["python", "-m", "gsr_rl.hub"] and hub.main(words[3:]) == 0
+    assert stand_in.repositories["model", "me/new"].private
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -229,36 +273,6 @@ def test_a_card_that_somebody_wrote_is_pushed_as_it_is(stand_in, model):
     (model / "README.md").write_text(text)
     hub.push_folder(model, Target("me/tiny"))
     assert stand_in.files("me/tiny")["README.md"].decode() == text
-
-
-def test_the_card_names_the_first_base_and_all_data_of_a_chain(model, tmp_path):
-    from huggingface_hub import ModelCard
-
-    from gsr_rl.model_card import card_of
-
-    (model / "README.md").write_text(card_of(model, "me/first"))
-    second = tmp_path / "second"
-    second.mkdir()
-    config = {
-        "training": {"dataset_name": "me/rows", "dataset_split": "train"},
-        "model": {"model_name_or_path": str(model)},
-    }
-    (second / "config.yaml").write_text(yaml.safe_dump(config))
-    card = ModelCard(card_of(second, "me/second"))
-    assert card.data.base_model == "someone/base-model" and card.data.datasets == ["openai/gsm8k", "me/rows"]
-    assert str(tmp_path) not in str(card) and "a supervised warm start" in card.text
-
-
-def test_the_cards_way_to_use_the_model_runs(model, capsys):
-    from gsr_rl.model_card import card_of
-
-    code = re.search(r"```python\n(.*?)```", card_of(model, str(model)), re.DOTALL).group(1)
-    here = code.replace(f'Solver("{model}")', f'Solver("{model}", engine="transformers")')  # it starts sooner
-    assert here != code
-    scope: dict = {}
-    exec(here, scope)
-    assert len(scope["solution"].candidates) == 4 and len(scope["solution"].rounds) == 2
-    assert scope["solution"].text in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

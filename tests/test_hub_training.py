@@ -145,7 +145,7 @@ def test_a_repository_that_cannot_be_made_ends_the_run_before_training(
             run_recipe(monkeypatch, "sft", **values)
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "the Hub did not make me/tiny" in said and "Nothing was trained" in said
+    assert "me/tiny cannot be pushed to" in said and "Nothing was trained" in said
 
 
 @pytest.mark.slow

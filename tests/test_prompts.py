@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,14 @@ from gsr_rl.tiny_model import build_tokenizer
 
 TINY = get_template("tiny")
 TOKENIZER = build_tokenizer()
+
+
+@pytest.mark.parametrize(("name", "version", "digest"), [("gsr", 1, "8c5f92105845"), ("tiny", 1, "6dca0ed46598")])
+def test_a_templates_version_belongs_to_its_wording(name, version, digest):
+    """Who changes the wording raises the version, and puts the new digest here."""
+    one = TEMPLATES[name]
+    wording = "\0".join([one.solve, one.refine_head, one.candidate, one.refine_tail, one.cut_mark])
+    assert (one.version, hashlib.sha256(wording.encode()).hexdigest()[:12]) == (version, digest)
 
 
 def test_thinking_is_stripped_from_a_candidate():

@@ -26,6 +26,56 @@ def test_secrets_stay_out_at_any_depth():
     assert run_folder.plain(values) == {"kwargs": {"num_tokens": 3}, "parts": [{"x": 1}]}
 
 
+HARMLESS = {"eos_token": "<end>", "max_tokens": 9, "tokenizer": "t", "hub_token": None, "api_key_env": "MY_KEY"}
+HF, OPENAI = "hf_" + "GeheimGeheimGeheim0123", "sk-" + "proj-geheim-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"api_keys": ["geheim", "geheim"], "token": {"x": "geheim"}}, {}),
+        ({"headers": {"Authorization": "Bearer geheim", "accept": "all"}}, {"headers": {"accept": "all"}}),
+        (
+            {"headers": ["Authorization: Bearer geheim", "Accept: all"]},
+            {"headers": ["Authorization: ...", "Accept: all"]},
+        ),
+        ({"note": f"as {HF} and {OPENAI}"}, {"note": "as ... and ..."}),
+        ({"url": "https://me:geheim@host/v1?api_key=geheim&x=1"}, {"url": "https://...@host/v1?api_key=...&x=1"}),
+        ({"kwargs": "{token: geheim, dtype: auto}"}, {"kwargs": "{token: ..., dtype: auto}"}),
+        (
+            {"eos_token": "<end>", "max_tokens": 9, "tokenizer": "t"},
+            {"eos_token": "<end>", "max_tokens": 9, "tokenizer": "t"},
+        ),
+        ({"hub_token": None, "api_key_env": "MY_KEY"}, {"hub_token": None, "api_key_env": "MY_KEY"}),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_written_down(values, shown):
+    assert run_folder.plain(values) == shown
+
+
+def test_the_command_is_written_down_without_secrets(tmp_path, monkeypatch):
+    words = [
+        "grpo.py",
+        "--lr",
+        "3e-4",
+        "--api_key",
+        "geheim",
+        "--hub_token=geheim",
+        "--password",
+        "--eos_token",
+        "<end>",
+    ]
+    words += ["--model_init_kwargs", '{"token": "geheim", "dtype": "auto"}', "--note", HF, "--max_tokens", "9"]
+    monkeypatch.setattr("sys.argv", [*words, "--kwargs", "{token: hf_geheim}"])
+    run_folder.write_run_info(tmp_path, {"training": {"note": HF}})
+    text = (tmp_path / "command.txt").read_text()
+    assert text == (
+        "grpo.py --lr 3e-4 --api_key ... --hub_token=... --password --eos_token <end> --model_init_kwargs "
+        '{"token": ..., "dtype": "auto"} --note ... --max_tokens 9 --kwargs {token: ...}\n'
+    )
+    assert "eheim" not in text + (tmp_path / "config.yaml").read_text()
+
+
 def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
     from gsr_rl.configs import RefinementConfig
 
@@ -36,6 +86,17 @@ def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
     (tmp_path / "gsr_config.json").write_text(json.dumps(settings | {"prompt_template_version": 2}))
     with pytest.raises(ValueError, match="trained on prompt_template tiny, version 2; this gsr-rl has version 1"):
         run_folder.read_refinement_settings(tmp_path)
+
+
+def test_refinement_settings_hold_the_lengths_of_training_where_completions_are_sampled(tmp_path):
+    from gsr_rl.configs import GSRConfig
+
+    config = GSRConfig(
+        str(tmp_path), max_completion_length=40, bf16=False, num_generations=4, per_device_train_batch_size=8
+    )
+    run_folder.write_refinement_settings(tmp_path, config)
+    settings = run_folder.read_refinement_settings(tmp_path)
+    assert (settings["max_completion_length"], settings["max_refinement_length"]) == (40, 40)
 
 
 @dataclass

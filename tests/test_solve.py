@@ -111,7 +111,14 @@ def test_the_models_own_file_says_how_candidates_are_shown(tmp_path):
     solver = Solver(str(tmp_path), FixedEngine())
     assert (solver.settings.num_candidates, solver.settings.prompt_template) == (3, "tiny")
     assert Solver(str(tmp_path), FixedEngine(), num_candidates=2).settings.num_candidates == 2
+    assert solver.settings.max_completion_length == FixedEngine().max_model_length // 4
+    (tmp_path / "gsr_config.json").write_text(json.dumps({"max_completion_length": 9, "max_refinement_length": 11}))
+    settings = Solver(str(tmp_path), FixedEngine()).settings
+    assert (settings.max_completion_length, settings.max_refinement_length) == (9, 11)
+    assert Solver(str(tmp_path), FixedEngine(), max_completion_length=5).settings.max_refinement_length == 5
     for content, words in (
+        ('{"max_completion_length": 0}', "max_completion_length=0: at least 1"),
+        ('{"max_refinement_length": null}', "max_refinement_length=None: a value of type int"),
         ("{", "no JSON object"),
         ("[]", "no JSON object"),
         ('{"num_candidates": "4"}', "num_candidates='4'"),

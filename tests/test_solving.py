@@ -177,6 +177,24 @@ def test_defaults_come_from_the_window():
         SolveSettings(max_refinement_length=512).resolved(512)
 
 
+@pytest.mark.parametrize(
+    ("keys", "window", "lengths"),
+    [
+        ({}, 8192, (3000, 4000)),
+        ({"max_completion_length": 100}, 8192, (100, 100)),
+        ({"max_refinement_length": 100}, 8192, (3000, 100)),
+        ({}, 4096, (3000, 2096)),  # the refinement's prompt keeps its budget
+        ({}, 2048, (2048, 512)),  # a candidate has what its prompt leaves, a refinement at least a quarter
+        ({"trained_refinement_length": None}, 8192, (3000, 3000)),
+    ],
+)
+def test_lengths_of_training_are_defaults_within_the_window(keys, window, lengths):
+    trained = {"trained_completion_length": 3000, "trained_refinement_length": 4000}
+    found = SolveSettings(**({"max_refinement_prompt_length": 2000} | trained | keys)).resolved(window)
+    assert (found.max_completion_length, found.max_refinement_length) == lengths
+    assert found.max_refinement_prompt_length + found.max_refinement_length <= window
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(["2", "3", ""]), st.booleans()), min_size=1, max_size=6),
     st.booleans(),
