@@ -51,11 +51,12 @@ def problem_id(text: str) -> str:
 
 @dataclass
 class Problems:
-    """Problem rows, how many became of what was read, and what decontamination removed (its findings)."""
+    """Problem rows, how many became of what was read, what decontamination removed (its findings), and the columns."""
 
     rows: list[dict]
     counts: dict[str, int] = field(default_factory=dict)
     removed: list[dict] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
     def removed_by_set(self) -> dict[str, dict[str, int]]:
         """How many rows decontamination removed, by evaluation set and reason (`exact`, `overlap`)."""
@@ -163,13 +164,25 @@ def evaluation_rows(name: str) -> list[dict]:
     """The problems of an evaluation set: `NAME` or `NAME@SPLIT`, a local file, a Hub set or a generated one.
 
     Without a split it is `test`, or the only split of a known Hub set.
+
+    Raises:
+        ValueError: The set cannot be read, or holds no problem.
     """
     source, split = _source(name)
     config = plain_config(source, dataset_split=split, row_filters={}, unusable_rows="drop", need_answer=False)
     try:
-        return _read(config).rows
+        problems = _read(config)
     except (OSError, ValueError) as error:
         raise ValueError(f"decontaminate_against={name}: it cannot be read: {error}") from None
+    if not problems.rows:
+        raise ValueError(
+            f"decontaminate_against={name}: it has no problem to compare with, in {problems.counts['rows read']} rows "
+            f"(columns: {', '.join(problems.columns) or 'none'}): call the column of the problems "
+            f"{' or '.join(PROBLEM_COLUMNS)}, or leave the set out"
+        )
+    if without := problems.counts.get("without a problem"):
+        print(f"decontaminate_against={name}: left out {without} rows without a problem", file=sys.stderr)
+    return problems.rows
 
 
 def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
@@ -284,6 +297,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
     filters, need_answer = hub_sets.filters_of(config), getattr(config, "need_answer", True)
     found: dict[str, dict] = {}
     texts: set[str] = set()
+    columns: dict[str, None] = {}
     counts: Counter = Counter({"rows read": 0})
     for number, row in enumerate(rows, 1):
         if config.max_problems and len(found) >= config.max_problems:
@@ -292,6 +306,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
         where = f"{config.dataset_name}, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
+        columns |= dict.fromkeys(map(str, row))
         row = with_answer(row)
         if column := hub_sets.passes(row, filters):
             counts[f"by the filter on {column}"] += 1
@@ -318,7 +333,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
             raise ValueError(f"{where}: the id {identity!r} is used twice, for different problems: ids must be unique")
         texts.add(text)
         found[identity] = {**row, "id": identity, "problem": problem, "answer": answer}
-    return Problems(list(found.values()), dict(counts))
+    return Problems(list(found.values()), dict(counts), columns=list(columns))
 
 
 def _answer_of(row: dict, key: str) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsr_rl.decontamination import decontaminate, tokens_of
-from gsr_rl.problems import read_problems
+from gsr_rl.problems import evaluation_rows, read_problems
 
 PROBLEM = (
     r"Let $x \le \frac{3}{4}$ be a real number with $\left( x_{1} + 2 \right)^{2} \cdot 5 = 1{,}250$. "
@@ -120,6 +120,27 @@ def test_problems_are_decontaminated_where_they_are_read(tmp_path):
     assert len(problems.rows) == 20 and PROBLEM not in [one["problem"] for one in problems.rows]
     assert problems.counts["that an evaluation set holds"] == 1
     assert problems.removed_by_set() == {str(exam): {"exact": 1}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"Problem": PROBLEM, "Answer": "1"}], r"in 1 rows \(columns: Problem, Answer\): call the column .* problem"),
+        ([], r"in 0 rows \(columns: none\)"),
+    ],
+)
+def test_an_evaluation_set_without_a_problem_to_compare_with_is_an_error(tmp_path, rows, message):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(ValueError, match=rf"decontaminate_against=.*exam.jsonl: it has no problem .*{message}"):
+        evaluation_rows(str(exam))
+
+
+def test_rows_of_an_evaluation_set_without_a_problem_are_counted(tmp_path, capsys):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"problem": PROBLEM}) + '\n{"problem": null}\n')
+    assert len(evaluation_rows(str(exam))) == 1
+    assert f"decontaminate_against={exam}: left out 1 rows without a problem" in capsys.readouterr().err
 
 
 def test_real_sets_planted_copies_are_found_and_nearly_nothing_else():
