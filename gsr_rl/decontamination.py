@@ -1,7 +1,7 @@
 """Which training problems are, or hold, problems of an evaluation set. Pure: texts in, findings out.
 
 Texts are compared as sequences of words, numbers and signs, with spelling taken away that does not change a problem:
-letter case, white space, Unicode forms, math delimiters, LaTeX's spacing, sizing, fonts and braces.
+letter case, white space, Unicode forms, math delimiters, LaTeX's spacing, sizing, fonts and braces, the last stop.
 """
 
 import re
@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 # n-grams in more than this many texts, and in more than this share of them, are common phrases: they say nothing.
 COMMON_COUNT, COMMON_SHARE = 20, 0.001
 
-_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SPACING = re.compile(r"\\(?:[,;:!> ]|(?:q?quad|thinspace)(?![a-zA-Z])|hspace\*?\{[^{}]*\})|~|\\\\|&(?![a-z]+;)")
+_FRACTION = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
+_SPACING = re.compile(
+    r"\\(?:[,;:!> ]|(?:q?quad|thinspace)(?![a-zA-Z])|hspace\*?\{[^{}]*\})|~|&(?![a-z]+;)"
+    r"|\\\\(?:\*?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\])?"
+)
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])\.?")
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|emph|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boldsymbol)\*?(?![a-zA-Z])"
@@ -25,9 +28,12 @@ _SAME = {
     "≥": ">=", "\\ne": "!=", "\\neq": "!=", "≠": "!=", "\\cdot": "*", "\\times": "*", "×": "*", "·": "*", "⋅": "*",
     "−": "-", "–": "-", "\\ldots": "...", "\\dots": "...", "\\cdots": "...", "…": "...", "\\degree": "\\circ",
     "°": "\\circ", "π": "\\pi", "∞": "\\infty", "√": "\\sqrt", "\\lt": "<", "\\gt": ">", "**": "^",
-    "²": "^2", "³": "^3", "‘": "'", "’": "'", "“": '"', "”": '"', "``": '"', "''": '"',
+    "\\rightarrow": "\\to", "→": "\\to", "∠": "\\angle", "‘": "'", "’": "'", "“": '"', "”": '"', "``": '"', "''": '"',
 }  # fmt: skip
-_TOKEN = re.compile(r"\\[a-zA-Z]+|\d+(?:[.,]\d+)*|[^\W\d_]+|<=|>=|!=|\.\.\.|\*\*|``|''|[^\s\w{}]|_")
+_RAISED, _LOWERED = re.compile("[¹²³⁰-ⁿ]+"), re.compile("[₀-ₜ]+")
+_TOKEN = re.compile(
+    r"\\[a-zA-Z]+|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)*|[^\W\d_]+|<=|>=|!=|\.\.\.|\*\*|``|''|[^\s\w{}]|_"
+)
 
 
 def tokens_of(text: str) -> list[str]:
@@ -40,12 +46,16 @@ def tokens_of(text: str) -> list[str]:
     """
     text = unicodedata.normalize("NFC", text).replace("{,}", ",").replace("\\$", " ").replace("\\%", "%")
     text = re.sub(r"(?<=\d)\\[,;:!](?=\d{3}(?!\d))", "", text)
-    text = _FRACTION.sub(r"\\frac", _DELIMITER.sub(" ", _SPACING.sub(" ", text)))
+    text = _FRACTION.sub(r"\\\1", _DELIMITER.sub(" ", _SPACING.sub(" ", text)))
     text = _FONT.sub(" ", _SIZING.sub(" ", text))
-    text = re.sub(r"\\frac\s*(\d)(\d)", r"\\frac \1 \2", text)
-    text = unicodedata.normalize("NFKC", re.sub("[≤≥≠×·⋅−–…°π∞√²³‘’“”]", lambda sign: f" {_SAME[sign[0]]} ", text))
+    text = re.sub(r"\\(frac|binom)\s*(\d)(\d)", r"\\\1 \2 \3", text)
+    text = _LOWERED.sub(r" _\g<0> ", _RAISED.sub(r" ^\g<0> ", text))
+    text = unicodedata.normalize("NFKC", re.sub("[≤≥≠×·⋅−–…°π∞√‘’“”]", lambda sign: f" {_SAME[sign[0]]} ", text))
+    text = re.sub(r"\^[\s{]*(?=\\(?:circ|degree)(?![a-zA-Z]))", "", text)
     found = [_SAME.get(token, token).casefold() for token in _TOKEN.findall(text)]
-    return [re.sub(r",(?=\d{3})", "", token) if token[0].isdigit() else token for token in found]
+    while found and found[-1] in (".", "?"):
+        found.pop()
+    return [token.replace(",", "") if token[0].isdigit() else token for token in found]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,34 @@ def test_a_short_problem_is_compared_for_equality_only():
     assert removed("What is 2+4?", "What is 2+3?") == []
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"Compute $\sin 60^\circ$.", "Compute $\\sin 60°$."),
+        (r"Compute $\sin 60^{\circ}$.", r"Compute $\sin 60\degree$."),
+        (r"Compute $\dbinom{5}{2}$.", r"Compute $\binom{5}{2}$."),
+        (r"Compute $\tbinom52$.", r"Compute $\binom{5}{2}$."),
+        ("What is $2+3$?", "What is $2+3$"),
+        ("Compute $2+3.$", "Compute $2+3$"),
+        (r"How many are in $\{1,2,3\}$?", r"How many are in \( \{ 1, 2, 3 \} \)?"),
+        ("What is 1,234,567.5 + 1?", "What is 1234567.5 + 1?"),
+        (r"Let $f: A \to B$.", r"Let $f: A \rightarrow B$."),
+        (r"Let $f: A \to B$.", "Let $f: A → B$."),
+        (r"Find $\angle ABC$.", "Find ∠ABC."),
+        ("Find $x_1$ if $x_{12} + 2 = 5$.", "Find x₁ if x₁₂ + 2 = 5."),
+        ("Find $x^{10} + a_{n}^2 + 2^{-1}$.", "Find x¹⁰ + aₙ² + 2⁻¹."),
+        (r"Solve $a=b\\c=d$.", r"Solve $a=b\\[4pt]c=d$."),
+    ],
+)
+def test_two_spellings_of_a_sign_are_one(one, other):
+    assert tokens_of(one) == tokens_of(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("$x_1$", "$x1$"), ("$1,2$", "$12$"), ("$1,20$", "$120$"), ("2²", "22")])
+def test_signs_that_make_another_problem_stay(one, other):
+    assert tokens_of(one) != tokens_of(other)
+
+
 def test_the_threshold_is_a_share_of_the_shorter_text():
     words = [f"w{chr(97 + i)}" for i in range(21)]  # 12 n-grams of 10
     copy = " ".join([*words[:15], *(f"other{chr(97 + i)}" for i in range(6))])  # 6 of them
