@@ -4,6 +4,7 @@ Texts are compared as sequences of words, numbers and signs, with spelling taken
 letter case, white space, Unicode forms, math delimiters, LaTeX's spacing, sizing, fonts and braces, the last stop.
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 
 # n-grams in more than this many texts, and in more than this share of them, are common phrases: they say nothing.
 COMMON_COUNT, COMMON_SHARE = 20, 0.001
+# The least share of common n-grams if a text has no numbers, by which other problems of its wording are told apart.
+WITHOUT_NUMBERS = 0.8
 
 _FRACTION = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
 _SPACING = re.compile(
@@ -78,9 +81,9 @@ def decontaminate(
 
     A problem is removed if it equals an evaluation problem in the common spelling (`tokens_of`), or if at least
     `threshold` of the n-grams of the shorter of the two texts stand in the other one and so do all numbers of one of
-    them: with other numbers it is another problem. Shorter texts than n tokens are compared for equality only, and
-    n-grams that many texts share (`COMMON_COUNT`, `COMMON_SHARE`) are not counted: a turn of phrase, or the frame of
-    generated problems, is no copy.
+    them: with other numbers it is another problem, and without any the share is at least `WITHOUT_NUMBERS`. Shorter
+    texts than n tokens are compared for equality only, and n-grams that many texts share (`COMMON_COUNT`,
+    `COMMON_SHARE`) are not counted: a turn of phrase, or the frame of generated problems, is no copy.
 
     Args:
         rows: Problem rows with `id` and `problem`.
@@ -104,14 +107,11 @@ def decontaminate(
             reason = "overlap"
             grams = _grams(tokens, n)
             shared = Counter(other for gram in grams for other in places.get(gram, ()))
-            shares = {
-                other: count / min(len(grams), sizes[other])
-                for other, count in shared.items()
-                if _same_numbers(tokens, others[other][2])
-            }
-            place = max(shares, key=lambda other: (shares[other], -other), default=None)
-            overlap = shares[place] if place is not None else 0.0
-        if overlap < threshold:
+            shares = {other: count / min(len(grams), sizes[other]) for other, count in shared.items()}
+            copied = [o for o, share in shares.items() if share >= _threshold(tokens, others[o][2], threshold)]
+            place = max(copied, key=lambda other: (shares[other], -other), default=None)
+            overlap = shares.get(place, 0.0)
+        if place is None:
             clean.append(row)
             continue
         name, other, _ = others[place]
@@ -124,10 +124,12 @@ def _grams(tokens: list[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)}
 
 
-def _same_numbers(one: list[str], other: list[str]) -> bool:
-    """Whether all numbers of one of two texts stand in the other, as often."""
+def _threshold(one: list[str], other: list[str], threshold: float) -> float:
+    """The share of n-grams from which on two texts are one problem; with other numbers they never are."""
     left, right = (Counter(token for token in tokens if token[0].isdigit()) for tokens in (one, other))
-    return left <= right or right <= left
+    if not left or not right:
+        return max(threshold, WITHOUT_NUMBERS)
+    return threshold if left <= right or right <= left else math.inf
 
 
 def _places(others: list[list[str]], texts: list[list[str]], n: int) -> dict[tuple[str, ...], list[int]]:

@@ -117,11 +117,21 @@ def test_signs_that_make_another_problem_stay(one, other):
 
 
 def test_the_threshold_is_a_share_of_the_shorter_text():
-    words = [f"w{chr(97 + i)}" for i in range(21)]  # 12 n-grams of 10
+    words = ["7", *(f"w{chr(97 + i)}" for i in range(20))]  # 12 n-grams of 10
     copy = " ".join([*words[:15], *(f"other{chr(97 + i)}" for i in range(6))])  # 6 of them
     (one,) = removed(copy, " ".join(words), threshold=0.5)
     assert one["overlap"] == 0.5 and removed(copy, " ".join(words), threshold=0.51) == []
     assert removed(copy, " ".join(words), n=16, threshold=0.01) == []
+
+
+AIME = r"can be written as $\frac{m}{n}$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
+TRIANGLE = f"Let $ABC$ be a triangle. The ratio of the areas {AIME}"
+
+
+def test_without_numbers_a_common_ending_is_no_copy():
+    assert removed(f"A coin is tossed until heads appears twice. The probability {AIME}", TRIANGLE) == []
+    (one,) = removed(f"Solve this and explain each step: {TRIANGLE}", TRIANGLE)
+    assert one["reason"] == "overlap" and one["overlap"] >= 0.8
 
 
 def test_the_frame_of_generated_problems_is_no_copy():
