@@ -70,6 +70,10 @@ class _Server:
     paused_until: float = 0.0
 
 
+class _Refused(Result):
+    """The result of a request that the endpoint answered, and refused."""
+
+
 @dataclass
 class _Text:
     """A new piece of a streamed completion, on its way to the thread that steps."""
@@ -151,6 +155,8 @@ class EndpointEngine(Engine):
         for one in found:
             if isinstance(one, Exception):
                 raise one
+            if isinstance(one, _Refused):  # its prompt's fault, not the endpoint's
+                continue
             self._failed_in_row = self._failed_in_row + 1 if one.error else 0
             if self._failed_in_row >= FAILED_IN_ROW:
                 raise EngineError(f"{self._failed_in_row} requests in a row got no answer, the last one: {one.error}")
@@ -212,7 +218,8 @@ class EndpointEngine(Engine):
                     refused = status is not None and status < 500 and status not in RETRIED
                     # What was shown of a stream cannot be taken back, so it is not begun anew.
                     if refused or failures > self._settings.retries or shown:
-                        self._results.put(Result(request.key, [], f"{why} (after {failures} tries)"))
+                        result = (_Refused if refused else Result)(request.key, [], f"{why} (after {failures} tries)")
+                        self._results.put(result)
                         return
                     self.counts["retries"] += 1
                     if asked := _asked_pause(error):

@@ -104,6 +104,14 @@ def test_a_request_that_is_refused_fails_alone_and_at_once(tokenizer):
         assert all(len(results[key].completions) == 4 for key in (0, 1, 3, 4)) and len(server.bodies) == 5
 
 
+def test_any_number_of_refused_prompts_leaves_the_others_to_be_answered(tokenizer):
+    requests = requests_for(40)
+    answered = requests[-1].messages[0]["content"]
+    with FaultyServer(refuse=lambda text: answered not in text) as server, engine_of(tokenizer, server.url) as engine:
+        results = list(engine.stream(requests))
+    assert len(results) == 40 and sum("refused" in (one.error or "") for one in results) == 39
+
+
 def test_an_endpoint_that_never_answers_ends_the_job_after_a_few_requests(tokenizer):
     said = pytest.raises(RuntimeError, match=r"16 requests in a row got no answer, the last one: .*status 500")
     with FaultyServer({"500": 1.0}) as server, engine_of(tokenizer, server.url, retries=1) as engine, said:
