@@ -22,6 +22,7 @@ LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
 START_SECONDS = 60.0  # how long an endpoint may take to answer for the first time
 FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, end the job
 RETRIED = {408, 409, 425, 429}  # and 500 and above
+BROKEN = {"abort", "error"}  # finish reasons of a completion that the server gave up
 HOPELESS = {401, 403, 404}  # the next request would meet the same
 
 
@@ -302,6 +303,10 @@ class EndpointEngine(Engine):
         reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", choice)
         if reason is None:
             raise Malformed("a completion that breaks off (no finish_reason)")
+        if reason in BROKEN:
+            raise Malformed(f"a completion that breaks off (finish_reason {reason})")
+        if message is None:
+            raise Malformed("a choice without a message")
         text = getattr(message, "content", None) or getattr(message, "text", None) or ""
         thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
         if thinking:

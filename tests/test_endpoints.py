@@ -166,6 +166,16 @@ def test_thinking_that_a_server_parses_out_is_put_back(tokenizer, monkeypatch):
         assert result.completions[0].text == "<think>\n2+2\n</think>\n4"
 
 
+@pytest.mark.parametrize("bad", [{"finish_reason": "abort"}, {"finish_reason": "error"}, {"message": None}])
+def test_a_choice_that_is_no_completion_is_asked_for_again(tokenizer, monkeypatch, bad):
+    good = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "4"}}
+    answers = iter([good | bad, good])
+    with FaultyServer() as server, engine_of(tokenizer, server.url) as engine:
+        monkeypatch.setattr(server, "choices", lambda *_, **__: [next(answers)])
+        (result,) = engine.stream(requests_for(1, n=1))
+        assert [one.text for one in result.completions] == ["4"] and engine.counts["retries"] == 1
+
+
 def test_greedy_copies_are_asked_for_once(tokenizer):
     (request,) = requests_for(1)
     greedy = Request(0, request.token_ids, Sampling(5, temperature=0.0), request.messages)
