@@ -22,6 +22,7 @@ LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
 START_SECONDS = 60.0  # how long an endpoint may take to answer for the first time
 FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, end the job
 RETRIED = {408, 409, 425, 429}  # and 500 and above
+FINISHED = {"stop", "stop_sequence", "end_turn", "eos", "eos_token"}  # by the model itself, in servers' words
 BROKEN = {"abort", "error"}  # finish reasons of a completion that the server gave up
 HOPELESS = {401, 403, 404}  # the next request would meet the same
 
@@ -314,7 +315,7 @@ class EndpointEngine(Engine):
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Completion(text, ids, reason == "stop")
+        return Completion(text, ids, reason in FINISHED)
 
     def _clean(self, text: str) -> str:
         """An error's text in one line, without the key."""

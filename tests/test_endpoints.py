@@ -176,6 +176,19 @@ def test_a_choice_that_is_no_completion_is_asked_for_again(tokenizer, monkeypatc
         assert [one.text for one in result.completions] == ["4"] and engine.counts["retries"] == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "finished"),
+    [("stop", True), ("eos", True), ("stop_sequence", True), ("end_turn", True), ("eos_token", True)]
+    + [("length", False), ("max_tokens", False), ("content_filter", False)],
+)
+def test_a_completion_is_finished_if_the_model_ended_it_in_whatever_word(tokenizer, monkeypatch, reason, finished):
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": "4"}}
+    with FaultyServer() as server, engine_of(tokenizer, server.url) as engine:
+        monkeypatch.setattr(server, "choices", lambda *_, **__: [choice])
+        (result,) = engine.stream(requests_for(1, n=1))
+        assert result.completions[0].finished is finished
+
+
 def test_greedy_copies_are_asked_for_once(tokenizer):
     (request,) = requests_for(1)
     greedy = Request(0, request.token_ids, Sampling(5, temperature=0.0), request.messages)
