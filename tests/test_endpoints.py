@@ -178,8 +178,10 @@ def test_a_choice_that_is_no_completion_is_asked_for_again(tokenizer, monkeypatc
 
 @pytest.mark.parametrize(
     ("reason", "finished"),
-    [("stop", True), ("eos", True), ("stop_sequence", True), ("end_turn", True), ("eos_token", True)]
-    + [("length", False), ("max_tokens", False), ("content_filter", False)],
+    [
+        *((word, True) for word in ("stop", "eos", "stop_sequence", "end_turn", "eos_token")),
+        *((word, False) for word in ("length", "max_tokens", "content_filter")),
+    ],
 )
 def test_a_completion_is_finished_if_the_model_ended_it_in_whatever_word(tokenizer, monkeypatch, reason, finished):
     choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": "4"}}
