@@ -269,7 +269,9 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
     direct_ratio: float = field(default=1.0, metadata={"help": "Direct rows per refinement row."})
     keep_duplicate_solutions: bool = field(
         default=False,
-        metadata={"help": "With direct_source: student, equal solutions stay rows: how often it says what is kept."},
+        metadata={
+            "help": "With direct_source: student, its distribution is kept: equal solutions, all problems alike."
+        },
     )
     direct_generations: int = field(
         default=4,

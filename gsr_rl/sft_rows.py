@@ -122,7 +122,9 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
         counts.by_nc[nc]["kept"] = len(set(group) & set(found))
     counts.funnel["refinement rows"] = len(found)
     wanted = round(config.direct_ratio * len(found))
-    direct = _direct_picks(problems, candidates, refinements, config, wanted, rng, counts.funnel)
+    refined = {number for _, number, _ in found}
+    direct = _direct_picks(problems, candidates, refinements, config, refined, rng, counts.funnel) if wanted else []
+    direct = direct[:wanted]
     counts.funnel["direct rows"] = len(direct)
     result = sorted(found) + direct
     rng.shuffle(result)
@@ -219,9 +221,15 @@ def _distinct(texts: list[str], config) -> list[str]:
     return list(first.values())
 
 
-def _direct_picks(problems, candidates, refinements, config, wanted: int, rng: random.Random, funnel) -> list:
-    """Up to `wanted` direct solutions: one of every problem in random order, then a second of each, and so on."""
-    if config.direct_source == "none" or wanted == 0:
+def _direct_picks(problems, candidates, refinements, config, refined: set[int], rng: random.Random, funnel) -> list:
+    """Direct solutions in random order: one of every problem with a refinement row, then a second of each, and so on.
+
+    After them the other problems come in the same way. A student that shall keep its distribution solves all alike.
+
+    Args:
+        refined: Numbers of the problems that have a refinement row.
+    """
+    if config.direct_source == "none":
         return []
     pools = []
     for number, row in enumerate(problems):
@@ -232,9 +240,17 @@ def _direct_picks(problems, candidates, refinements, config, wanted: int, rng: r
         if size:
             pools.append((number, rng.sample(range(size), size)))
     rng.shuffle(pools)
-    deepest = max((len(pool) for _, pool in pools), default=0)
-    found = [("candidate", n, pool[depth]) for depth in range(deepest) for n, pool in pools if depth < len(pool)]
-    return found[:wanted]
+    if config.direct_source == "student" and config.keep_duplicate_solutions:
+        groups = [pools]
+    else:
+        groups = [[one for one in pools if (one[0] in refined) is first] for first in (True, False)]
+    return [
+        ("candidate", number, pool[depth])
+        for group in groups
+        for depth in range(max((len(pool) for _, pool in group), default=0))
+        for number, pool in group
+        if depth < len(pool)
+    ]
 
 
 # Reading them back ------------------------------------------------------------------------------------------

@@ -164,6 +164,20 @@ def test_with_thinking_rows_that_think_otherwise_differ_and_sft_reads_them_all(t
     assert len(load_sft_rows(SimpleNamespace(**values))) == 8
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_direct_solutions_are_of_problems_with_a_refinement_row_first(rows, whole, keep):
+    candidates, refinements = units(whole)
+    few = {row["id"] for row in rows[::3]}
+    refinements = {i: unit if i in few else unit | {"samples": []} for i, unit in refinements.items()}
+    more = {"direct_source": "student", "keep_duplicate_solutions": keep}
+    for ratio in (0.5, 10.0):
+        found, _ = make_rows(rows, candidates, refinements, config(whole.folder, direct_ratio=ratio, **more))
+        refined = {row["problem_id"] for row in found if row["stage"] == "refinement"}
+        solved = {row["problem_id"] for row in found if row["stage"] == "candidate"}
+        assert refined and (solved <= refined) is (ratio < 1 and not keep)
+    assert solved == {row["id"] for row in rows}, "the others come after them"
+
+
 def test_a_slice_of_rows_is_a_list_and_the_same_rows(whole):
     assert whole.rows[:5] == [whole.rows[i] for i in range(5)] and whole.rows[-1] == list(whole.rows)[-1]
 
