@@ -44,9 +44,9 @@ SOURCES = {
 }
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
-    "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_problems, checks.check_distill)),
+    "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_training_problems, checks.check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
-    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems, checks.check_grpo)),
+    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_training_problems, checks.check_grpo)),
     "eval": (("ProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
 }
 

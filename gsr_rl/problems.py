@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gsr_rl import hub_sets
-from gsr_rl.data_checks import LOCAL_SUFFIXES
+from gsr_rl.data_checks import LOCAL_SUFFIXES, source_of
 from gsr_rl.knights_knaves import with_answer
 from gsr_rl.prompts import get_template, solve_prompt
 
@@ -89,7 +89,8 @@ def read_problems(config) -> Problems:
         ValueError: A local row without problem or usable answer while `unusable_rows` is `error`, two rows with one
             id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
-    against = [name for name in _as_list(config.decontaminate_against) if _source(name) != _source_of(config)]
+    own = source_of(f"{config.dataset_name}@{config.dataset_split}")
+    against = [name for name in _as_list(config.decontaminate_against) if source_of(name) != own]
     more = against and config.max_problems and not _generated(config)  # so that enough is left
     problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
     if against:
@@ -147,19 +148,6 @@ def _read(config) -> Problems:
     return Problems(rows, {"rows read": len(rows)})
 
 
-def _source(name: str) -> tuple[str, str]:
-    """Source and split of `NAME` or `NAME@SPLIT`."""
-    source, _, split = name.partition("@")
-    if Path(source).suffix in LOCAL_SUFFIXES:
-        return str(Path(source).resolve()), ""
-    known = hub_sets.HUB_SETS.get(source)
-    return source, split or (known.splits[-1] if known else "test")
-
-
-def _source_of(config) -> tuple[str, str]:
-    return _source(f"{config.dataset_name}@{config.dataset_split}")
-
-
 def evaluation_rows(name: str) -> list[dict]:
     """The problems of an evaluation set: `NAME` or `NAME@SPLIT`, a local file, a Hub set or a generated one.
 
@@ -168,7 +156,7 @@ def evaluation_rows(name: str) -> list[dict]:
     Raises:
         ValueError: The set cannot be read, or holds no problem.
     """
-    source, split = _source(name)
+    source, split = source_of(name)
     config = plain_config(source, dataset_split=split, row_filters={}, unusable_rows="drop", need_answer=False)
     try:
         problems = _read(config)
