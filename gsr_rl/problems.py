@@ -22,6 +22,8 @@ from gsr_rl.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
+# What tables hold where there is no answer; "none" in small letters is one: there is no solution.
+MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
@@ -269,12 +271,12 @@ def final_answer(value: object) -> str:
     if value is None or isinstance(value, list | dict):
         return ""
     text = str(value).strip()
-    if "####" in text:
-        return text.rsplit("####", 1)[1].strip().replace(",", "")
-    if "\\boxed" in text:
+    if "\\boxed" in text:  # before ####, which is also a heading
         from rewards import extract_answer
 
         return extract_answer(text, require_box=True) or ""
+    if "####" in text:
+        return text.rsplit("####", 1)[1].strip().replace(",", "")
     return text
 
 
@@ -299,7 +301,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
         if column := hub_sets.passes(row, filters):
             counts[f"by the filter on {column}"] += 1
             continue
-        problem = next((str(row[k]) for k in problem_keys if row.get(k) and str(row[k]).strip()), "")
+        problem = next((row[k] for k in problem_keys if isinstance(row.get(k), str) and row[k].strip()), "")
         answer = next((text for k in answer_keys if (text := _answer_of(row, k))), "")
         if not problem or (need_answer and not answer):
             if strict:
@@ -335,4 +337,4 @@ def _answer_of(row: dict, key: str) -> str:
     if key == "solution" and "\\boxed" not in str(value) and "####" not in str(value):
         return ""
     answer = final_answer(value)
-    return answer if answer and read_gold(answer) is not None else ""
+    return answer if answer and answer not in MISSING and read_gold(answer) is not None else ""

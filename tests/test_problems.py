@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsr_rl.problems import final_answer, load_problems, normalise_text
+from gsr_rl.problems import final_answer, load_problems, normalise_text, read_problems
 
 
 def config(name, **more):
@@ -93,6 +93,7 @@ def test_a_bad_local_row_is_named(tmp_path, rows, message):
     [
         ("She has 6*7=<<6*7=42>>42 eggs.\n#### 1,042", "1042"),
         (r"So $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("#### Step 1\nSo.\n#### Step 2: hence\nthe answer is $\\boxed{5}$.", "5"),
         (204, "204"),
         (["$5$"], "$5$"),
         (["a", "b"], ""),
@@ -101,6 +102,27 @@ def test_a_bad_local_row_is_named(tmp_path, rows, message):
 )
 def test_answers_are_found_in_solutions(value, answer):
     assert final_answer(value) == answer
+
+
+def test_no_solution_is_an_answer(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x?", "answer": "none"}])
+    assert [row["answer"] for row in load_problems(config(path))] == ["none"]
+
+
+@pytest.mark.parametrize("answer", [float("nan"), "nan", "NaN", None, "None", "null", "N/A", " unknown ", "", [], {}])
+def test_a_row_whose_answer_is_missing_is_dropped_and_counted(tmp_path, answer):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x?", "answer": answer}, ROWS[0]])
+    found = read_problems(config(path, unusable_rows="drop"))
+    assert [row["answer"] for row in found.rows] == ["2"] and found.counts["without a usable answer"] == 1
+    with pytest.raises(ValueError, match="row 1: no usable answer"):
+        load_problems(config(path))
+
+
+@pytest.mark.parametrize("problem", [{"text": "x?"}, ["x?"], float("nan"), None, " "])
+def test_a_row_whose_problem_is_no_text_is_dropped_and_counted(tmp_path, problem):
+    path = write(tmp_path / "rows.jsonl", [{"problem": problem, "answer": "1"}, ROWS[0]])
+    found = read_problems(config(path, unusable_rows="drop"))
+    assert len(found.rows) == 1 and found.counts["without a problem"] == 1
 
 
 def test_columns_can_be_named_and_the_number_limited(tmp_path):
