@@ -286,6 +286,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
     problem_keys, answer_keys = problem_keys or PROBLEM_COLUMNS, answer_keys or ANSWER_COLUMNS
     filters, need_answer = hub_sets.filters_of(config), getattr(config, "need_answer", True)
     found: dict[str, dict] = {}
+    named = bool(config.answer_column)
     texts: set[str] = set()
     columns: dict[str, None] = {}
     counts: Counter = Counter({"rows read": 0})
@@ -302,7 +303,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
             counts[f"by the filter on {column}"] += 1
             continue
         problem = next((row[k] for k in problem_keys if isinstance(row.get(k), str) and row[k].strip()), "")
-        answer = next((text for k in answer_keys if (text := _answer_of(row, k))), "")
+        answer = next((text for k in answer_keys if (text := _answer_of(row, k, named))), "")
         if not problem or (need_answer and not answer):
             if strict:
                 missing = "problem" if not problem else "answer"
@@ -326,15 +327,15 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
     return Problems(list(found.values()), dict(counts), columns=list(columns))
 
 
-def _answer_of(row: dict, key: str) -> str:
+def _answer_of(row: dict, key: str, named: bool) -> str:
     """The answer in a column, or "" if the verifier could not read it.
 
-    A `solution` without a marked final answer is prose, not an answer.
+    A `solution` without a marked final answer is prose, not an answer, unless the user `named` it as the answer.
     """
     from rewards.golds import read_gold
 
     value = row.get(key)
-    if key == "solution" and "\\boxed" not in str(value) and "####" not in str(value):
+    if key == "solution" and not named and "\\boxed" not in str(value) and "####" not in str(value):
         return ""
     answer = final_answer(value)
     return answer if answer and answer not in MISSING and read_gold(answer) is not None else ""

@@ -132,6 +132,13 @@ def test_columns_can_be_named_and_the_number_limited(tmp_path):
     assert [row["answer"] for row in found] == ["1", "2", "3"]
 
 
+def test_a_solution_column_that_is_named_may_hold_plain_answers(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x?", "solution": "42"}])
+    assert [row["answer"] for row in load_problems(config(path, answer_column="solution"))] == ["42"]
+    with pytest.raises(ValueError, match="no usable answer"):
+        load_problems(config(path))
+
+
 def test_reasoning_gym_splits_and_seeds_share_no_text():
     pytest.importorskip("reasoning_gym")
     kwargs = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}  # small enough to collide
