@@ -95,7 +95,7 @@ def _check_jsonl(c) -> list[str]:
     problem_keys = [c.problem_column] if c.problem_column else ["problem", "question", "quiz"]
     answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution", "is_knight"]
     limit = c.max_problems or 1_000_000
-    with open(c.dataset_name, encoding="utf-8") as file:
+    with open(c.dataset_name, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if number > limit:
                 break

@@ -24,6 +24,7 @@ PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
 # What tables hold where there is no answer; "none" in small letters is one: there is no solution.
 MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
+LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
@@ -39,6 +40,7 @@ GYM_SPLITS = {
 }
 _SEEDS_A_SPLIT = 1_000_000_000
 _SEEDS_A_RUN = 1_000_000
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def normalise_text(text: str) -> str:
@@ -243,18 +245,19 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
 
 
 def read_local(path: Path) -> list[dict]:
-    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are."""
+    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are. A byte order mark is skipped."""
     if path.suffix == ".jsonl":
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return [json.loads(line) for line in file if line.strip()]
     if path.suffix == ".csv":
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(LONGEST_FIELD)
             return list(csv.DictReader(file))
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON list of objects is expected, got {type(rows).__name__}")
     return rows
@@ -302,6 +305,14 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
         if column := hub_sets.passes(row, filters):
             counts[f"by the filter on {column}"] += 1
             continue
+        if broken := next((k for k, v in row.items() if isinstance(v, str) and _HALF.search(v)), None):
+            if strict:
+                raise ValueError(
+                    f"{where}: {broken} holds half a character (a lone surrogate): mend it, or leave such rows out "
+                    "with --unusable_rows drop"
+                )
+            counts["with half a character"] += 1
+            continue
         problem = next((row[k] for k in problem_keys if isinstance(row.get(k), str) and row[k].strip()), "")
         answer = next((text for k in answer_keys if (text := _answer_of(row, k, named))), "")
         if not problem or (need_answer and not answer):
@@ -309,9 +320,9 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
                 missing = "problem" if not problem else "answer"
                 keys = problem_keys if not problem else answer_keys
                 raise ValueError(
-                    f"{where}: no usable {missing} (looked for {' or '.join(keys)}, the row has {sorted(row)}): fill "
-                    f"it in, name another column with --{missing}_column, or leave such rows out with "
-                    "--unusable_rows drop"
+                    f"{where}: no usable {missing} (looked for {' or '.join(keys)}, the row has "
+                    f"{sorted(map(str, row))}): fill it in, name another column with --{missing}_column, or leave "
+                    "such rows out with --unusable_rows drop"
                 )
             counts["without a problem" if not problem else "without a usable answer"] += 1
             continue

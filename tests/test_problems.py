@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gsr_rl.data_checks import check_problems
 from gsr_rl.problems import final_answer, load_problems, normalise_text, read_problems
 
 
@@ -56,6 +57,31 @@ def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, suffix):
         (r["id"], r["problem"], r["answer"]) for r in reference
     ]
     assert [row["answer"] for row in rows] == ["2", "4"] and rows[0]["level"] == "easy"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_byte_order_mark_is_skipped(tmp_path, suffix):
+    path = write(tmp_path / f"rows{suffix}", [{"problem": "x?", "answer": "1"}])
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert check_problems(config(path)) == []
+    assert [row["problem"] for row in load_problems(config(path))] == ["x?"]
+
+
+def test_a_csv_file_may_hold_long_fields_numbers_to_filter_by_and_more_fields_than_columns(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"problem,answer,level,solution\nx?,1,4,{'a' * 140_000}\ny?,2,3,b\n")
+    assert [row["answer"] for row in load_problems(config(path, row_filters={"level": [4, 5]}))] == ["1"]
+    path.write_text("problem,answer\nx?,,3\n")
+    with pytest.raises(ValueError, match="row 1: no usable answer"):
+        load_problems(config(path))
+
+
+def test_a_row_with_half_a_character_is_dropped_or_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x \ud83d?", "answer": "1"}, ROWS[0]])
+    found = read_problems(config(path, unusable_rows="drop"))
+    assert len(found.rows) == 1 and found.counts["with half a character"] == 1
+    with pytest.raises(ValueError, match=r"row 1: problem holds half a character .* --unusable_rows drop"):
+        load_problems(config(path))
 
 
 def test_ids_depend_on_the_text_and_not_on_its_spacing_or_place(tmp_path):
