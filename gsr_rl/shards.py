@@ -130,7 +130,7 @@ class ShardStore:
             raise ValueError(f"join={folder.parent}: there are no shards in {folder}")
         self._check_settings(folder)
         copied = 0
-        for path in sorted(folder.glob("*-*.jsonl")):
+        for path in sorted(folder.glob("[!.]*-*.jsonl")):  # a dot: half-written when a process was killed
             kind = path.name.split("-")[0]
             known, missing = self.load(kind), Units([path])
             units = [missing[unit] for unit in missing if unit not in known]

@@ -94,6 +94,14 @@ def test_parts_of_other_folders_are_taken_over_once(tmp_path):
     assert {unit: whole.load("candidates")[unit] for unit in whole.load("candidates")} == {u["unit"]: u for u in UNITS}
 
 
+@pytest.mark.parametrize("left", ["", '{"unit": "p2", "text": "half'])
+def test_what_a_killed_process_left_half_written_is_not_taken_over(tmp_path, left):
+    other, whole = store(tmp_path / "b", "2/2"), store(tmp_path / "a")
+    other.append("candidates", UNITS[:1])
+    (tmp_path / "b" / ".candidates-2of2-000001.jsonl.abc.jsonl").write_text(left)
+    assert whole.take_over(tmp_path / "b") == 1 and list(whole.load("candidates")) == ["p0"]
+
+
 def test_a_folder_of_other_settings_is_not_taken_over(tmp_path):
     store(tmp_path / "b" / "shards", seed=1)
     whole = store(tmp_path / "a" / "shards")
