@@ -290,7 +290,7 @@ def test_the_program_writes_rows_that_sft_reads(tmp_path, monkeypatch, capsys):
 
 def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, tmp_path, monkeypatch, capsys):
     before = config(tmp_path, num_candidate_sets=1)
-    open_store(rows, problem_config(), before)
+    open_store(rows, problem_config(), before).append("candidates", [{"unit": rows[0]["id"]}])
     keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 30, "num_candidate_sets": 2}
     shared = ("student_model", "teacher_model", "output_dir", "prompt_template", "num_candidates", "num_generations")
     keys |= {name: getattr(before, name) for name in (*shared, "refinements_per_set", "max_completion_length")}

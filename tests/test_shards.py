@@ -55,10 +55,27 @@ def test_any_id_is_found_at_the_front_of_its_line(tmp_path, identity):
 
 
 def test_another_key_is_named_with_its_old_and_new_value(tmp_path):
-    store(tmp_path, model="a")
+    store(tmp_path, model="a").append("candidates", UNITS)
     with pytest.raises(ValueError, match=r"model was 'a', is 'b'; top_p was None, is 0.9"):
         store(tmp_path, model="b", top_p=0.9)
     store(tmp_path, model="a")
+
+
+def test_a_folder_without_results_takes_other_settings(tmp_path):
+    store(tmp_path, model="a")
+    store(tmp_path, model="b").append("candidates", UNITS)
+    store(tmp_path, model="b")
+    with pytest.raises(ValueError, match="model was 'b', is 'a'"):
+        store(tmp_path, model="a")
+
+
+def test_settings_that_a_process_works_with_stay(tmp_path):
+    one = store(tmp_path, "1/2", model="a")
+    with one.lock(), pytest.raises(ValueError, match="model was 'a', is 'b'"):
+        store(tmp_path, "2/2", model="b")
+    store(tmp_path, "2/2", model="b")
+    with pytest.raises(ValueError, match="model was 'b', is 'a'"), one.lock():
+        pass
 
 
 def test_a_second_process_on_the_same_part_is_refused_and_a_dead_one_is_not_missed(tmp_path):
