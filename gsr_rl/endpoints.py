@@ -183,7 +183,10 @@ class EndpointEngine(Engine):
         while True:
             try:
                 models = (await asyncio.wait_for(server.client.models.list(timeout=10.0), 15.0)).data
+                known = {model.id: model for model in models or []}
                 break
+            except (AttributeError, TypeError, ValueError):
+                return None  # it answers, in a form of its own
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 if status in (401, 403):
@@ -195,7 +198,6 @@ class EndpointEngine(Engine):
                     message = f"{server.url} has not answered for {START_SECONDS:.0f} s ({why}): is it running?"
                     raise EngineError(message) from None
                 await asyncio.sleep(1.0)
-        known = {model.id: model for model in models or []}
         ours = known.get(self._model)
         if ours is None and any(getattr(model, "owned_by", "") == "vllm" for model in known.values()):
             raise EngineError(f"{server.url} does not serve {self._model}, only {', '.join(sorted(known))}")

@@ -20,6 +20,7 @@ class FaultyServer:
         self.faults = {"none": 1.0} if faults is None else faults
         self.rng, self.lock, self.hang = random.Random(seed), threading.Lock(), hang
         self.refuse = refuse or (lambda prompt: False)  # prompts that are answered with 400, for ever
+        self.models = None  # what /models answers in place of the usual
         self.engine, self.seen = FixedEngine(), Counter()
         self.given: Counter = Counter()  # completions of a prompt that were sent in a part
         self.headers: list[dict] = []
@@ -79,7 +80,7 @@ class FaultyServer:
 
             def do_GET(self):
                 model = {"id": "student", "object": "model", "owned_by": "test", "created": 0}
-                self.send(200, json.dumps({"object": "list", "data": [model]}).encode())
+                self.send(200, json.dumps(outer.models or {"object": "list", "data": [model]}).encode())
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -125,6 +125,17 @@ def test_an_endpoint_that_is_not_there_is_named(tokenizer):
         engine_of(tokenizer, url)
 
 
+@pytest.mark.parametrize("models", [[{"id": "student"}], {"models": []}, {"data": ["student"]}, "busy"])
+def test_a_list_of_models_in_another_form_is_as_none(tokenizer, models):
+    with FaultyServer() as server:
+        server.models = models
+        start = time.monotonic()
+        with engine_of(tokenizer, server.url) as engine:
+            assert (
+                time.monotonic() - start < endpoints.START_SECONDS and len(list(engine.stream(requests_for(1)))) == 1
+            )
+
+
 def test_a_wrong_key_ends_the_job_without_showing_it(tokenizer, monkeypatch, capfd):
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     with FaultyServer({"401": 1.0}) as server, engine_of(tokenizer, server.url, api_key_env="MY_KEY") as engine:
