@@ -24,7 +24,7 @@ FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, e
 RETRIED = {408, 409, 425, 429}  # and 500 and above
 FINISHED = {"stop", "stop_sequence", "end_turn", "eos", "eos_token"}  # by the model itself, in servers' words
 BROKEN = {"abort", "error"}  # finish reasons of a completion that the server gave up
-HOPELESS = {401, 403, 404}  # the next request would meet the same
+HOPELESS = {401, 403, 404}  # the next request would meet the same; 403 after an answer is about one prompt
 
 
 class Malformed(Exception):
@@ -105,7 +105,7 @@ class EndpointEngine(Engine):
         self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
         self.window = settings.max_requests_in_flight
         self._results: queue.SimpleQueue = queue.SimpleQueue()
-        self._failed_in_row, self._next_slot = 0, 0.0
+        self._failed_in_row, self._next_slot, self._answered = 0, 0.0, False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="endpoints")
         self._thread.start()
@@ -212,12 +212,12 @@ class EndpointEngine(Engine):
                 server = await self._free_server()
                 try:
                     found += await self._ask(server, request, len(found), shown)
-                    failures = 0
+                    failures, self._answered = 0, True
                 except Exception as error:
                     failures += 1
                     status = getattr(error, "status_code", None)
                     why = self._clean(f"{server.url}: {type(error).__name__}: {error}")
-                    if status in HOPELESS:
+                    if status in HOPELESS and not (status == 403 and self._answered):
                         raise EngineError(why) from None
                     refused = status is not None and status < 500 and status not in RETRIED
                     # What was shown of a stream cannot be taken back, so it is not begun anew.

@@ -125,6 +125,20 @@ def test_an_endpoint_that_is_not_there_is_named(tokenizer):
         engine_of(tokenizer, url)
 
 
+def test_a_forbidden_prompt_fails_alone_where_others_are_answered_and_ends_the_job_where_none_is(tokenizer):
+    requests = requests_for(3)
+    refused = requests[1].messages[0]["content"]
+    with FaultyServer(refuse=lambda text: refused in text) as server, engine_of(tokenizer, server.url) as engine:
+        server.refusal = 403
+        assert len(texts_of(engine.stream(requests[:1]))) == 1
+        results = {result.key: result for result in engine.stream(requests[1:])}
+        assert "this prompt is refused" in results[1].error and len(results[2].completions) == 4
+    with FaultyServer(refuse=lambda text: True) as server, engine_of(tokenizer, server.url) as engine:
+        server.refusal = 403
+        with pytest.raises(RuntimeError, match="this prompt is refused"):
+            list(engine.stream(requests))
+
+
 @pytest.mark.parametrize("models", [[{"id": "student"}], {"models": []}, {"data": ["student"]}, "busy"])
 def test_a_list_of_models_in_another_form_is_as_none(tokenizer, models):
     with FaultyServer() as server:
