@@ -228,11 +228,12 @@ def check_values(program: str, values: dict[str, object]) -> None:
 def clear_errors(program: str, *more: type[Exception]):
     """End the program with exit code 2 and one message, without a traceback, on what the user can mend.
 
-    That is `ValueError`, and `more` kinds of errors where a step meets the world outside.
+    That is `ValueError`, `OSError` (a model, a data set or a file that is not there) and `more` kinds of errors where
+    a step meets the world outside.
     """
     try:
         yield
-    except (ValueError, *more) as error:
+    except (ValueError, OSError, *more) as error:
         print(f"{program}_gsr.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -234,6 +234,12 @@ def check_distillation(c) -> list[str]:
     expected = c.expected or {}
     if not isinstance(expected, dict) or set(expected) - set(EXPECTED):
         found.append(f"expected={expected!r}: a mapping is expected, with keys of {', '.join(EXPECTED)}")
+    else:
+        found += [
+            f"expected: {key}={value!r}: a number of at least 0 is expected"
+            for key, value in expected.items()
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf")
+        ]
     return found
 
 

@@ -299,3 +299,17 @@ def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, t
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "num_candidate_sets was 1, is 2" in said and "new output_dir" in said
+
+
+@pytest.mark.parametrize(("module", "name"), [("generation", "open_engine"), ("problems", "read_problems")])
+def test_a_model_or_a_set_that_cannot_be_had_ends_the_recipe_in_one_message(
+    tmp_path, monkeypatch, capsys, module, name
+):
+    def absent(*_, **__):
+        raise OSError("no/such is not a local folder and is not on the Hub")
+
+    monkeypatch.setattr(f"gsr_rl.{module}.{name}", absent)
+    keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 3, "prompt_template": "tiny"}
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(monkeypatch, "distill", **keys, student_model="no/such", output_dir=tmp_path / "run")
+    assert stop.value.code == 2 and "error: no/such is not a local folder" in capsys.readouterr().err

@@ -191,6 +191,8 @@ def test_a_filter_is_a_value_a_list_or_a_range(filters, row, column):
         ({"decontamination_ngram": 0}, "decontamination_ngram=0: at least 1"),
         ({"unusable_rows": "keep"}, "unusable_rows='keep': use error or drop"),
         ({"max_problems": 0}, "max_problems=0: at least 1"),
+        ({"expected": {"problems": "many"}}, "expected: problems='many': a number of at least 0"),
+        ({"expected": {"pages": 3}}, "expected={'pages': 3}: a mapping is expected, with keys of problems"),
     ],
 )
 def test_a_bad_problem_key_is_named(values, message):
