@@ -320,6 +320,7 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
             self.max_refinement_length = self.max_completion_length
         if self.teacher_model is None:
             self.teacher_model = self.student_model
+        self.join = [self.join] if isinstance(self.join, str) else self.join
         raise_if_any(check_distill(self))
 
 

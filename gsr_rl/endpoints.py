@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 
 from gsr_rl.generation import Completion, Engine, EngineError, Request, Result
@@ -330,9 +331,13 @@ def _pause(failures: int) -> float:
 
 
 def _asked_pause(error: Exception) -> float:
-    """Seconds that the server asked for by Retry-After; 0 if it did not."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
+    """Seconds that the server asked for by Retry-After, which may be a date; 0 if it did not."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "0")
     try:
-        return min(LONGEST_ASKED_PAUSE, max(0.0, float(headers.get("retry-after", 0))))
+        seconds = float(asked)
     except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(LONGEST_ASKED_PAUSE, max(0.0, seconds))

@@ -90,7 +90,7 @@ def plain(config: object) -> dict:
 def _without_secrets(value: object) -> object:
     """The same without texts under keys that end as secrets do, at any depth."""
     if isinstance(value, dict):
-        hidden = ("token", "secret", "password", "api_key")
+        hidden = ("token", "secret", "password", "api_key", "api-key", "apikey", "authorization")
         shown = {k: v for k, v in value.items() if not str(k).lower().endswith(hidden) or not isinstance(v, str)}
         return {key: _without_secrets(one) for key, one in shown.items()}
     return [_without_secrets(one) for one in value] if isinstance(value, list | tuple) else value

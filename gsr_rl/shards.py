@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gsr_rl.run_folder import atomic_path, atomic_write
+from gsr_rl.run_folder import atomic_path, atomic_write, plain
 
 
 class Units(Mapping):
@@ -56,7 +56,10 @@ def _locked(file, how: int) -> bool:
 def _unit_id(line: bytes) -> str:
     """The id at the front of a unit's line, without reading the whole of it."""
     head = line[:4096].decode("utf-8", "ignore")
-    return json.JSONDecoder().raw_decode(head, len('{"unit": '))[0]
+    try:
+        return json.JSONDecoder().raw_decode(head, len('{"unit": '))[0]
+    except json.JSONDecodeError:  # a longer id
+        return json.loads(line)["unit"]
 
 
 class ShardStore:
@@ -78,7 +81,7 @@ class ShardStore:
             ValueError: The folder holds the results of other settings. Names each key that differs.
         """
         self.folder = Path(folder)
-        self.settings = json.loads(json.dumps(settings, default=str))
+        self.settings = plain(settings)
         self.part = part.replace("/", "of") if part else "all"
         self._settle()
 

@@ -155,7 +155,7 @@ def test_two_parts_joined_equal_one_run(rows, whole, tmp_path):
                      student_model=whole.config.student_model)  # fmt: skip
         assert distill(rows, problem_config(), one, open_engine=FixedEngine) is None
     models = {"teacher_model": whole.config.teacher_model, "student_model": whole.config.student_model}
-    joined = config(folders[0], join=[str(folders[1] / "run")], **models)
+    joined = config(folders[0], join=str(folders[1] / "run"), **models)  # as YAML gives one folder
     before = FixedEngine.opened
     found, counts = distill(rows, problem_config(), joined, open_engine=FixedEngine)
     assert FixedEngine.opened == before, "nothing was left to sample"

@@ -2,6 +2,8 @@
 
 import json
 import time
+from email.utils import formatdate
+from types import SimpleNamespace
 
 import pytest
 from faulty_server import FaultyServer
@@ -93,6 +95,20 @@ def test_a_server_that_asks_for_a_pause_gets_it(tokenizer):
         (result,) = engine.stream(requests_for(1))
         assert "429" in result.error and "after 4 tries" in result.error and not result.completions
         assert time.monotonic() - start > 3 * 0.05
+
+
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [
+        *(("7", 7), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("nan", 0)),
+        *((formatdate(1060, usegmt=True), 60), (formatdate(0), 0), (formatdate(10**6), 600)),
+    ],
+)
+def test_a_pause_may_be_asked_for_in_seconds_or_until_a_date(monkeypatch, asked, pause):
+    monkeypatch.setattr(endpoints.time, "time", lambda: 1000.0)
+    error = Exception()
+    error.response = SimpleNamespace(headers={"retry-after": asked})
+    assert endpoints._asked_pause(error) == pause and endpoints._asked_pause(Exception()) == 0
 
 
 def test_a_request_that_is_refused_fails_alone_and_at_once(tokenizer):

@@ -47,7 +47,7 @@ def test_a_unit_that_two_shards_hold_counts_once(tmp_path):
     assert list(one.load("candidates")) == [unit["unit"] for unit in UNITS]
 
 
-@pytest.mark.parametrize("identity", ['quote"d', "back\\slash", "ü", "a" * 300, 'x", "unit": "y'])
+@pytest.mark.parametrize("identity", ['quote"d', "back\\slash", "ü", "a" * 300, "ü" * 5000, 'x", "unit": "y'])
 def test_any_id_is_found_at_the_front_of_its_line(tmp_path, identity):
     store(tmp_path).append("candidates", [{"text": "x", "unit": identity}])
     units = store(tmp_path).load("candidates")
@@ -59,6 +59,16 @@ def test_another_key_is_named_with_its_old_and_new_value(tmp_path):
     with pytest.raises(ValueError, match=r"model was 'a', is 'b'; top_p was None, is 0.9"):
         store(tmp_path, model="b", top_p=0.9)
     store(tmp_path, model="a")
+
+
+def test_secrets_in_the_settings_are_not_stored(tmp_path):
+    options = {"headers": {"X-API-Key": "sk-12", "Authorization": "Bearer sk-34"}, "reasoning_effort": "low"}
+    one = store(tmp_path, endpoint_options=options)
+    one.append("candidates", UNITS)
+    assert "sk-" not in (tmp_path / "settings.json").read_text()
+    with pytest.raises(ValueError, match="endpoint_options was") as caught:
+        store(tmp_path, endpoint_options=options | {"reasoning_effort": "high"})
+    assert "sk-" not in str(caught.value)
 
 
 def test_a_folder_without_results_takes_other_settings(tmp_path):
