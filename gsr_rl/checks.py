@@ -14,6 +14,7 @@ from gsr_rl.data_checks import (
     check_distillation,
     check_problems,
     check_sampling,
+    check_training_problems,
 )
 from gsr_rl.hub_configs import check_hub
 from gsr_rl.run_folder import read_refinement_settings
@@ -24,6 +25,7 @@ __all__ = [
     "check_problems",
     "check_refinement",
     "check_sft",
+    "check_training_problems",
     "raise_if_any",
 ]
 

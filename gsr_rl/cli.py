@@ -44,9 +44,9 @@ SOURCES = {
 }
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
-    "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_problems, checks.check_distill)),
+    "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_training_problems, checks.check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
-    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems, checks.check_grpo)),
+    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_training_problems, checks.check_grpo)),
     "eval": (("ProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
 }
 
@@ -228,11 +228,12 @@ def check_values(program: str, values: dict[str, object]) -> None:
 def clear_errors(program: str, *more: type[Exception]):
     """End the program with exit code 2 and one message, without a traceback, on what the user can mend.
 
-    That is `ValueError`, and `more` kinds of errors where a step meets the world outside.
+    That is `ValueError`, `OSError` (a model, a data set or a file that is not there) and `more` kinds of errors where
+    a step meets the world outside.
     """
     try:
         yield
-    except (ValueError, *more) as error:
+    except (ValueError, OSError, *more) as error:
         print(f"{program}_gsr.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

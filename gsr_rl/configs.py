@@ -267,6 +267,12 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
         },
     )
     direct_ratio: float = field(default=1.0, metadata={"help": "Direct rows per refinement row."})
+    keep_duplicate_solutions: bool = field(
+        default=False,
+        metadata={
+            "help": "With direct_source: student, its distribution is kept: equal solutions, all problems alike."
+        },
+    )
     direct_generations: int = field(
         default=4,
         metadata={"help": "Direct solutions sampled per problem by the teacher, with direct_source: teacher."},
@@ -314,6 +320,7 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
             self.max_refinement_length = self.max_completion_length
         if self.teacher_model is None:
             self.teacher_model = self.student_model
+        self.join = [self.join] if isinstance(self.join, str) else self.join
         raise_if_any(check_distill(self))
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from gsr_rl.candidates import POLICIES
 from gsr_rl.generation import KINDS as ENGINES
-from gsr_rl.hub_sets import check_split
+from gsr_rl.hub_sets import HUB_SETS, check_split
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 GENERATED = ("tiny/", "reasoning_gym/")
@@ -36,6 +36,27 @@ def check_problems(c) -> list[str]:
             return found + _check_jsonl(c)
         return found
     return found + check_split(name, c.dataset_split)
+
+
+def check_training_problems(c) -> list[str]:
+    """The keys of `ProblemConfig` of a program whose problems are trained on: no evaluation set is among them."""
+    names = c.decontaminate_against or []
+    own = source_of(f"{c.dataset_name}@{c.dataset_split}")
+    return check_problems(c) + [
+        f"decontaminate_against={name}: dataset_name={c.dataset_name} is this evaluation set, so no problem would be "
+        "left: train on another set or split, or take the name out"
+        for name in ([names] if isinstance(names, str) else names)
+        if source_of(str(name)) == own
+    ]
+
+
+def source_of(name: str) -> tuple[str, str]:
+    """Source and split of `NAME` or `NAME@SPLIT`; the split of a local file is empty."""
+    source, _, split = name.partition("@")
+    if Path(source).suffix in LOCAL_SUFFIXES:
+        return str(Path(source).resolve()), ""
+    known = HUB_SETS.get(source)
+    return source, split or (known.splits[-1] if known else "test")
 
 
 def _check_filters(c) -> list[str]:
@@ -74,7 +95,7 @@ def _check_jsonl(c) -> list[str]:
     problem_keys = [c.problem_column] if c.problem_column else ["problem", "question", "quiz"]
     answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution", "is_knight"]
     limit = c.max_problems or 1_000_000
-    with open(c.dataset_name, encoding="utf-8") as file:
+    with open(c.dataset_name, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if number > limit:
                 break
@@ -213,6 +234,12 @@ def check_distillation(c) -> list[str]:
     expected = c.expected or {}
     if not isinstance(expected, dict) or set(expected) - set(EXPECTED):
         found.append(f"expected={expected!r}: a mapping is expected, with keys of {', '.join(EXPECTED)}")
+    else:
+        found += [
+            f"expected: {key}={value!r}: a number of at least 0 is expected"
+            for key, value in expected.items()
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf")
+        ]
     return found
 
 

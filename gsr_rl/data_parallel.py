@@ -91,7 +91,9 @@ class DataParallelEngine(Engine):
         return results
 
     def _lost(self, copy: "_Copy") -> None:
-        """Give the requests of a dead copy to the others."""
+        """Give the requests of a dead copy to the others, once: one of those may turn out to be dead on the way."""
+        if copy not in self._copies:
+            return
         self._copies.remove(copy)
         copy.pipe.close()
         why = self._last_error or f"exit code {copy.exit_code()}"

@@ -1,9 +1,10 @@
 """Which training problems are, or hold, problems of an evaluation set. Pure: texts in, findings out.
 
 Texts are compared as sequences of words, numbers and signs, with spelling taken away that does not change a problem:
-letter case, white space, Unicode forms, math delimiters, LaTeX's spacing, sizing, fonts and braces.
+letter case, white space, Unicode forms, math delimiters, LaTeX's spacing, sizing, fonts and braces, the last stop.
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -12,9 +13,14 @@ from dataclasses import asdict, dataclass
 
 # n-grams in more than this many texts, and in more than this share of them, are common phrases: they say nothing.
 COMMON_COUNT, COMMON_SHARE = 20, 0.001
+# The least share of common n-grams if a text has no numbers, by which other problems of its wording are told apart.
+WITHOUT_NUMBERS = 0.8
 
-_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SPACING = re.compile(r"\\(?:[,;:!> ]|(?:q?quad|thinspace)(?![a-zA-Z])|hspace\*?\{[^{}]*\})|~|\\\\|&(?![a-z]+;)")
+_FRACTION = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
+_SPACING = re.compile(
+    r"\\(?:[,;:!> ]|(?:q?quad|thinspace)(?![a-zA-Z])|hspace\*?\{[^{}]*\})|~|&(?![a-z]+;)"
+    r"|\\\\(?:\*?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\])?"
+)
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])\.?")
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|emph|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boldsymbol)\*?(?![a-zA-Z])"
@@ -25,9 +31,12 @@ _SAME = {
     "≥": ">=", "\\ne": "!=", "\\neq": "!=", "≠": "!=", "\\cdot": "*", "\\times": "*", "×": "*", "·": "*", "⋅": "*",
     "−": "-", "–": "-", "\\ldots": "...", "\\dots": "...", "\\cdots": "...", "…": "...", "\\degree": "\\circ",
     "°": "\\circ", "π": "\\pi", "∞": "\\infty", "√": "\\sqrt", "\\lt": "<", "\\gt": ">", "**": "^",
-    "²": "^2", "³": "^3", "‘": "'", "’": "'", "“": '"', "”": '"', "``": '"', "''": '"',
+    "\\rightarrow": "\\to", "→": "\\to", "∠": "\\angle", "‘": "'", "’": "'", "“": '"', "”": '"', "``": '"', "''": '"',
 }  # fmt: skip
-_TOKEN = re.compile(r"\\[a-zA-Z]+|\d+(?:[.,]\d+)*|[^\W\d_]+|<=|>=|!=|\.\.\.|\*\*|``|''|[^\s\w{}]|_")
+_RAISED, _LOWERED = re.compile("[¹²³⁰-ⁿ]+"), re.compile("[₀-ₜ]+")
+_TOKEN = re.compile(
+    r"\\[a-zA-Z]+|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)*|[^\W\d_]+|<=|>=|!=|\.\.\.|\*\*|``|''|[^\s\w{}]|_"
+)
 
 
 def tokens_of(text: str) -> list[str]:
@@ -40,12 +49,16 @@ def tokens_of(text: str) -> list[str]:
     """
     text = unicodedata.normalize("NFC", text).replace("{,}", ",").replace("\\$", " ").replace("\\%", "%")
     text = re.sub(r"(?<=\d)\\[,;:!](?=\d{3}(?!\d))", "", text)
-    text = _FRACTION.sub(r"\\frac", _DELIMITER.sub(" ", _SPACING.sub(" ", text)))
+    text = _FRACTION.sub(r"\\\1", _DELIMITER.sub(" ", _SPACING.sub(" ", text)))
     text = _FONT.sub(" ", _SIZING.sub(" ", text))
-    text = re.sub(r"\\frac\s*(\d)(\d)", r"\\frac \1 \2", text)
-    text = unicodedata.normalize("NFKC", re.sub("[≤≥≠×·⋅−–…°π∞√²³‘’“”]", lambda sign: f" {_SAME[sign[0]]} ", text))
+    text = re.sub(r"\\(frac|binom)\s*(\d)(\d)", r"\\\1 \2 \3", text)
+    text = _LOWERED.sub(r" _\g<0> ", _RAISED.sub(r" ^\g<0> ", text))
+    text = unicodedata.normalize("NFKC", re.sub("[≤≥≠×·⋅−–…°π∞√‘’“”]", lambda sign: f" {_SAME[sign[0]]} ", text))
+    text = re.sub(r"\^[\s{]*(?=\\(?:circ|degree)(?![a-zA-Z]))", "", text)
     found = [_SAME.get(token, token).casefold() for token in _TOKEN.findall(text)]
-    return [re.sub(r",(?=\d{3})", "", token) if token[0].isdigit() else token for token in found]
+    while found and found[-1] in (".", "?"):
+        found.pop()
+    return [token.replace(",", "") if token[0].isdigit() else token for token in found]
 
 
 @dataclass(frozen=True)
@@ -68,9 +81,9 @@ def decontaminate(
 
     A problem is removed if it equals an evaluation problem in the common spelling (`tokens_of`), or if at least
     `threshold` of the n-grams of the shorter of the two texts stand in the other one and so do all numbers of one of
-    them: with other numbers it is another problem. Shorter texts than n tokens are compared for equality only, and
-    n-grams that many texts share (`COMMON_COUNT`, `COMMON_SHARE`) are not counted: a turn of phrase, or the frame of
-    generated problems, is no copy.
+    them: with other numbers it is another problem, and without any the share is at least `WITHOUT_NUMBERS`. Shorter
+    texts than n tokens are compared for equality only, and n-grams that many texts share (`COMMON_COUNT`,
+    `COMMON_SHARE`) are not counted: a turn of phrase, or the frame of generated problems, is no copy.
 
     Args:
         rows: Problem rows with `id` and `problem`.
@@ -94,14 +107,11 @@ def decontaminate(
             reason = "overlap"
             grams = _grams(tokens, n)
             shared = Counter(other for gram in grams for other in places.get(gram, ()))
-            shares = {
-                other: count / min(len(grams), sizes[other])
-                for other, count in shared.items()
-                if _same_numbers(tokens, others[other][2])
-            }
-            place = max(shares, key=lambda other: (shares[other], -other), default=None)
-            overlap = shares[place] if place is not None else 0.0
-        if overlap < threshold:
+            shares = {other: count / min(len(grams), sizes[other]) for other, count in shared.items()}
+            copied = [o for o, share in shares.items() if share >= _threshold(tokens, others[o][2], threshold)]
+            place = max(copied, key=lambda other: (shares[other], -other), default=None)
+            overlap = shares.get(place, 0.0)
+        if place is None:
             clean.append(row)
             continue
         name, other, _ = others[place]
@@ -114,10 +124,12 @@ def _grams(tokens: list[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)}
 
 
-def _same_numbers(one: list[str], other: list[str]) -> bool:
-    """Whether all numbers of one of two texts stand in the other, as often."""
+def _threshold(one: list[str], other: list[str], threshold: float) -> float:
+    """The share of n-grams from which on two texts are one problem; with other numbers they never are."""
     left, right = (Counter(token for token in tokens if token[0].isdigit()) for tokens in (one, other))
-    return left <= right or right <= left
+    if not left or not right:
+        return max(threshold, WITHOUT_NUMBERS)
+    return threshold if left <= right or right <= left else math.inf
 
 
 def _places(others: list[list[str]], texts: list[list[str]], n: int) -> dict[tuple[str, ...], list[int]]:

@@ -27,6 +27,7 @@ FREE_KEYS |= {"teacher_api_key_env", "max_requests_in_flight", "requests_per_min
 FREE_KEYS |= {"request_retries", "max_if_all_right", "direct_ratio", "keep_thinking", "num_correct_shares", "expected"}
 FREE_KEYS |= {f"{who}_{key}" for who in ("student", "teacher") for key in ("price", "tokens_per_second")}
 FREE_KEYS |= {"push_to_hub", "hub_dataset_id", "hub_private_repo", "hub_revision", "allow_unfinished"}
+FREE_KEYS |= {"keep_duplicate_solutions"}
 
 
 class Unfinished(EngineError):

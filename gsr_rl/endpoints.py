@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 
 from gsr_rl.generation import Completion, Engine, EngineError, Request, Result
@@ -22,7 +23,9 @@ LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
 START_SECONDS = 60.0  # how long an endpoint may take to answer for the first time
 FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, end the job
 RETRIED = {408, 409, 425, 429}  # and 500 and above
-HOPELESS = {401, 403, 404}  # the next request would meet the same
+FINISHED = {"stop", "stop_sequence", "end_turn", "eos", "eos_token"}  # by the model itself, in servers' words
+BROKEN = {"abort", "error"}  # finish reasons of a completion that the server gave up
+HOPELESS = {401, 403, 404}  # the next request would meet the same; 403 after an answer is about one prompt
 
 
 class Malformed(Exception):
@@ -70,6 +73,10 @@ class _Server:
     paused_until: float = 0.0
 
 
+class _Refused(Result):
+    """The result of a request that the endpoint answered, and refused."""
+
+
 @dataclass
 class _Text:
     """A new piece of a streamed completion, on its way to the thread that steps."""
@@ -99,7 +106,7 @@ class EndpointEngine(Engine):
         self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
         self.window = settings.max_requests_in_flight
         self._results: queue.SimpleQueue = queue.SimpleQueue()
-        self._failed_in_row, self._next_slot = 0, 0.0
+        self._failed_in_row, self._next_slot, self._answered = 0, 0.0, False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="endpoints")
         self._thread.start()
@@ -151,6 +158,8 @@ class EndpointEngine(Engine):
         for one in found:
             if isinstance(one, Exception):
                 raise one
+            if isinstance(one, _Refused):  # its prompt's fault, not the endpoint's
+                continue
             self._failed_in_row = self._failed_in_row + 1 if one.error else 0
             if self._failed_in_row >= FAILED_IN_ROW:
                 raise EngineError(f"{self._failed_in_row} requests in a row got no answer, the last one: {one.error}")
@@ -175,7 +184,10 @@ class EndpointEngine(Engine):
         while True:
             try:
                 models = (await asyncio.wait_for(server.client.models.list(timeout=10.0), 15.0)).data
+                known = {model.id: model for model in models or []}
                 break
+            except (AttributeError, TypeError, ValueError):
+                return None  # it answers, in a form of its own
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 if status in (401, 403):
@@ -187,7 +199,6 @@ class EndpointEngine(Engine):
                     message = f"{server.url} has not answered for {START_SECONDS:.0f} s ({why}): is it running?"
                     raise EngineError(message) from None
                 await asyncio.sleep(1.0)
-        known = {model.id: model for model in models or []}
         ours = known.get(self._model)
         if ours is None and any(getattr(model, "owned_by", "") == "vllm" for model in known.values()):
             raise EngineError(f"{server.url} does not serve {self._model}, only {', '.join(sorted(known))}")
@@ -202,17 +213,18 @@ class EndpointEngine(Engine):
                 server = await self._free_server()
                 try:
                     found += await self._ask(server, request, len(found), shown)
-                    failures = 0
+                    failures, self._answered = 0, True
                 except Exception as error:
                     failures += 1
                     status = getattr(error, "status_code", None)
                     why = self._clean(f"{server.url}: {type(error).__name__}: {error}")
-                    if status in HOPELESS:
+                    if status in HOPELESS and not (status == 403 and self._answered):
                         raise EngineError(why) from None
                     refused = status is not None and status < 500 and status not in RETRIED
                     # What was shown of a stream cannot be taken back, so it is not begun anew.
                     if refused or failures > self._settings.retries or shown:
-                        self._results.put(Result(request.key, [], f"{why} (after {failures} tries)"))
+                        result = (_Refused if refused else Result)(request.key, [], f"{why} (after {failures} tries)")
+                        self._results.put(result)
                         return
                     self.counts["retries"] += 1
                     if asked := _asked_pause(error):
@@ -295,6 +307,10 @@ class EndpointEngine(Engine):
         reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", choice)
         if reason is None:
             raise Malformed("a completion that breaks off (no finish_reason)")
+        if reason in BROKEN:
+            raise Malformed(f"a completion that breaks off (finish_reason {reason})")
+        if message is None:
+            raise Malformed("a choice without a message")
         text = getattr(message, "content", None) or getattr(message, "text", None) or ""
         thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
         if thinking:
@@ -302,7 +318,7 @@ class EndpointEngine(Engine):
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Completion(text, ids, reason == "stop")
+        return Completion(text, ids, reason in FINISHED)
 
     def _clean(self, text: str) -> str:
         """An error's text in one line, without the key."""
@@ -315,9 +331,13 @@ def _pause(failures: int) -> float:
 
 
 def _asked_pause(error: Exception) -> float:
-    """Seconds that the server asked for by Retry-After; 0 if it did not."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
+    """Seconds that the server asked for by Retry-After, which may be a date; 0 if it did not."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "0")
     try:
-        return min(LONGEST_ASKED_PAUSE, max(0.0, float(headers.get("retry-after", 0))))
+        seconds = float(asked)
     except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(LONGEST_ASKED_PAUSE, max(0.0, seconds))

@@ -3,6 +3,7 @@
 The columns are those that the sets' cards document.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -92,18 +93,25 @@ def filters_of(config) -> dict:
 def passes(row: dict, filters: dict) -> str | None:
     """The first column whose filter a row does not pass, or None.
 
-    A filter is a value; a list of values; or `{min, max}`, one or both, for a number, which a text may hold. A row
-    without such a number does not pass.
+    A filter is a value; a list of values; or `{min, max}`, one or both, for a number. A text may hold the number. A
+    row without such a number does not pass.
     """
     for column, wanted in filters.items():
         value = row.get(column)
         if isinstance(wanted, dict):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                return column
+            number = _number(value)
             if not wanted.get("min", number) <= number <= wanted.get("max", number):
                 return column
-        elif value not in (wanted if isinstance(wanted, list) else [wanted]):
+            continue
+        wanted = wanted if isinstance(wanted, list) else [wanted]
+        if value not in wanted and not (isinstance(value, str) and _number(value) in wanted):
             return column
     return None
+
+
+def _number(value) -> float:
+    """The number in a value, or NaN."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -16,12 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gsr_rl import hub_sets
-from gsr_rl.data_checks import LOCAL_SUFFIXES
+from gsr_rl.data_checks import LOCAL_SUFFIXES, source_of
 from gsr_rl.knights_knaves import with_answer
 from gsr_rl.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
+# What tables hold where there is no answer; "none" in small letters is one: there is no solution.
+MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
+LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
@@ -37,6 +40,7 @@ GYM_SPLITS = {
 }
 _SEEDS_A_SPLIT = 1_000_000_000
 _SEEDS_A_RUN = 1_000_000
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def normalise_text(text: str) -> str:
@@ -51,11 +55,12 @@ def problem_id(text: str) -> str:
 
 @dataclass
 class Problems:
-    """Problem rows, how many became of what was read, and what decontamination removed (its findings)."""
+    """Problem rows, how many became of what was read, what decontamination removed (its findings), and the columns."""
 
     rows: list[dict]
     counts: dict[str, int] = field(default_factory=dict)
     removed: list[dict] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
     def removed_by_set(self) -> dict[str, dict[str, int]]:
         """How many rows decontamination removed, by evaluation set and reason (`exact`, `overlap`)."""
@@ -88,7 +93,8 @@ def read_problems(config) -> Problems:
         ValueError: A local row without problem or usable answer while `unusable_rows` is `error`, two rows with one
             id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
-    against = [name for name in _as_list(config.decontaminate_against) if _source(name) != _source_of(config)]
+    own = source_of(f"{config.dataset_name}@{config.dataset_split}")
+    against = [name for name in _as_list(config.decontaminate_against) if source_of(name) != own]
     more = against and config.max_problems and not _generated(config)  # so that enough is left
     problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
     if against:
@@ -146,30 +152,29 @@ def _read(config) -> Problems:
     return Problems(rows, {"rows read": len(rows)})
 
 
-def _source(name: str) -> tuple[str, str]:
-    """Source and split of `NAME` or `NAME@SPLIT`."""
-    source, _, split = name.partition("@")
-    if Path(source).suffix in LOCAL_SUFFIXES:
-        return str(Path(source).resolve()), ""
-    known = hub_sets.HUB_SETS.get(source)
-    return source, split or (known.splits[-1] if known else "test")
-
-
-def _source_of(config) -> tuple[str, str]:
-    return _source(f"{config.dataset_name}@{config.dataset_split}")
-
-
 def evaluation_rows(name: str) -> list[dict]:
     """The problems of an evaluation set: `NAME` or `NAME@SPLIT`, a local file, a Hub set or a generated one.
 
     Without a split it is `test`, or the only split of a known Hub set.
+
+    Raises:
+        ValueError: The set cannot be read, or holds no problem.
     """
-    source, split = _source(name)
+    source, split = source_of(name)
     config = plain_config(source, dataset_split=split, row_filters={}, unusable_rows="drop", need_answer=False)
     try:
-        return _read(config).rows
+        problems = _read(config)
     except (OSError, ValueError) as error:
         raise ValueError(f"decontaminate_against={name}: it cannot be read: {error}") from None
+    if not problems.rows:
+        raise ValueError(
+            f"decontaminate_against={name}: it has no problem to compare with, in {problems.counts['rows read']} rows "
+            f"(columns: {', '.join(problems.columns) or 'none'}): call the column of the problems "
+            f"{' or '.join(PROBLEM_COLUMNS)}, or leave the set out"
+        )
+    if without := problems.counts.get("without a problem"):
+        print(f"decontaminate_against={name}: left out {without} rows without a problem", file=sys.stderr)
+    return problems.rows
 
 
 def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
@@ -240,18 +245,19 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
 
 
 def read_local(path: Path) -> list[dict]:
-    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are."""
+    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are. A byte order mark is skipped."""
     if path.suffix == ".jsonl":
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return [json.loads(line) for line in file if line.strip()]
     if path.suffix == ".csv":
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(LONGEST_FIELD)
             return list(csv.DictReader(file))
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON list of objects is expected, got {type(rows).__name__}")
     return rows
@@ -268,12 +274,12 @@ def final_answer(value: object) -> str:
     if value is None or isinstance(value, list | dict):
         return ""
     text = str(value).strip()
-    if "####" in text:
-        return text.rsplit("####", 1)[1].strip().replace(",", "")
-    if "\\boxed" in text:
+    if "\\boxed" in text:  # before ####, which is also a heading
         from rewards import extract_answer
 
         return extract_answer(text, require_box=True) or ""
+    if "####" in text:
+        return text.rsplit("####", 1)[1].strip().replace(",", "")
     return text
 
 
@@ -283,7 +289,9 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
     problem_keys, answer_keys = problem_keys or PROBLEM_COLUMNS, answer_keys or ANSWER_COLUMNS
     filters, need_answer = hub_sets.filters_of(config), getattr(config, "need_answer", True)
     found: dict[str, dict] = {}
+    named = bool(config.answer_column)
     texts: set[str] = set()
+    columns: dict[str, None] = {}
     counts: Counter = Counter({"rows read": 0})
     for number, row in enumerate(rows, 1):
         if config.max_problems and len(found) >= config.max_problems:
@@ -292,20 +300,29 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
         where = f"{config.dataset_name}, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
+        columns |= dict.fromkeys(map(str, row))
         row = with_answer(row)
         if column := hub_sets.passes(row, filters):
             counts[f"by the filter on {column}"] += 1
             continue
-        problem = next((str(row[k]) for k in problem_keys if row.get(k) and str(row[k]).strip()), "")
-        answer = next((text for k in answer_keys if (text := _answer_of(row, k))), "")
+        if broken := next((k for k, v in row.items() if isinstance(v, str) and _HALF.search(v)), None):
+            if strict:
+                raise ValueError(
+                    f"{where}: {broken} holds half a character (a lone surrogate): mend it, or leave such rows out "
+                    "with --unusable_rows drop"
+                )
+            counts["with half a character"] += 1
+            continue
+        problem = next((row[k] for k in problem_keys if isinstance(row.get(k), str) and row[k].strip()), "")
+        answer = next((text for k in answer_keys if (text := _answer_of(row, k, named))), "")
         if not problem or (need_answer and not answer):
             if strict:
                 missing = "problem" if not problem else "answer"
                 keys = problem_keys if not problem else answer_keys
                 raise ValueError(
-                    f"{where}: no usable {missing} (looked for {' or '.join(keys)}, the row has {sorted(row)}): fill "
-                    f"it in, name another column with --{missing}_column, or leave such rows out with "
-                    "--unusable_rows drop"
+                    f"{where}: no usable {missing} (looked for {' or '.join(keys)}, the row has "
+                    f"{sorted(map(str, row))}): fill it in, name another column with --{missing}_column, or leave "
+                    "such rows out with --unusable_rows drop"
                 )
             counts["without a problem" if not problem else "without a usable answer"] += 1
             continue
@@ -318,18 +335,18 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
             raise ValueError(f"{where}: the id {identity!r} is used twice, for different problems: ids must be unique")
         texts.add(text)
         found[identity] = {**row, "id": identity, "problem": problem, "answer": answer}
-    return Problems(list(found.values()), dict(counts))
+    return Problems(list(found.values()), dict(counts), columns=list(columns))
 
 
-def _answer_of(row: dict, key: str) -> str:
+def _answer_of(row: dict, key: str, named: bool) -> str:
     """The answer in a column, or "" if the verifier could not read it.
 
-    A `solution` without a marked final answer is prose, not an answer.
+    A `solution` without a marked final answer is prose, not an answer, unless the user `named` it as the answer.
     """
     from rewards.golds import read_gold
 
     value = row.get(key)
-    if key == "solution" and "\\boxed" not in str(value) and "####" not in str(value):
+    if key == "solution" and not named and "\\boxed" not in str(value) and "####" not in str(value):
         return ""
     answer = final_answer(value)
-    return answer if answer and read_gold(answer) is not None else ""
+    return answer if answer and answer not in MISSING and read_gold(answer) is not None else ""

@@ -67,7 +67,7 @@ class Rows(Sequence):
             one = unit["sets"][sample["set"]]
             return _row(row, stage, one["prompt"], sample["text"], config.teacher_model, config, one)
         source = {"teacher": config.teacher_model, "gold": "gold"}.get(config.direct_source, config.student_model)
-        text = _direct_texts(row, self._candidates, self._refinements, config.direct_source)[place]
+        text = _distinct(_direct_texts(row, self._candidates, self._refinements, config.direct_source), config)[place]
         prompt = solve_prompt(row["problem"], get_template(config.prompt_template))
         return _row(row, stage, prompt, text, source, config)
 
@@ -104,8 +104,11 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
         counts.funnel["refinements right"] += len(right)
         counts.funnel["refinements after balance"] += len(kept)
         for index, sample in (sampled[place] for place in kept):
-            one = unit["sets"][sample["set"]]
-            key = hashlib.blake2b(f"{one['prompt']}\x1f{sample['text']}".encode(), digest_size=16).digest()
+            one, text = unit["sets"][sample["set"]], training_text(sample["text"], config.keep_thinking)
+            if not text.strip():
+                counts.funnel["refinements without a text to train on"] += 1
+                continue
+            key = hashlib.blake2b(f"{one['prompt']}\x1f{text}".encode(), digest_size=16).digest()
             if key in seen:
                 counts.funnel["duplicate refinements"] += 1
                 continue
@@ -118,7 +121,10 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
     for nc, group in picks.items():
         counts.by_nc[nc]["kept"] = len(set(group) & set(found))
     counts.funnel["refinement rows"] = len(found)
-    direct = _direct_picks(problems, candidates, refinements, config, round(config.direct_ratio * len(found)), rng)
+    wanted = round(config.direct_ratio * len(found))
+    refined = {number for _, number, _ in found}
+    direct = _direct_picks(problems, candidates, refinements, config, refined, rng, counts.funnel) if wanted else []
+    direct = direct[:wanted]
     counts.funnel["direct rows"] = len(direct)
     result = sorted(found) + direct
     rng.shuffle(result)
@@ -200,22 +206,51 @@ def _direct_texts(row: dict, candidates: Mapping, refinements: Mapping, source: 
     samples = [s for s in unit["samples"] if s.get("stage") != "refinement" and s["finished"]]
     if source == "student":  # its distribution, repetitions and failures included
         return [s["text"] for s in samples]
-    return list(dict.fromkeys(s["text"] for s in samples if s["correct"] == 1.0))
+    return [s["text"] for s in samples if s["correct"] == 1.0]
 
 
-def _direct_picks(problems, candidates, refinements, config, wanted: int, rng: random.Random) -> list:
-    """Up to `wanted` direct solutions: one of every problem in random order, then a second of each, and so on."""
-    if config.direct_source == "none" or wanted == 0:
+def _distinct(texts: list[str], config) -> list[str]:
+    """The texts that become different rows; a student's that shall keep its distribution with their repetitions."""
+    found = [(training_text(text, config.keep_thinking), text) for text in texts]
+    found = [(trained, text) for trained, text in found if trained.strip()]
+    if config.direct_source == "student" and config.keep_duplicate_solutions:
+        return [text for _, text in found]
+    first: dict[str, str] = {}
+    for trained, text in found:
+        first.setdefault(trained, text)
+    return list(first.values())
+
+
+def _direct_picks(problems, candidates, refinements, config, refined: set[int], rng: random.Random, funnel) -> list:
+    """Direct solutions in random order: one of every problem with a refinement row, then a second of each, and so on.
+
+    After them the other problems come in the same way. A student that shall keep its distribution solves all alike.
+
+    Args:
+        refined: Numbers of the problems that have a refinement row.
+    """
+    if config.direct_source == "none":
         return []
     pools = []
     for number, row in enumerate(problems):
-        size = len(_direct_texts(row, candidates, refinements, config.direct_source))
+        texts = _direct_texts(row, candidates, refinements, config.direct_source)
+        size = len(_distinct(texts, config))
+        if size < len(texts):
+            funnel["direct solutions without a text or like another"] += len(texts) - size
         if size:
             pools.append((number, rng.sample(range(size), size)))
     rng.shuffle(pools)
-    deepest = max((len(pool) for _, pool in pools), default=0)
-    found = [("candidate", n, pool[depth]) for depth in range(deepest) for n, pool in pools if depth < len(pool)]
-    return found[:wanted]
+    if config.direct_source == "student" and config.keep_duplicate_solutions:
+        groups = [pools]
+    else:
+        groups = [[one for one in pools if (one[0] in refined) is first] for first in (True, False)]
+    return [
+        ("candidate", number, pool[depth])
+        for group in groups
+        for depth in range(max((len(pool) for _, pool in group), default=0))
+        for number, pool in group
+        if depth < len(pool)
+    ]
 
 
 # Reading them back ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gsr_rl.run_folder import atomic_path, atomic_write
+from gsr_rl.run_folder import atomic_path, atomic_write, plain
 
 
 class Units(Mapping):
@@ -44,10 +44,22 @@ class Units(Mapping):
         return unit in self._places
 
 
+def _locked(file, how: int) -> bool:
+    """Lock a file, unless another process has done so. The lock goes with the file's closing."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _unit_id(line: bytes) -> str:
     """The id at the front of a unit's line, without reading the whole of it."""
     head = line[:4096].decode("utf-8", "ignore")
-    return json.JSONDecoder().raw_decode(head, len('{"unit": '))[0]
+    try:
+        return json.JSONDecoder().raw_decode(head, len('{"unit": '))[0]
+    except json.JSONDecodeError:  # a longer id
+        return json.loads(line)["unit"]
 
 
 class ShardStore:
@@ -69,11 +81,28 @@ class ShardStore:
             ValueError: The folder holds the results of other settings. Names each key that differs.
         """
         self.folder = Path(folder)
-        self.settings = json.loads(json.dumps(settings, default=str))
+        self.settings = plain(settings)
         self.part = part.replace("/", "of") if part else "all"
-        self._check_settings(self.folder)
-        if not (self.folder / "settings.json").is_file():
-            atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
+        self._settle()
+
+    def _settle(self) -> None:
+        """Write the settings. Others that stand there stay if results, or a process at work, depend on them."""
+        path = self.folder / "settings.json"
+        text = json.dumps(self.settings, indent=1, sort_keys=True) + "\n"
+        if not path.is_file():
+            return atomic_write(path, text)
+        try:
+            self._check_settings(self.folder)
+        except ValueError as changed:
+            with open(self.folder / ".lock", "a") as whole:
+                if self._shards(self.folder) or not _locked(whole, fcntl.LOCK_EX):
+                    raise changed from None
+                atomic_write(path, text)
+
+    @staticmethod
+    def _shards(folder: Path) -> list[Path]:
+        """The whole shards; a name with a dot in front is half-written, when a process was killed."""
+        return sorted(folder.glob("[!.]*-*.jsonl"))
 
     def _check_settings(self, folder: Path) -> None:
         path = folder / "settings.json"
@@ -96,14 +125,13 @@ class ShardStore:
             ValueError: Another process is at work on the part, or on the whole, or on any part if this is the whole.
         """
         with open(self.folder / ".lock", "a") as whole, open(self.folder / f".lock-{self.part}", "a") as part:
-            try:
-                fcntl.flock(whole, (fcntl.LOCK_EX if self.part == "all" else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            how = fcntl.LOCK_EX if self.part == "all" else fcntl.LOCK_SH
+            if not (_locked(whole, how) and _locked(part, fcntl.LOCK_EX)):
                 raise ValueError(
                     f"{self.folder}: another process is at work here: wait for it or end it, or give each its own "
                     "--shard i/n"
-                ) from None
+                )
+            self._check_settings(self.folder)  # another process may have come between
             for path in self.folder.glob(f".*-{self.part}-*.jsonl.*"):  # half-written when a process was killed
                 path.unlink(missing_ok=True)
             yield
@@ -130,7 +158,7 @@ class ShardStore:
             raise ValueError(f"join={folder.parent}: there are no shards in {folder}")
         self._check_settings(folder)
         copied = 0
-        for path in sorted(folder.glob("*-*.jsonl")):
+        for path in self._shards(folder):
             kind = path.name.split("-")[0]
             known, missing = self.load(kind), Units([path])
             units = [missing[unit] for unit in missing if unit not in known]

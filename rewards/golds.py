@@ -12,7 +12,7 @@ _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
 
 def read_gold(gold) -> str | None:
     """The answer of a gold text, which may be a whole solution or a number; None if there is none."""
-    if isinstance(gold, bool) or not isinstance(gold, str | int | float):
+    if isinstance(gold, bool) or not isinstance(gold, str | int | float) or gold != gold:
         return None
     text = str(gold).strip()
     if re.search(r"\\(?:boxed|fbox)(?![a-zA-Z])", text):

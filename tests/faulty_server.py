@@ -19,7 +19,9 @@ class FaultyServer:
     def __init__(self, faults: dict[str, float] | None = None, seed: int = 0, hang: float = 1.0, refuse=None):
         self.faults = {"none": 1.0} if faults is None else faults
         self.rng, self.lock, self.hang = random.Random(seed), threading.Lock(), hang
-        self.refuse = refuse or (lambda prompt: False)  # prompts that are answered with 400, for ever
+        self.refuse = refuse or (lambda prompt: False)  # prompts that are answered with `refusal`, for ever
+        self.refusal = 400
+        self.models = None  # what /models answers in place of the usual
         self.engine, self.seen = FixedEngine(), Counter()
         self.given: Counter = Counter()  # completions of a prompt that were sent in a part
         self.headers: list[dict] = []
@@ -79,7 +81,7 @@ class FaultyServer:
 
             def do_GET(self):
                 model = {"id": "student", "object": "model", "owned_by": "test", "created": 0}
-                self.send(200, json.dumps({"object": "list", "data": [model]}).encode())
+                self.send(200, json.dumps(outer.models or {"object": "list", "data": [model]}).encode())
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -95,7 +97,7 @@ class FaultyServer:
 
             def answer(self, fault: str, body: dict):
                 if outer.refuse(json.dumps(body.get("messages"))):
-                    return self.send(400, b'{"error": {"message": "this prompt is refused"}}')
+                    return self.send(outer.refusal, b'{"error": {"message": "this prompt is refused"}}')
                 if fault in ("400", "401", "404", "500", "503"):
                     key = self.headers.get("Authorization", "")
                     message = {"error": {"message": f"status {fault} for {key}"}}

@@ -1,14 +1,16 @@
 """Copies of a model in processes of their own: the same completions, whatever becomes of a copy."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from gsr_rl.data_parallel import _devices
+from gsr_rl.data_parallel import DataParallelEngine, _Copy, _devices
 from gsr_rl.generation import Request, Sampling, open_engine
 
 PROMPTS = [[5 + i, 6, 7 + i % 3] + [8] * (i % 5) for i in range(24)]
@@ -56,6 +58,23 @@ def test_a_copy_that_dies_gives_its_requests_to_the_other(tiny_model, capsys):
         assert len(two._copies) == 1
         assert [found[index] for index in range(24)] == expected
     assert "has died (exit code -9); 1 left take its" in capsys.readouterr().out
+
+
+def test_copies_that_die_together_give_their_requests_to_the_one_that_is_left():
+    copies = []
+    for number in range(3):
+        ours, theirs = multiprocessing.Pipe()
+        copies.append(_Copy(SimpleNamespace(name=f"copy {number}", join=lambda _: None, exitcode=-9), ours))
+        copies[-1].theirs = theirs
+    engine = DataParallelEngine.__new__(DataParallelEngine)
+    engine._copies, engine._last_error = list(copies), ""
+    for number in range(9):
+        engine._submit(Request(number, [1], GREEDY))
+    for copy in copies[:2]:
+        copy.theirs.close()
+    while len(engine._copies) > 1:
+        assert engine._step() == []
+    assert engine._copies == copies[2:] and set(copies[2].held) == set(range(9))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsr_rl.decontamination import decontaminate, tokens_of
-from gsr_rl.problems import read_problems
+from gsr_rl.problems import evaluation_rows, read_problems
 
 PROBLEM = (
     r"Let $x \le \frac{3}{4}$ be a real number with $\left( x_{1} + 2 \right)^{2} \cdot 5 = 1{,}250$. "
@@ -88,12 +88,50 @@ def test_a_short_problem_is_compared_for_equality_only():
     assert removed("What is 2+4?", "What is 2+3?") == []
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"Compute $\sin 60^\circ$.", "Compute $\\sin 60°$."),
+        (r"Compute $\sin 60^{\circ}$.", r"Compute $\sin 60\degree$."),
+        (r"Compute $\dbinom{5}{2}$.", r"Compute $\binom{5}{2}$."),
+        (r"Compute $\tbinom52$.", r"Compute $\binom{5}{2}$."),
+        ("What is $2+3$?", "What is $2+3$"),
+        ("Compute $2+3.$", "Compute $2+3$"),
+        (r"How many are in $\{1,2,3\}$?", r"How many are in \( \{ 1, 2, 3 \} \)?"),
+        ("What is 1,234,567.5 + 1?", "What is 1234567.5 + 1?"),
+        (r"Let $f: A \to B$.", r"Let $f: A \rightarrow B$."),
+        (r"Let $f: A \to B$.", "Let $f: A → B$."),
+        (r"Find $\angle ABC$.", "Find ∠ABC."),
+        ("Find $x_1$ if $x_{12} + 2 = 5$.", "Find x₁ if x₁₂ + 2 = 5."),
+        ("Find $x^{10} + a_{n}^2 + 2^{-1}$.", "Find x¹⁰ + aₙ² + 2⁻¹."),
+        (r"Solve $a=b\\c=d$.", r"Solve $a=b\\[4pt]c=d$."),
+    ],
+)
+def test_two_spellings_of_a_sign_are_one(one, other):
+    assert tokens_of(one) == tokens_of(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("$x_1$", "$x1$"), ("$1,2$", "$12$"), ("$1,20$", "$120$"), ("2²", "22")])
+def test_signs_that_make_another_problem_stay(one, other):
+    assert tokens_of(one) != tokens_of(other)
+
+
 def test_the_threshold_is_a_share_of_the_shorter_text():
-    words = [f"w{chr(97 + i)}" for i in range(21)]  # 12 n-grams of 10
+    words = ["7", *(f"w{chr(97 + i)}" for i in range(20))]  # 12 n-grams of 10
     copy = " ".join([*words[:15], *(f"other{chr(97 + i)}" for i in range(6))])  # 6 of them
     (one,) = removed(copy, " ".join(words), threshold=0.5)
     assert one["overlap"] == 0.5 and removed(copy, " ".join(words), threshold=0.51) == []
     assert removed(copy, " ".join(words), n=16, threshold=0.01) == []
+
+
+AIME = r"can be written as $\frac{m}{n}$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
+TRIANGLE = f"Let $ABC$ be a triangle. The ratio of the areas {AIME}"
+
+
+def test_without_numbers_a_common_ending_is_no_copy():
+    assert removed(f"A coin is tossed until heads appears twice. The probability {AIME}", TRIANGLE) == []
+    (one,) = removed(f"Solve this and explain each step: {TRIANGLE}", TRIANGLE)
+    assert one["reason"] == "overlap" and one["overlap"] >= 0.8
 
 
 def test_the_frame_of_generated_problems_is_no_copy():
@@ -120,6 +158,27 @@ def test_problems_are_decontaminated_where_they_are_read(tmp_path):
     assert len(problems.rows) == 20 and PROBLEM not in [one["problem"] for one in problems.rows]
     assert problems.counts["that an evaluation set holds"] == 1
     assert problems.removed_by_set() == {str(exam): {"exact": 1}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"Problem": PROBLEM, "Answer": "1"}], r"in 1 rows \(columns: Problem, Answer\): call the column .* problem"),
+        ([], r"in 0 rows \(columns: none\)"),
+    ],
+)
+def test_an_evaluation_set_without_a_problem_to_compare_with_is_an_error(tmp_path, rows, message):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(ValueError, match=rf"decontaminate_against=.*exam.jsonl: it has no problem .*{message}"):
+        evaluation_rows(str(exam))
+
+
+def test_rows_of_an_evaluation_set_without_a_problem_are_counted(tmp_path, capsys):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"problem": PROBLEM}) + '\n{"problem": null}\n')
+    assert len(evaluation_rows(str(exam))) == 1
+    assert f"decontaminate_against={exam}: left out 1 rows without a problem" in capsys.readouterr().err
 
 
 def test_real_sets_planted_copies_are_found_and_nearly_nothing_else():

@@ -155,7 +155,7 @@ def test_two_parts_joined_equal_one_run(rows, whole, tmp_path):
                      student_model=whole.config.student_model)  # fmt: skip
         assert distill(rows, problem_config(), one, open_engine=FixedEngine) is None
     models = {"teacher_model": whole.config.teacher_model, "student_model": whole.config.student_model}
-    joined = config(folders[0], join=[str(folders[1] / "run")], **models)
+    joined = config(folders[0], join=str(folders[1] / "run"), **models)  # as YAML gives one folder
     before = FixedEngine.opened
     found, counts = distill(rows, problem_config(), joined, open_engine=FixedEngine)
     assert FixedEngine.opened == before, "nothing was left to sample"
@@ -290,7 +290,7 @@ def test_the_program_writes_rows_that_sft_reads(tmp_path, monkeypatch, capsys):
 
 def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, tmp_path, monkeypatch, capsys):
     before = config(tmp_path, num_candidate_sets=1)
-    open_store(rows, problem_config(), before)
+    open_store(rows, problem_config(), before).append("candidates", [{"unit": rows[0]["id"]}])
     keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 30, "num_candidate_sets": 2}
     shared = ("student_model", "teacher_model", "output_dir", "prompt_template", "num_candidates", "num_generations")
     keys |= {name: getattr(before, name) for name in (*shared, "refinements_per_set", "max_completion_length")}
@@ -299,3 +299,17 @@ def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, t
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "num_candidate_sets was 1, is 2" in said and "new output_dir" in said
+
+
+@pytest.mark.parametrize(("module", "name"), [("generation", "open_engine"), ("problems", "read_problems")])
+def test_a_model_or_a_set_that_cannot_be_had_ends_the_recipe_in_one_message(
+    tmp_path, monkeypatch, capsys, module, name
+):
+    def absent(*_, **__):
+        raise OSError("no/such is not a local folder and is not on the Hub")
+
+    monkeypatch.setattr(f"gsr_rl.{module}.{name}", absent)
+    keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 3, "prompt_template": "tiny"}
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(monkeypatch, "distill", **keys, student_model="no/such", output_dir=tmp_path / "run")
+    assert stop.value.code == 2 and "error: no/such is not a local folder" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import json
 import time
+from email.utils import formatdate
+from types import SimpleNamespace
 
 import pytest
 from faulty_server import FaultyServer
@@ -95,6 +97,20 @@ def test_a_server_that_asks_for_a_pause_gets_it(tokenizer):
         assert time.monotonic() - start > 3 * 0.05
 
 
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [
+        *(("7", 7), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("nan", 0)),
+        *((formatdate(1060, usegmt=True), 60), (formatdate(0), 0), (formatdate(10**6), 600)),
+    ],
+)
+def test_a_pause_may_be_asked_for_in_seconds_or_until_a_date(monkeypatch, asked, pause):
+    monkeypatch.setattr(endpoints.time, "time", lambda: 1000.0)
+    error = Exception()
+    error.response = SimpleNamespace(headers={"retry-after": asked})
+    assert endpoints._asked_pause(error) == pause and endpoints._asked_pause(Exception()) == 0
+
+
 def test_a_request_that_is_refused_fails_alone_and_at_once(tokenizer):
     requests = requests_for(5)
     refused = requests[2].messages[0]["content"]
@@ -102,6 +118,14 @@ def test_a_request_that_is_refused_fails_alone_and_at_once(tokenizer):
         results = {result.key: result for result in engine.stream(requests)}
         assert "this prompt is refused" in results[2].error and len(results) == 5
         assert all(len(results[key].completions) == 4 for key in (0, 1, 3, 4)) and len(server.bodies) == 5
+
+
+def test_any_number_of_refused_prompts_leaves_the_others_to_be_answered(tokenizer):
+    requests = requests_for(40)
+    answered = requests[-1].messages[0]["content"]
+    with FaultyServer(refuse=lambda text: answered not in text) as server, engine_of(tokenizer, server.url) as engine:
+        results = list(engine.stream(requests))
+    assert len(results) == 40 and sum("refused" in (one.error or "") for one in results) == 39
 
 
 def test_an_endpoint_that_never_answers_ends_the_job_after_a_few_requests(tokenizer):
@@ -115,6 +139,31 @@ def test_an_endpoint_that_is_not_there_is_named(tokenizer):
         url = server.url
     with pytest.raises(RuntimeError, match=rf"{url} has not answered for .* is it running\?"):
         engine_of(tokenizer, url)
+
+
+def test_a_forbidden_prompt_fails_alone_where_others_are_answered_and_ends_the_job_where_none_is(tokenizer):
+    requests = requests_for(3)
+    refused = requests[1].messages[0]["content"]
+    with FaultyServer(refuse=lambda text: refused in text) as server, engine_of(tokenizer, server.url) as engine:
+        server.refusal = 403
+        assert len(texts_of(engine.stream(requests[:1]))) == 1
+        results = {result.key: result for result in engine.stream(requests[1:])}
+        assert "this prompt is refused" in results[1].error and len(results[2].completions) == 4
+    with FaultyServer(refuse=lambda text: True) as server, engine_of(tokenizer, server.url) as engine:
+        server.refusal = 403
+        with pytest.raises(RuntimeError, match="this prompt is refused"):
+            list(engine.stream(requests))
+
+
+@pytest.mark.parametrize("models", [[{"id": "student"}], {"models": []}, {"data": ["student"]}, "busy"])
+def test_a_list_of_models_in_another_form_is_as_none(tokenizer, models):
+    with FaultyServer() as server:
+        server.models = models
+        start = time.monotonic()
+        with engine_of(tokenizer, server.url) as engine:
+            assert (
+                time.monotonic() - start < endpoints.START_SECONDS and len(list(engine.stream(requests_for(1)))) == 1
+            )
 
 
 def test_a_wrong_key_ends_the_job_without_showing_it(tokenizer, monkeypatch, capfd):
@@ -156,6 +205,31 @@ def test_thinking_that_a_server_parses_out_is_put_back(tokenizer, monkeypatch):
         monkeypatch.setattr(server, "choices", lambda *_, **__: [choice])
         (result,) = engine.stream(requests_for(1, n=1))
         assert result.completions[0].text == "<think>\n2+2\n</think>\n4"
+
+
+@pytest.mark.parametrize("bad", [{"finish_reason": "abort"}, {"finish_reason": "error"}, {"message": None}])
+def test_a_choice_that_is_no_completion_is_asked_for_again(tokenizer, monkeypatch, bad):
+    good = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "4"}}
+    answers = iter([good | bad, good])
+    with FaultyServer() as server, engine_of(tokenizer, server.url) as engine:
+        monkeypatch.setattr(server, "choices", lambda *_, **__: [next(answers)])
+        (result,) = engine.stream(requests_for(1, n=1))
+        assert [one.text for one in result.completions] == ["4"] and engine.counts["retries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "finished"),
+    [
+        *((word, True) for word in ("stop", "eos", "stop_sequence", "end_turn", "eos_token")),
+        *((word, False) for word in ("length", "max_tokens", "content_filter")),
+    ],
+)
+def test_a_completion_is_finished_if_the_model_ended_it_in_whatever_word(tokenizer, monkeypatch, reason, finished):
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": "4"}}
+    with FaultyServer() as server, engine_of(tokenizer, server.url) as engine:
+        monkeypatch.setattr(server, "choices", lambda *_, **__: [choice])
+        (result,) = engine.stream(requests_for(1, n=1))
+        assert result.completions[0].finished is finished
 
 
 def test_greedy_copies_are_asked_for_once(tokenizer):

@@ -163,6 +163,10 @@ def test_rows_without_a_usable_answer_are_dropped_and_counted(hub, tmp_path):
         ({"level": 5}, {"level": 5}, None),
         ({"level": 5}, {"level": 4}, "level"),
         ({"level": [4, 5]}, {"level": 4}, None),
+        ({"level": [4, 5]}, {"level": "4"}, None),
+        ({"level": 5}, {"level": "5.0"}, None),
+        ({"level": [4, 5]}, {"level": "easy"}, "level"),
+        ({"level": None}, {"level": "easy"}, "level"),
         ({"rate": {"min": 0.25, "max": 0.9}}, {"rate": "0.9"}, None),
         ({"rate": {"min": 0.25}}, {"rate": 3}, None),
         ({"rate": {"max": 0.25}}, {"rate": "n/a"}, "rate"),
@@ -181,10 +185,14 @@ def test_a_filter_is_a_value_a_list_or_a_range(filters, row, column):
         ({"row_filters": {"family": "chain"}, "dataset_name": "tiny/mix"}, "generated problems are not filtered"),
         ({"row_filters": {"rate": {"above": 1}}}, "a range has the numbers min, max or both"),
         ({"decontaminate_against": ["no/such.jsonl"]}, "decontaminate_against=no/such.jsonl: there is no such file"),
+        ({"decontaminate_against": "some/set@train"}, "dataset_name=some/set is this evaluation set"),
+        ({"decontaminate_against": ["x/y", "some/set@train"]}, "decontaminate_against=some/set@train: dataset_name="),
         ({"decontamination_threshold": 0}, "decontamination_threshold=0: a share"),
         ({"decontamination_ngram": 0}, "decontamination_ngram=0: at least 1"),
         ({"unusable_rows": "keep"}, "unusable_rows='keep': use error or drop"),
         ({"max_problems": 0}, "max_problems=0: at least 1"),
+        ({"expected": {"problems": "many"}}, "expected: problems='many': a number of at least 0"),
+        ({"expected": {"pages": 3}}, "expected={'pages': 3}: a mapping is expected, with keys of problems"),
     ],
 )
 def test_a_bad_problem_key_is_named(values, message):
@@ -207,6 +215,18 @@ def test_a_set_is_not_decontaminated_against_itself(hub):
     hub("math-ai/aime25", "test", [{"problem": "A?", "answer": "70", "id": "0"}])
     config = ProblemConfig("math-ai/aime25", dataset_split="test", decontaminate_against=["math-ai/aime25"])
     assert len(load_problems(config)) == 1
+
+
+def test_a_local_set_that_is_trained_on_is_no_evaluation_set(tmp_path, monkeypatch):
+    from gsr_rl import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exam.jsonl").write_text('{"problem": "A?", "answer": "70"}\n')
+    values = {"dataset_name": str(tmp_path / "exam.jsonl"), "decontaminate_against": ["exam.jsonl"]}
+    with pytest.raises(ValueError, match=r"decontaminate_against=exam.jsonl: .* train on another set or split"):
+        cli.check_values("grpo", values)
+    values |= {"model": "m", "output_dir": "o"}
+    cli.check_values("eval", values)
 
 
 def test_an_evaluation_set_that_cannot_be_read_is_named(hub):

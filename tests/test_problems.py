@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsr_rl.problems import final_answer, load_problems, normalise_text
+from gsr_rl.data_checks import check_problems
+from gsr_rl.problems import final_answer, load_problems, normalise_text, read_problems
 
 
 def config(name, **more):
@@ -58,6 +59,31 @@ def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, suffix):
     assert [row["answer"] for row in rows] == ["2", "4"] and rows[0]["level"] == "easy"
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_byte_order_mark_is_skipped(tmp_path, suffix):
+    path = write(tmp_path / f"rows{suffix}", [{"problem": "x?", "answer": "1"}])
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert check_problems(config(path)) == []
+    assert [row["problem"] for row in load_problems(config(path))] == ["x?"]
+
+
+def test_a_csv_file_may_hold_long_fields_numbers_to_filter_by_and_more_fields_than_columns(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"problem,answer,level,solution\nx?,1,4,{'a' * 140_000}\ny?,2,3,b\n")
+    assert [row["answer"] for row in load_problems(config(path, row_filters={"level": [4, 5]}))] == ["1"]
+    path.write_text("problem,answer\nx?,,3\n")
+    with pytest.raises(ValueError, match="row 1: no usable answer"):
+        load_problems(config(path))
+
+
+def test_a_row_with_half_a_character_is_dropped_or_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x \ud83d?", "answer": "1"}, ROWS[0]])
+    found = read_problems(config(path, unusable_rows="drop"))
+    assert len(found.rows) == 1 and found.counts["with half a character"] == 1
+    with pytest.raises(ValueError, match=r"row 1: problem holds half a character .* --unusable_rows drop"):
+        load_problems(config(path))
+
+
 def test_ids_depend_on_the_text_and_not_on_its_spacing_or_place(tmp_path):
     one = load_problems(config(write(tmp_path / "a.jsonl", ROWS)))
     spaced = [{"problem": " What  is\n2+2? ", "answer": "4"}, ROWS[0]]
@@ -93,6 +119,7 @@ def test_a_bad_local_row_is_named(tmp_path, rows, message):
     [
         ("She has 6*7=<<6*7=42>>42 eggs.\n#### 1,042", "1042"),
         (r"So $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("#### Step 1\nSo.\n#### Step 2: hence\nthe answer is $\\boxed{5}$.", "5"),
         (204, "204"),
         (["$5$"], "$5$"),
         (["a", "b"], ""),
@@ -103,11 +130,39 @@ def test_answers_are_found_in_solutions(value, answer):
     assert final_answer(value) == answer
 
 
+def test_no_solution_is_an_answer(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x?", "answer": "none"}])
+    assert [row["answer"] for row in load_problems(config(path))] == ["none"]
+
+
+@pytest.mark.parametrize("answer", [float("nan"), "nan", "NaN", None, "None", "null", "N/A", " unknown ", "", [], {}])
+def test_a_row_whose_answer_is_missing_is_dropped_and_counted(tmp_path, answer):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x?", "answer": answer}, ROWS[0]])
+    found = read_problems(config(path, unusable_rows="drop"))
+    assert [row["answer"] for row in found.rows] == ["2"] and found.counts["without a usable answer"] == 1
+    with pytest.raises(ValueError, match="row 1: no usable answer"):
+        load_problems(config(path))
+
+
+@pytest.mark.parametrize("problem", [{"text": "x?"}, ["x?"], float("nan"), None, " "])
+def test_a_row_whose_problem_is_no_text_is_dropped_and_counted(tmp_path, problem):
+    path = write(tmp_path / "rows.jsonl", [{"problem": problem, "answer": "1"}, ROWS[0]])
+    found = read_problems(config(path, unusable_rows="drop"))
+    assert len(found.rows) == 1 and found.counts["without a problem"] == 1
+
+
 def test_columns_can_be_named_and_the_number_limited(tmp_path):
     rows = [{"frage": f"{i}+1?", "antwort": str(i + 1)} for i in range(5)]
     path = write(tmp_path / "rows.jsonl", rows)
     found = load_problems(config(path, problem_column="frage", answer_column="antwort", max_problems=3))
     assert [row["answer"] for row in found] == ["1", "2", "3"]
+
+
+def test_a_solution_column_that_is_named_may_hold_plain_answers(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x?", "solution": "42"}])
+    assert [row["answer"] for row in load_problems(config(path, answer_column="solution"))] == ["42"]
+    with pytest.raises(ValueError, match="no usable answer"):
+        load_problems(config(path))
 
 
 def test_reasoning_gym_splits_and_seeds_share_no_text():

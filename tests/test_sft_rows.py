@@ -35,7 +35,7 @@ def test_the_papers_balance_keeps_all_right_ones_unless_all_are_right():
 def test_direct_solutions_come_from_their_source_in_the_stated_ratio(rows, whole, source):
     candidates, refinements = units(whole)
     gold = [row | {"solution": tiny_world.solve(row)} for row in rows]
-    one = config(whole.folder, direct_source=source, direct_ratio=0.5)
+    one = config(whole.folder, direct_source=source, direct_ratio=0.5, keep_duplicate_solutions=True)
     found, counts = make_rows(gold, candidates, refinements, one)
     direct = [row for row in found if row["stage"] == "candidate"]
     if source == "none":
@@ -125,6 +125,57 @@ def test_a_refinement_that_says_the_same_twice_is_one_row(rows, whole):
     assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, single))
     extra = counts["funnel"]["duplicate refinements"] - before["funnel"]["duplicate refinements"]
     assert extra == before["funnel"]["refinements right"]
+
+
+THOUGHTS = ["<think>a</think>so 4", "<think>b</think>so 4", "so 4", "so 4", "", "<think>c</think>"]
+
+
+def _of_one_problem(tmp_path, texts: list[str], **more):
+    """Rows and funnel of a problem whose candidates and refinements are these texts, all of them right."""
+    samples = [{"text": text, "tokens": 1, "finished": True, "correct": 1.0, "class": 0} for text in texts]
+    group = {"samples": samples, "requests": 1, "prompt_tokens": 1}
+    one = {"prompt": [{"role": "user", "content": "q"}], "candidates": ["a"], "num_correct": 1, "policy": "paper"}
+    refined = [sample | {"stage": "refinement", "set": 0} for sample in samples]
+    unit = group | {"samples": refined, "sets": [one | {"chosen": [0], "cut": 0, "prompt_tokens": 1}], "dropped": 0}
+    settings = config(tmp_path, max_if_all_right=100, direct_ratio=10.0, **more)
+    return make_rows([problems(1)[0] | {"id": "p"}], {"p": group}, {"p": unit}, settings)
+
+
+@pytest.mark.parametrize(
+    ("source", "keep", "direct"),
+    [("student", False, 1), ("student", True, 4), ("student_right", True, 1), ("student_right", False, 1)],
+)
+def test_rows_that_train_on_the_same_are_one_and_on_nothing_none(tmp_path, source, keep, direct):
+    more = {"direct_source": source, "keep_duplicate_solutions": keep, "keep_thinking": False}
+    found, counts = _of_one_problem(tmp_path, THOUGHTS, **more)
+    assert Counter(row["stage"] for row in found) == {"refinement": 1, "candidate": direct}
+    assert {row["completion"][0]["content"] for row in found} == {"so 4"}
+    funnel = counts["funnel"]
+    assert funnel["duplicate refinements"] == 3 and funnel["refinements without a text to train on"] == 2
+    assert funnel["direct solutions without a text or like another"] == len(THOUGHTS) - direct
+
+
+def test_with_thinking_rows_that_think_otherwise_differ_and_sft_reads_them_all(tmp_path):
+    found, _ = _of_one_problem(tmp_path, THOUGHTS, direct_source="student")
+    assert Counter(row["stage"] for row in found) == {"refinement": 4, "candidate": 4}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
+    assert len(load_sft_rows(SimpleNamespace(**values))) == 8
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_direct_solutions_are_of_problems_with_a_refinement_row_first(rows, whole, keep):
+    candidates, refinements = units(whole)
+    few = {row["id"] for row in rows[::3]}
+    refinements = {i: unit if i in few else unit | {"samples": []} for i, unit in refinements.items()}
+    more = {"direct_source": "student", "keep_duplicate_solutions": keep}
+    for ratio in (0.5, 10.0):
+        found, _ = make_rows(rows, candidates, refinements, config(whole.folder, direct_ratio=ratio, **more))
+        refined = {row["problem_id"] for row in found if row["stage"] == "refinement"}
+        solved = {row["problem_id"] for row in found if row["stage"] == "candidate"}
+        assert refined and (solved <= refined) is (ratio < 1 and not keep)
+    assert solved == {row["id"] for row in rows}, "the others come after them"
 
 
 def test_a_slice_of_rows_is_a_list_and_the_same_rows(whole):

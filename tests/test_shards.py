@@ -47,7 +47,7 @@ def test_a_unit_that_two_shards_hold_counts_once(tmp_path):
     assert list(one.load("candidates")) == [unit["unit"] for unit in UNITS]
 
 
-@pytest.mark.parametrize("identity", ['quote"d', "back\\slash", "ü", "a" * 300, 'x", "unit": "y'])
+@pytest.mark.parametrize("identity", ['quote"d', "back\\slash", "ü", "a" * 300, "ü" * 5000, 'x", "unit": "y'])
 def test_any_id_is_found_at_the_front_of_its_line(tmp_path, identity):
     store(tmp_path).append("candidates", [{"text": "x", "unit": identity}])
     units = store(tmp_path).load("candidates")
@@ -55,10 +55,37 @@ def test_any_id_is_found_at_the_front_of_its_line(tmp_path, identity):
 
 
 def test_another_key_is_named_with_its_old_and_new_value(tmp_path):
-    store(tmp_path, model="a")
+    store(tmp_path, model="a").append("candidates", UNITS)
     with pytest.raises(ValueError, match=r"model was 'a', is 'b'; top_p was None, is 0.9"):
         store(tmp_path, model="b", top_p=0.9)
     store(tmp_path, model="a")
+
+
+def test_secrets_in_the_settings_are_not_stored(tmp_path):
+    options = {"headers": {"X-API-Key": "sk-12", "Authorization": "Bearer sk-34"}, "reasoning_effort": "low"}
+    one = store(tmp_path, endpoint_options=options)
+    one.append("candidates", UNITS)
+    assert "sk-" not in (tmp_path / "settings.json").read_text()
+    with pytest.raises(ValueError, match="endpoint_options was") as caught:
+        store(tmp_path, endpoint_options=options | {"reasoning_effort": "high"})
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_folder_without_results_takes_other_settings(tmp_path):
+    store(tmp_path, model="a")
+    store(tmp_path, model="b").append("candidates", UNITS)
+    store(tmp_path, model="b")
+    with pytest.raises(ValueError, match="model was 'b', is 'a'"):
+        store(tmp_path, model="a")
+
+
+def test_settings_that_a_process_works_with_stay(tmp_path):
+    one = store(tmp_path, "1/2", model="a")
+    with one.lock(), pytest.raises(ValueError, match="model was 'a', is 'b'"):
+        store(tmp_path, "2/2", model="b")
+    store(tmp_path, "2/2", model="b")
+    with pytest.raises(ValueError, match="model was 'b', is 'a'"), one.lock():
+        pass
 
 
 def test_a_second_process_on_the_same_part_is_refused_and_a_dead_one_is_not_missed(tmp_path):
@@ -92,6 +119,14 @@ def test_parts_of_other_folders_are_taken_over_once(tmp_path):
     lines = [line for path in whole.folder.glob("candidates-*.jsonl") for line in path.open()]
     assert sorted(json.loads(line)["unit"] for line in lines) == [f"p{i}" for i in range(7)]
     assert {unit: whole.load("candidates")[unit] for unit in whole.load("candidates")} == {u["unit"]: u for u in UNITS}
+
+
+@pytest.mark.parametrize("left", ["", '{"unit": "p2", "text": "half'])
+def test_what_a_killed_process_left_half_written_is_not_taken_over(tmp_path, left):
+    other, whole = store(tmp_path / "b", "2/2"), store(tmp_path / "a")
+    other.append("candidates", UNITS[:1])
+    (tmp_path / "b" / ".candidates-2of2-000001.jsonl.abc.jsonl").write_text(left)
+    assert whole.take_over(tmp_path / "b") == 1 and list(whole.load("candidates")) == ["p0"]
 
 
 def test_a_folder_of_other_settings_is_not_taken_over(tmp_path):

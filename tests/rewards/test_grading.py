@@ -146,3 +146,9 @@ def test_real_benchmark_golds_equal_themselves():
         golds = [json.loads(line)["answer"] for line in (folder / f"{name}.jsonl").open()]
         verdicts = rewards.grade([f"\\boxed{{{gold}}}" for gold in golds], golds)
         assert verdicts == [1.0] * len(golds)
+
+
+def test_a_gold_that_is_no_number_is_none():
+    from rewards.golds import read_gold
+
+    assert read_gold(float("nan")) is None and read_gold(2.5) == "2.5"
