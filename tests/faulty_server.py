@@ -59,6 +59,18 @@ class FaultyServer:
             found.append(choice)
         return found
 
+    def events(self, answer: dict) -> bytes:
+        """An answer as a stream: each choice in two pieces, then its end."""
+        chunks = []
+        for choice in answer["choices"]:
+            chat, end = "message" in choice, choice.pop("finish_reason")
+            text = choice.pop("message")["content"] if chat else choice.pop("text")
+            for piece, reason in ((text[:2], None), (text[2:], None), ("", end)):
+                said = {"delta": {"content": piece}} if chat else {"text": piece}
+                chunks.append(answer | {"choices": [choice | said | {"finish_reason": reason}]})
+                choice.pop("token_ids", None)
+        return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
     def _handler(self):
         outer = self
 
@@ -117,6 +129,8 @@ class FaultyServer:
                     answer["choices"][-1]["finish_reason"] = None
                 if fault == "no choices":
                     answer["choices"] = []
+                if body.get("stream"):
+                    return self.send(200, outer.events(answer), kind="text/event-stream")
                 content = json.dumps(answer).encode()
                 if fault == "half":  # the connection breaks in the middle of the answer
                     self.close_connection = True
