@@ -84,6 +84,17 @@ def test_hostile_json_is_refused(content, words):
         {"logprobs": True},
         {"response_format": {"type": "json_object"}},
         {"presence_penalty": 0.5},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "alloy", "format": "wav"}},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"web_search_options": {}},
+        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        {"messages": [{"role": "system", "content": None}, *GOOD["messages"]]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, *GOOD["messages"]]},
+        {"messages": [{"role": "assistant", "content": None, "refusal": "no"}, *GOOD["messages"]]},
+        {"messages": [{"role": "assistant", "content": "x", "thoughts": None}, *GOOD["messages"]]},
         {"numbers": 4},
     ],
 )
@@ -119,6 +130,22 @@ def test_what_client_libraries_send_is_read():
     assert request.chat() == [{"role": "system", "content": "brief"}, {"role": "user", "content": "1+1"}]
     assert request.stops() == ["\n\n"] and request.n == 2
     assert parse_body(body(temperature=None, gsr=None, stream=False)).temperature is None
+
+
+def test_every_field_that_the_official_client_knows_is_read_where_it_asks_for_nothing():
+    from openai.types.chat import ChatCompletionMessage
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Params
+
+    asked = {"model", "messages", "stream_options"}
+    nothing = dict.fromkeys(set(Params.__annotations__) - asked, None)
+    assert parse_body(body(**nothing)).temperature is None
+    hints = {"reasoning_effort": "low", "verbosity": "high", "prompt_cache_retention": "24h", "store": False}
+    hints |= {"service_tier": "auto", "parallel_tool_calls": True, "modalities": ["text"], "functions": []}
+    answered = [ChatCompletionMessage(role="assistant", content=text).model_dump() for text in ("2", None)]
+    request = parse_body(body(**hints, messages=[*GOOD["messages"], *answered, *GOOD["messages"]]))
+    assert [turn["content"] for turn in request.chat()] == ["1+1", "2", "", "1+1"]
+    with pytest.raises(ApiError, match=r"^messages\.0\.tool_calls is not supported: leave it out$"):
+        parse_body(body(messages=[answered[0] | {"tool_calls": [{"id": "x"}]}, *GOOD["messages"]]))
 
 
 def test_brackets_inside_a_text_are_not_nesting():
