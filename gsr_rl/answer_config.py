@@ -172,6 +172,17 @@ class ServeConfig(AnswerConfig):
     max_answers: int = field(default=8, metadata={"help": "The largest `n` that a request may ask for."})
     max_body_bytes: int = field(default=1_048_576, metadata={"help": "Largest body of a request."})
     body_seconds: float = field(default=30.0, metadata={"help": "How long a client may take to send its body."})
+    header_seconds: float = field(
+        default=10.0,
+        metadata={"help": "How long a connection may take to send a request's header; then it is closed."},
+    )
+    max_connections: int = field(
+        default=512,
+        metadata={"help": "Connections at once. A request on one more gets 503; twice as many are closed."},
+    )
+    max_backend_requests: int = field(
+        default=256, metadata={"help": "Completions asked of the backend at once; further ones wait for their turn."}
+    )
     max_running: int = field(default=64, metadata={"help": "Requests worked on at once."})
     max_waiting: int = field(default=128, metadata={"help": "Requests that wait for a place; one more gets 429."})
     request_seconds: float = field(
@@ -197,8 +208,9 @@ class ServeConfig(AnswerConfig):
         if not 0 <= self.port <= 65535:
             found.append(f"port={self.port}: 0 to 65535 is expected")
         numbers = ("max_num_candidates", "max_rounds", "max_answers", "max_body_bytes", "max_running")
+        numbers += ("max_connections", "max_backend_requests")
         found += at_least(self, 1, *numbers) + at_least(self, 0, "max_waiting", "backend_retries")
-        seconds = ("body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
+        seconds = ("header_seconds", "body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
         found += above_zero(self, *seconds)
         for name, limit in (("num_candidates", "max_num_candidates"), ("rounds", "max_rounds")):
             value = getattr(self, name)

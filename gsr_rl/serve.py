@@ -213,34 +213,29 @@ async def serve(config: ServeConfig) -> None:
     """
     import os
 
-    import uvicorn
     from transformers import AutoTokenizer
 
     from gsr_rl.serve_backend import Backend
+    from gsr_rl.serve_connections import allow_files, listener
 
+    allow_files(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     key = os.environ.get(config.backend_key_env, "") if config.backend_key_env else ""
     backend = Backend(config.backend, key, config.backend_model, config.backend_api, config.backend_retries,
-                      config.max_model_length, tokenizer)  # fmt: skip
+                      config.max_model_length, tokenizer, config.max_backend_requests)  # fmt: skip
     try:
         await backend.find(config.backend_start_seconds)
         server = Server(config, tokenizer, backend)
     except BaseException:
         await backend.close()
         raise
-    options = uvicorn.Config(
-        server.app(),
-        host=config.host,
-        port=config.port,
-        access_log=False,
-        server_header=False,
-        log_level="warning",
-        lifespan="off",
-        timeout_graceful_shutdown=int(config.request_seconds) + 5,
-    )
-    logger.info("serving %s at http://%s:%s/v1, in front of %s", server.name, config.host, config.port, config.backend)
+
+    def ready(port: int) -> None:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        logger.info("serving %s at http://%s:%s/v1, in front of %s", server.name, host, port, config.backend)
+
     try:
-        await uvicorn.Server(options).serve()
+        await listener(server.app(), config, ready).serve()
     finally:
         await server.close()
         logger.info("good-bye")

@@ -21,6 +21,7 @@ class FaultyServer:
         self.rng, self.lock, self.hang = random.Random(seed), threading.Lock(), hang
         self.refuse = refuse or (lambda prompt: False)  # prompts that are answered with 400, for ever
         self.engine, self.seen = FixedEngine(), Counter()
+        self.now = self.most = 0  # POSTs being answered
         self.given: Counter = Counter()  # completions of a prompt that were sent in a part
         self.headers: list[dict] = []
         self.bodies: list[dict] = []
@@ -100,10 +101,15 @@ class FaultyServer:
                     outer.seen[fault] += 1
                     outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                     outer.bodies.append(body)
+                    outer.now += 1
+                    outer.most = max(outer.most, outer.now)
                 try:
                     self.answer(fault, body)
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
+                finally:
+                    with outer.lock:
+                        outer.now -= 1
 
             def answer(self, fault: str, body: dict):
                 if outer.refuse(json.dumps(body.get("messages"))):

@@ -1,6 +1,8 @@
 """The client of the server behind: retries, deadlines and what it says, against a server that fails in every way."""
 
 import asyncio
+import os
+import resource
 import time
 
 import pytest
@@ -97,6 +99,36 @@ def test_a_key_goes_to_the_server_and_into_no_error():
 def test_a_server_that_does_not_fit_is_named(keys, words):
     with FaultyServer() as server, pytest.raises(ValueError, match=words):
         sample(server, **keys)
+
+
+def test_no_more_requests_are_in_flight_than_may_be():
+    with FaultyServer({"drip": 1}, hang=0.02) as server:
+        sample(server, n=6, last=True, most=2)
+        assert server.most == 2
+
+
+def test_a_lack_of_files_here_does_not_make_the_server_gone():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario(server):
+        backend = Backend(server.url, window=512, tokenizer=server.engine.tokenizer, retries=0)
+        try:
+            await backend.find(5)
+            ask, later = ask_for(server, 3, last=True), time.monotonic() + 20
+            await backend.sample(ask_for(server, 1), later)  # one connection is there
+            with open(os.devnull) as file:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, hard))
+                with pytest.raises(SamplingFailed, match="ConnectError"):
+                    await backend.sample(ask, later)
+                assert backend.up
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(await backend.sample(ask, later)) == 3
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await backend.close()
+
+    with FaultyServer() as server:
+        asyncio.run(scenario(server))
 
 
 def test_a_server_that_is_gone_is_noticed_at_once():
