@@ -122,7 +122,7 @@ class Server:
             body = await read_body(request, self.config.max_body_bytes, self.config.body_seconds)
         except ClientDisconnect:
             return Response(status_code=499)
-        parsed = parse_body(body)
+        parsed = await asyncio.to_thread(parse_body, body)  # a hostile one takes its time
         self._known(parsed.model)
         settings = settings_of(parsed, self.config, self.settings)
         if not self.backend.up:

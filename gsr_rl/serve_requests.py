@@ -11,6 +11,7 @@ from gsr_rl.answer_config import ServeConfig
 from gsr_rl.solving import SolveSettings
 
 DEEPEST = 32  # nested lists and objects in a body; a chat request has four
+MOST_VALUES = 50_000  # in a body, about; 2,048 messages of several parts have fewer
 LONGEST_TEXT = 400  # characters of an error's message
 
 
@@ -58,7 +59,7 @@ class Message(_Strict):
     """A turn of a chat; also an assistant's as client libraries hand it back, with every field that it has."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=2048)] | None = None
     name: str | None = None
     # Taken at their neutral value only.
     refusal: str | None = None
@@ -161,7 +162,7 @@ NEUTRAL_IN_MESSAGE = {"refusal": ("",), "annotations": ([],), "audio": (), "func
 def parse_body(body: bytes) -> ChatRequest:
     """The request in a body. Raises `ApiError` 422 for anything else: no JSON, NaN, keys twice, deep, wrong types."""
     try:
-        _check_depth(body)
+        _check_shape(body)
         values = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
         if b"\\ud" in body.lower():  # half of a pair of surrogates is no text
             json.dumps(values, ensure_ascii=False).encode("utf-8")
@@ -223,12 +224,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _check_depth(body: bytes) -> None:
-    """Refuse deep nesting before the parser, which is recursive, meets it. Brackets inside strings do not count."""
+def _check_shape(body: bytes) -> None:
+    """Refuse deep nesting and endless lists before the parser, which is recursive, meets them. Texts do not count."""
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    if sum(outside.count(mark) for mark in b"[{,") > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
     depth = 0
-    for bracket in re.findall(rb"[\[\]{}]", outside):
-        depth += 1 if bracket in b"[{" else -1
+    for bracket in re.finditer(rb"[\[\]{}]", outside):
+        depth += 1 if bracket[0] in b"[{" else -1
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
 
