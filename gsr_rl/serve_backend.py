@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 
+from gsr_rl.endpoints import Malformed
 from gsr_rl.generation import Completion
 from gsr_rl.solving import Ask, SamplingFailed
 
@@ -200,14 +201,15 @@ class Backend:
                         ids = (ids or []) + new_ids
                     reason = choice.finish_reason or reason
                     if new:
-                        text += new
+                        text += _sound(new)
                         speak(new)
         return self._completion(text, ids, reason)
 
     def _completion(self, text: str, ids: list[int] | None, reason: str | None) -> Completion:
-        if reason is None:
-            raise ConnectionError("the backend's answer breaks off")
-        if ids is None:
+        if reason not in ("stop", "length"):
+            raise Malformed(f"a completion that ends with finish_reason={reason!r}: stop or length is expected")
+        _sound(text)
+        if not isinstance(ids, list):
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return Completion(text, ids, reason == "stop")
 
@@ -218,6 +220,17 @@ class Backend:
             text = f"{text} ({type(error.__cause__).__name__})" if error.__cause__ else text
         text = text.replace(self._key, "***") if self._key else text
         return " ".join(text.split())[:300]
+
+
+def _sound(text: str) -> str:
+    """The text, if it is one that can be sent on. Raises `Malformed` otherwise."""
+    if not isinstance(text, str):
+        raise Malformed(f"a completion whose text is a {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Malformed("a completion with half a character (a lone surrogate)") from None
+    return text
 
 
 def _out_of_files(error: BaseException | None) -> bool:

@@ -133,6 +133,14 @@ class FaultyServer:
                 answer["choices"] = outer.choices(body, fewer=fault == "fewer")
                 if fault == "unfinished":
                     answer["choices"][-1]["finish_reason"] = None
+                if fault == "abort":
+                    answer["choices"][-1]["finish_reason"] = "abort"
+                if fault in ("no text", "half a letter"):
+                    text = "2\ud800" if fault == "half a letter" else None
+                    last = answer["choices"][-1]
+                    last |= (
+                        {"message": {"role": "assistant", "content": text}} if "message" in last else {"text": text}
+                    )
                 if fault == "no choices":
                     answer["choices"] = []
                 if body.get("stream"):

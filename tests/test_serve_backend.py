@@ -24,14 +24,14 @@ def ask_for(server, n: int, last: bool = False) -> Ask:
     return Ask("refinement" if last else "candidate", 0, messages, ids, Sampling(n, 1.0, 1.0, 40), last)
 
 
-def sample(server, n=6, last=False, seconds=20.0, **keys):
+def sample(server, n=6, last=False, seconds=20.0, on_text=None, **keys):
     """What `Backend.sample` gives, or raises."""
 
     async def scenario():
         backend = Backend(server.url, **{"window": 512, "tokenizer": server.engine.tokenizer} | keys)
         try:
             await backend.find(5)
-            return await backend.sample(ask_for(server, n, last), time.monotonic() + seconds)
+            return await backend.sample(ask_for(server, n, last), time.monotonic() + seconds, on_text)
         finally:
             await backend.close()
 
@@ -47,13 +47,22 @@ def test_each_completion_is_a_request_of_its_own(api):
     assert all(body["max_tokens"] == 40 and body["model"] == "student" for body in server.bodies)
 
 
-@pytest.mark.parametrize(
-    "fault", ["500", "503", "429", "cut", "half", "half json", "page", "no choices", "unfinished"]
-)
+FAULTS = ["500", "503", "429", "cut", "half", "half json", "page", "no choices", "unfinished"]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "abort", "no text", "half a letter"])
 def test_what_fails_is_asked_for_again(fault):
     with FaultyServer({"none": 1, fault: 1}, seed=1) as server:
         found = sample(server, retries=12, last=True)
-        assert len(found) == 6 and server.seen[fault] > 0
+        assert len(found) == 6 and server.seen["none"] == 6 and server.seen[fault] > 0
+
+
+@pytest.mark.parametrize(("fault", "words"), [("abort", "finish_reason='abort'"), ("half a letter", "half a char")])
+def test_a_stream_of_what_is_no_answer_fails(fault, words):
+    spoken = []
+    with FaultyServer({fault: 1}) as server, pytest.raises(SamplingFailed, match=words):
+        sample(server, n=1, last=True, on_text=lambda _, text: spoken.append(text))
+    "".join(spoken).encode()
 
 
 def test_a_refusal_is_not_repeated():
