@@ -72,11 +72,11 @@ class Solver:
 
         Raises:
             EngineError: An endpoint gave no candidate.
-            ValueError: The problem is empty, or too long for the model's window.
+            ValueError: The problem is empty, too long for the model's window, or refused by its chat template.
         """
         (solution,) = self.solve_many([problem], watcher)
         if solution.error:
-            raise (ValueError if solution.error.startswith("the prompt") else EngineError)(solution.error)
+            raise (ValueError if solution.refused else EngineError)(solution.error)
         return solution
 
     def solve_many(self, problems: Iterable[str | Messages], watcher: Watcher | None = None) -> Iterator[Solution]:
@@ -134,7 +134,8 @@ class _Running:
             self.solution = replace(stop.value, seconds=time.monotonic() - self._start)
         except (ValueError, SamplingFailed) as failure:
             problem = str(self._chat[-1]["content"]) if self._chat else ""
-            self.solution = Solution(problem, [], [], Usage(), error=str(failure))
+            refused = isinstance(failure, ValueError)
+            self.solution = Solution(problem, [], [], Usage(), error=str(failure), refused=refused)
 
     def _answer(self, step: Vote | Told):
         if isinstance(step, Vote):

@@ -18,7 +18,7 @@ LIVE_LINES = 8  # lines of a candidate that are shown while it is sampled
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 _DEGRADED = {
-    "fewer_candidates": "not every candidate could be shown to the refinement",
+    "fewer_candidates": "some candidates did not come, or could not be shown to the refinement",
     "unfinished_candidates": "no candidate ended by itself: the refinement read unfinished ones",
     "no_usable_candidate": "no candidate could be shown: this is the majority's candidate",
     "prompt_too_long": "the problem and its candidates do not fit the prompt: this is the majority's candidate",

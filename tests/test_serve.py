@@ -150,6 +150,15 @@ def test_malformed_and_unknown_is_refused_and_nothing_happens(served, backend):
     assert backend.asks == []
 
 
+def test_turns_that_the_chat_template_refuses_are_the_clients_error(served, backend):
+    twice = ASK | {"messages": [{"role": "assistant", "content": "2"}] * 2 + ASK["messages"]}
+    with pytest.raises(
+        openai.UnprocessableEntityError, match=r"chat template refuses .*\(assistant, assistant, user\): two"
+    ):
+        served.client().chat.completions.create(**twice)
+    assert backend.asks == []
+
+
 def test_a_body_over_the_limit_is_refused_with_and_without_a_stated_length(backend):
     with Serving(backend, max_body_bytes=10_000) as served:
         status, content, _ = post(served.port, b" " * 10_001)

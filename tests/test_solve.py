@@ -75,8 +75,23 @@ def test_an_empty_and_a_far_too_long_problem_leave_the_others_alone():
         empty, good, long = solver.solve_many([" ", PROBLEMS[0], "1" * 1200])
         assert empty.error == "the problem is empty" and good.answers and not good.error
         assert "fill the model's window of 512" in long.error
-        with pytest.raises(ValueError, match="fill the model's window"):
-            solver.solve("1" * 1200)
+        for problem, words in (("", "is empty"), ("1" * 1200, "fill the model's window")):
+            with pytest.raises(ValueError, match=words):
+                solver.solve(problem)
+
+
+def test_a_chat_that_the_template_refuses_leaves_the_others_alone():
+    engine = FixedEngine()
+    engine.tokenizer.chat_template = (
+        "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+        + engine.tokenizer.chat_template
+    )
+    chat = [{"role": "user", "content": PROBLEMS[0]}] * 2
+    with Solver(TINY, engine, **KEYS) as solver:
+        refused, good = solver.solve_many([chat, PROBLEMS[0]])
+        assert "chat template refuses" in refused.error and "one turn only" in refused.error and good.answers
+        with pytest.raises(ValueError, match="one turn only"):
+            solver.solve(chat)
 
 
 def test_rounds_and_modes_ask_for_what_they_say():
