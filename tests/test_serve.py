@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -37,6 +38,12 @@ def post(port: int, body: bytes, path: str = "/v1/chat/completions", **headers) 
     content = json.loads(answer.read())
     connection.close()
     return answer.status, content, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def counted(served) -> dict[str, float]:
+    """Requests by status, as they are told to Prometheus."""
+    found = re.findall(r'gsr_requests_total\{status="(\d+)"\} (\S+)', served.server.metrics.text().decode())
+    return {status: float(number) for status, number in found}
 
 
 def test_the_official_client_gets_a_refined_answer_and_all_tokens_are_counted(served, backend):
@@ -265,6 +272,10 @@ def test_a_stream_that_breaks_off_says_so(served, backend):
     backend.break_off = True
     with pytest.raises(openai.APIError, match="does not answer"):
         list(served.client().chat.completions.create(**ASK, stream=True))
+    wait_until(lambda: counted(served) == {"503": 1}, 5, "the count")
+    backend.break_off = False
+    list(served.client().chat.completions.create(**ASK, stream=True))
+    wait_until(lambda: counted(served) == {"503": 1, "200": 1}, 5, "the count")
 
 
 def test_the_time_limit_is_kept_and_shared_by_the_stages(backend):
@@ -304,6 +315,7 @@ def test_a_client_that_goes_ends_the_work(served, backend, stage, stream):
     connection.sock.close()
     wait_until(lambda: backend.cancelled == [stage], 5, "the end of the work")
     wait_until(lambda: served.server.places.running == 0, 5, "the place")
+    wait_until(lambda: counted(served) == {"499": 1}, 5, "the count")
 
 
 def test_a_client_that_goes_in_the_middle_of_a_stream_ends_the_work(served, backend):
@@ -315,6 +327,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream_ends_the_work(served, back
     stream.close()
     wait_until(lambda: backend.cancelled == ["refinement"], 5, "the end of the work")
     wait_until(lambda: served.server.places.running == 0, 5, "the place")
+    wait_until(lambda: counted(served) == {"499": 1}, 5, "the count")
 
 
 def test_a_slow_stream_is_kept_alive_by_comments(backend):
