@@ -19,7 +19,7 @@ from serving import ROOT, TINY
 from gsr_rl import tiny_world
 from gsr_rl.solve import Solver, Watcher
 from gsr_rl.solve_cli import main, read_problems
-from gsr_rl.solve_display import boxes, printable, votes_line
+from gsr_rl.solve_display import Terminal, boxes, printable, votes_line
 from gsr_rl.solving import Attempt, counted
 
 PROBLEMS = [row["problem"] for row in tiny_world.generate("mix", "test", 12, 0)]
@@ -240,6 +240,25 @@ def test_a_long_word_is_shown_whole_in_a_narrow_box():
     shown = console.file.getvalue()
     assert "…" not in shown and "".join(line[2:28].strip() for line in shown.splitlines()[1:-1]).startswith(word[:26])
     assert word[26:] in shown and "57, 1 vote" in shown
+
+
+@pytest.mark.parametrize("refinements", [1, 4])
+def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=80, height=24)
+    display = Terminal(console, "What is 1+1?")
+    attempts = [Attempt("long\n" * 20, "2", True, 40, votes=4, group=0)] * 4
+    display.started("candidate", 0, 4)
+    display.finished("candidate", 0, attempts)
+    display.started("refinement", 1, refinements)
+    for index in range(refinements):
+        display.text("refinement", index, "line\n" * 20 + f"the end of {index}")
+    with console.capture() as captured:
+        console.print(display._picture())
+    shown = captured.get().rstrip("\n").splitlines()
+    assert len(shown) <= 24 and "refining, round 1" in shown[-1]
+    assert all(f"the end of {index}" in "".join(shown) for index in range(refinements))
 
 
 SOLVE = [sys.executable, "-m", "gsr_rl.solve_cli", "--model", TINY, "--prompt-template", "tiny"]
