@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import types
@@ -231,7 +232,7 @@ class ServeConfig(AnswerConfig):
             if not keys:
                 raise ValueError(f"api_key_file={self.api_key_file} holds no key: write one a line")
             return keys
-        return [key for key in [os.environ.get(self.api_key_env, "")] if key]
+        return [key for key in [os.environ.get(self.api_key_env, "").strip()] if key]
 
 
 def _loopback(host: str) -> bool:
@@ -243,14 +244,20 @@ def _loopback(host: str) -> bool:
 
 def at_least(config, least: int, *names: str) -> list[str]:
     """A message for each of these values that is set and smaller."""
-    values = {name: getattr(config, name) for name in names}
-    return [f"{k}={v}: at least {least} is needed" for k, v in values.items() if v is not None and v < least]
+    values = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    found = [f"{name}={value}: at least {least} is needed" for name, value in values.items() if value < least]
+    return found + _not_finite(values)
 
 
 def above_zero(config, *names: str) -> list[str]:
     """A message for each of these values that is not positive."""
     values = {name: getattr(config, name) for name in names}
-    return [f"{name}={value}: a positive number is expected" for name, value in values.items() if not value > 0]
+    found = [f"{name}={value}: a positive number is expected" for name, value in values.items() if value <= 0]
+    return found + _not_finite(values)
+
+
+def _not_finite(values: dict[str, float]) -> list[str]:
+    return [f"{name}={value}: a number is expected" for name, value in values.items() if not abs(value) < math.inf]
 
 
 def check_address(name: str, url: str) -> list[str]:
@@ -299,8 +306,12 @@ def add_keys(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def with_underscores(argv: list[str]) -> list[str]:
-    """`--num-candidates` as `--num_candidates`."""
-    return [re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
+    """`--num-candidates` as `--num_candidates`; what stands after `--` is no option."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [
+        re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv[:end]
+    ]
+    return options + argv[end:]
 
 
 def _plain(annotation) -> object:

@@ -95,7 +95,7 @@ class EndpointEngine(Engine):
         from transformers import AutoTokenizer
 
         self._model, self._settings = model, settings
-        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+        self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
         self.window = settings.max_requests_in_flight
         self._results: queue.SimpleQueue = queue.SimpleQueue()

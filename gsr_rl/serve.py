@@ -72,7 +72,7 @@ class Server:
         async def no_such_path(request: Request, error: HTTPException):
             return await refused(request, ApiError(error.status_code, "not_found", str(error.detail)))
 
-        @app.get("/health")
+        @app.api_route("/health", methods=["GET", "HEAD"])
         async def health():
             up = self.backend.up
             return JSONResponse({"status": "ok" if up else "no backend"}, 200 if up else 503)
@@ -225,7 +225,7 @@ async def serve(config: ServeConfig) -> None:
 
     allow_files(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    key = os.environ.get(config.backend_key_env, "") if config.backend_key_env else ""
+    key = os.environ.get(config.backend_key_env, "").strip() if config.backend_key_env else ""
     backend = Backend(config.backend, key, config.backend_model, config.backend_api, config.backend_retries,
                       config.max_model_length, tokenizer, config.max_backend_requests)  # fmt: skip
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from gsr_rl.endpoints import Malformed
 from gsr_rl.generation import Completion
-from gsr_rl.solving import Ask, SamplingFailed
+from gsr_rl.solving import Ask, SamplingFailed, is_unicode
 
 logger = logging.getLogger("gsr_rl.serve")
 
@@ -226,10 +226,8 @@ def _sound(text: str) -> str:
     """The text, if it is one that can be sent on. Raises `Malformed` otherwise."""
     if not isinstance(text, str):
         raise Malformed(f"a completion whose text is a {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Malformed("a completion with half a character (a lone surrogate)") from None
+    if not is_unicode(text):
+        raise Malformed("a completion with half a character (a lone surrogate)")
     return text
 
 

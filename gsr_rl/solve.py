@@ -17,7 +17,7 @@ import rewards
 from gsr_rl.answer_config import SolveConfig
 from gsr_rl.generation import Engine, EngineError, Request, open_engine
 from gsr_rl.prompts import Messages
-from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, solving
+from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
 
 
 class Watcher:
@@ -126,6 +126,8 @@ class _Running:
         try:
             if not self._chat or not str(self._chat[-1]["content"]).strip():
                 raise ValueError("the problem is empty")
+            if not all(is_unicode(str(turn["content"])) for turn in self._chat):
+                raise ValueError("the problem holds half a character (a lone surrogate)")
             step = self._steps.throw(SamplingFailed(error)) if error else self._steps.send(reply)
             while not isinstance(step, Ask):
                 step = self._steps.send(self._answer(step))

@@ -109,6 +109,9 @@ def test_models_health_and_metrics(served, backend):
         connection.request("GET", "/health")
         answer = connection.getresponse()
         assert (answer.status, bool(answer.read())) == (status, True)
+        connection.request("HEAD", "/health")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (status, b"")
 
 
 def test_without_the_key_nothing_happens(backend, caplog):
@@ -142,6 +145,12 @@ def test_keys_are_compared_whole_and_by_scheme():
         with pytest.raises(ApiError):
             keys.check(header)
     Keys([]).check(None)
+
+
+def test_a_key_beyond_ascii_opens(served):
+    served.server.keys = Keys(["schlüssel à"])
+    for key, status in (("schlüssel à", 422), ("schlüssel", 401), ("schlussel a", 401)):
+        assert post(served.port, b"{", Authorization=f"Bearer {key}".encode())[0] == status
 
 
 def test_malformed_and_unknown_is_refused_and_nothing_happens(served, backend):

@@ -1,6 +1,7 @@
 """Bodies of requests to the server: what is read, and what is refused with 422 before anything else happens."""
 
 import json
+import math
 import time
 
 import pytest
@@ -246,6 +247,10 @@ def test_limits(more, words):
         ({"num_candidates": 9}, "num_candidates=9 is more than max_num_candidates=8: raise max_num_candidates"),
         ({"mode": "best"}, "mode='best' is not known: use one of refine, vote, direct"),
         ({"request_seconds": 0}, "request_seconds=0: a positive number"),
+        ({"request_seconds": math.inf}, "request_seconds=inf: a number is expected"),
+        ({"body_seconds": math.nan}, "body_seconds=nan: a number is expected"),
+        ({"temperature": math.nan}, "temperature=nan: a number is expected"),
+        ({"refinement_temperature": math.inf}, "refinement_temperature=inf: a number is expected"),
         ({"port": 70000}, "port=70000"),
         ({"model": "./nowhere"}, "there is no such folder"),
         ({"model": None}, "model is not set"),
@@ -258,7 +263,7 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(keys, words,
 
 
 def test_an_open_address_needs_a_key(monkeypatch, tmp_path):
-    monkeypatch.setenv("GSR_API_KEY", "k")
+    monkeypatch.setenv("GSR_API_KEY", "k\n")
     assert ServeConfig(model="m", host="0.0.0.0").keys() == ["k"]
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n")

@@ -17,8 +17,9 @@ from fixed_engine import FixedEngine
 from serving import ROOT, TINY
 
 from gsr_rl import tiny_world
+from gsr_rl.answer_config import with_underscores
 from gsr_rl.solve import Solver, Watcher
-from gsr_rl.solve_cli import main, read_problems
+from gsr_rl.solve_cli import main, parser, read_problems
 from gsr_rl.solve_display import Terminal, boxes, printable, votes_line
 from gsr_rl.solving import Attempt, counted
 
@@ -75,7 +76,11 @@ def test_an_empty_and_a_far_too_long_problem_leave_the_others_alone():
         empty, good, long = solver.solve_many([" ", PROBLEMS[0], "1" * 1200])
         assert empty.error == "the problem is empty" and good.answers and not good.error
         assert "fill the model's window of 512" in long.error
-        for problem, words in (("", "is empty"), ("1" * 1200, "fill the model's window")):
+        for problem, words in (
+            ("", "is empty"),
+            ("\ud800", "half a character"),
+            ("1" * 1200, "fill the model's window"),
+        ):
             with pytest.raises(ValueError, match=words):
                 solver.solve(problem)
 
@@ -182,6 +187,28 @@ def test_problems_come_from_one_of_three_places(tmp_path):
     assert read_problems(None, None, io.StringIO('{"set": 1}\nis this JSON?'))[0]["problem"].startswith("{")
 
 
+def test_a_pipe_in_a_files_place_and_rows_with_odd_line_ends_are_read(tmp_path):
+    pipe, rows = tmp_path / "pipe", tmp_path / "rows.jsonl"
+    rows.write_text('{"problem": "1\u2028+\x851"}\n{"problem": "2+2"}\n', encoding="utf-8")
+    for content, found in (("1+1", ["1+1"]), (rows.read_text(encoding="utf-8"), ["1\u2028+\x851", "2+2"])):
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_text, args=(content,), kwargs={"encoding": "utf-8"}, daemon=True)
+        writer.start()
+        assert [row["problem"] for row in read_problems(None, str(pipe))] == found
+        writer.join()
+        pipe.unlink()
+    assert len(read_problems(None, str(rows))) == 2
+    with pytest.raises(ValueError, match="Is a directory: a file that can be read"):
+        read_problems(None, str(tmp_path))
+    assert read_problems(None, None, io.StringIO("[" * 100_000))[0]["problem"].startswith("[")
+
+
+def test_a_problem_that_starts_with_a_dash_comes_after_two():
+    words = with_underscores(["--top-p", "1", "--", "--a-b"])
+    assert parser().parse_args(words).problem == "--a-b"
+    assert '-- "-3 + 5"' in parser().format_help()
+
+
 @pytest.mark.parametrize(
     ("problem", "content", "words"),
     [
@@ -191,6 +218,10 @@ def test_problems_come_from_one_of_three_places(tmp_path):
         (None, "{", "line 1: not JSON"),
         (None, '{"problem": "1"}\n{"id": 3}', "line 2: an object with the text `problem`"),
         (None, '{"problem": 3}', "line 1: an object"),
+        (None, "[" * 100_000, "line 1: not JSON"),
+        (None, '{"problem": "\\ud800"}', "line 1: half a character"),
+        (None, '{"problem": "1", "id": "\\ud800"}', "line 1: half a character"),
+        ("\udcff", None, "the problem is not UTF-8"),
     ],
 )
 def test_what_is_no_problem_is_named(problem, content, words, tmp_path):
