@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import types
@@ -180,6 +181,17 @@ class ServeConfig(AnswerConfig):
     max_answers: int = field(default=8, metadata={"help": "The largest `n` that a request may ask for."})
     max_body_bytes: int = field(default=1_048_576, metadata={"help": "Largest body of a request."})
     body_seconds: float = field(default=30.0, metadata={"help": "How long a client may take to send its body."})
+    header_seconds: float = field(
+        default=10.0,
+        metadata={"help": "How long a connection may take to send a request's header; then it is closed."},
+    )
+    max_connections: int = field(
+        default=512,
+        metadata={"help": "Connections at once. A request on one more gets 503; twice as many are closed."},
+    )
+    max_backend_requests: int = field(
+        default=256, metadata={"help": "Completions asked of the backend at once; further ones wait for their turn."}
+    )
     max_running: int = field(default=64, metadata={"help": "Requests worked on at once."})
     max_waiting: int = field(default=128, metadata={"help": "Requests that wait for a place; one more gets 429."})
     request_seconds: float = field(
@@ -205,8 +217,9 @@ class ServeConfig(AnswerConfig):
         if not 0 <= self.port <= 65535:
             found.append(f"port={self.port}: 0 to 65535 is expected")
         numbers = ("max_num_candidates", "max_rounds", "max_answers", "max_body_bytes", "max_running")
+        numbers += ("max_connections", "max_backend_requests")
         found += at_least(self, 1, *numbers) + at_least(self, 0, "max_waiting", "backend_retries")
-        seconds = ("body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
+        seconds = ("header_seconds", "body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
         found += above_zero(self, *seconds)
         for name, limit in (("num_candidates", "max_num_candidates"), ("rounds", "max_rounds")):
             value = getattr(self, name)
@@ -227,7 +240,7 @@ class ServeConfig(AnswerConfig):
             if not keys:
                 raise ValueError(f"api_key_file={self.api_key_file} holds no key: write one a line")
             return keys
-        return [key for key in [os.environ.get(self.api_key_env, "")] if key]
+        return [key for key in [os.environ.get(self.api_key_env, "").strip()] if key]
 
 
 def _loopback(host: str) -> bool:
@@ -239,14 +252,20 @@ def _loopback(host: str) -> bool:
 
 def at_least(config, least: int, *names: str) -> list[str]:
     """A message for each of these values that is set and smaller."""
-    values = {name: getattr(config, name) for name in names}
-    return [f"{k}={v}: at least {least} is needed" for k, v in values.items() if v is not None and v < least]
+    values = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    found = [f"{name}={value}: at least {least} is needed" for name, value in values.items() if value < least]
+    return found + _not_finite(values)
 
 
 def above_zero(config, *names: str) -> list[str]:
     """A message for each of these values that is not positive."""
     values = {name: getattr(config, name) for name in names}
-    return [f"{name}={value}: a positive number is expected" for name, value in values.items() if not value > 0]
+    found = [f"{name}={value}: a positive number is expected" for name, value in values.items() if value <= 0]
+    return found + _not_finite(values)
+
+
+def _not_finite(values: dict[str, float]) -> list[str]:
+    return [f"{name}={value}: a number is expected" for name, value in values.items() if not abs(value) < math.inf]
 
 
 def check_address(name: str, url: str) -> list[str]:
@@ -295,8 +314,12 @@ def add_keys(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def with_underscores(argv: list[str]) -> list[str]:
-    """`--num-candidates` as `--num_candidates`."""
-    return [re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
+    """`--num-candidates` as `--num_candidates`; what stands after `--` is no option."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [
+        re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv[:end]
+    ]
+    return options + argv[end:]
 
 
 def _plain(annotation) -> object:

@@ -102,7 +102,7 @@ class EndpointEngine(Engine):
         from transformers import AutoTokenizer
 
         self._model, self._settings = model, settings
-        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+        self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
         self.window = settings.max_requests_in_flight
         self._results: queue.SimpleQueue = queue.SimpleQueue()
@@ -214,6 +214,7 @@ class EndpointEngine(Engine):
                 try:
                     found += await self._ask(server, request, len(found), shown)
                     failures, self._answered = 0, True
+                    shown.clear()
                 except Exception as error:
                     failures += 1
                     status = getattr(error, "status_code", None)
@@ -254,7 +255,7 @@ class EndpointEngine(Engine):
 
         Args:
             have: Completions that are there already.
-            shown: Is filled with what `on_text` was given.
+            shown: Is filled with what `on_text` was given of this request.
         """
         sampling, streamed = request.sampling, request.on_text is not None
         how = {"model": self._model, "n": sampling.n - have, "temperature": sampling.temperature}
@@ -282,14 +283,15 @@ class EndpointEngine(Engine):
 
     async def _read_stream(self, call, request: Request, have: int, shown: list) -> list[SimpleNamespace]:
         """The choices of a streamed answer, put together; their pieces of text go to `on_text` on the way."""
-        wanted = range(request.sampling.n - have)
-        choices = [SimpleNamespace(finish_reason=None, content="", reasoning="", token_ids=None) for _ in wanted]
+        wanted = request.sampling.n - have
+        choices: dict[int, SimpleNamespace] = {}  # those that the server has begun, in that order
         async with await call as stream:
             async for chunk in stream:
                 for new in chunk.choices:
-                    if new.index not in wanted:
-                        raise Malformed(f"a choice {new.index} of {len(wanted)}")
-                    choice, delta = choices[new.index], getattr(new, "delta", new)
+                    if new.index not in choices and len(choices) == wanted:
+                        raise Malformed(f"a choice {new.index} more than the {wanted} asked for")
+                    blank = SimpleNamespace(finish_reason=None, content="", reasoning="", token_ids=None)
+                    choice, delta = choices.setdefault(new.index, blank), getattr(new, "delta", new)
                     text = getattr(delta, "content", None) or getattr(delta, "text", None) or ""
                     choice.content += text
                     choice.reasoning += (
@@ -300,8 +302,9 @@ class EndpointEngine(Engine):
                         choice.token_ids = (choice.token_ids or []) + ids
                     if text:
                         shown.append(text)
-                        self._results.put(_Text(request.on_text, have + new.index, text))
-        return choices
+                        place = have + list(choices).index(new.index)
+                        self._results.put(_Text(request.on_text, place, text))
+        return list(choices.values())
 
     def _completion(self, choice) -> Completion:
         reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", choice)

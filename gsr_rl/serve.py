@@ -72,7 +72,7 @@ class Server:
         async def no_such_path(request: Request, error: HTTPException):
             return await refused(request, ApiError(error.status_code, "not_found", str(error.detail)))
 
-        @app.get("/health")
+        @app.api_route("/health", methods=["GET", "HEAD"])
         async def health():
             up = self.backend.up
             return JSONResponse({"status": "ok" if up else "no backend"}, 200 if up else 503)
@@ -121,8 +121,9 @@ class Server:
         try:
             body = await read_body(request, self.config.max_body_bytes, self.config.body_seconds)
         except ClientDisconnect:
+            self.metrics.requests.labels("499").inc()
             return Response(status_code=499)
-        parsed = parse_body(body)
+        parsed = await asyncio.to_thread(parse_body, body)  # a hostile one takes its time
         self._known(parsed.model)
         settings = settings_of(parsed, self.config, self.settings)
         if not self.backend.up:
@@ -139,15 +140,14 @@ class Server:
             raise
         if not here:
             job.cancel()
-            self._log(job, 499)
+            self._ended(job, 499)
             return Response(status_code=499)
         if isinstance(job.outcome, ApiError):
             self._log(job, job.outcome.status)
             raise job.outcome
-        self.metrics.requests.labels("200").inc()
         if parsed.stream:
-            return stream_response(job, self.config, self._log)
-        self._log(job, 200)
+            return stream_response(job, self.config, self._ended)
+        self._ended(job, 200)
         return JSONResponse(job.body(job.outcome), headers={"X-Request-Id": job.id})
 
     async def _first_event(self, job) -> None:
@@ -171,6 +171,10 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _ended(self, job, status: int) -> None:
+        self.metrics.requests.labels(str(status)).inc()
+        self._log(job, status)
+
     def _log(self, job, status: int) -> None:
         """One line a request, without any of its text."""
         solution = job.outcome if status == 200 else None
@@ -186,8 +190,8 @@ class Server:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def stream_response(job, config: ServeConfig, log):
-    """Server-sent events of a job, which ends with the connection, whoever ends that."""
+def stream_response(job, config: ServeConfig, ended):
+    """Server-sent events of a job, which ends with the connection, whoever ends that; `ended` is told how."""
     from fastapi.responses import StreamingResponse
 
     class Stream(StreamingResponse):
@@ -198,7 +202,8 @@ def stream_response(job, config: ServeConfig, log):
                     async with asyncio.timeout(config.request_seconds + 60):
                         await super().__call__(scope, receive, send)
             finally:
-                log(job, 200 if job.outcome is not None else 499)
+                # An error that came in the middle has its own status, although the client has been told 200.
+                ended(job, 499 if job.outcome is None else getattr(job.outcome, "status", 200))
                 job.cancel()
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Request-Id": job.id}
@@ -213,34 +218,29 @@ async def serve(config: ServeConfig) -> None:
     """
     import os
 
-    import uvicorn
     from transformers import AutoTokenizer
 
     from gsr_rl.serve_backend import Backend
+    from gsr_rl.serve_connections import allow_files, listener
 
+    allow_files(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    key = os.environ.get(config.backend_key_env, "") if config.backend_key_env else ""
+    key = os.environ.get(config.backend_key_env, "").strip() if config.backend_key_env else ""
     backend = Backend(config.backend, key, config.backend_model, config.backend_api, config.backend_retries,
-                      config.max_model_length, tokenizer)  # fmt: skip
+                      config.max_model_length, tokenizer, config.max_backend_requests)  # fmt: skip
     try:
         await backend.find(config.backend_start_seconds)
         server = Server(config, tokenizer, backend)
     except BaseException:
         await backend.close()
         raise
-    options = uvicorn.Config(
-        server.app(),
-        host=config.host,
-        port=config.port,
-        access_log=False,
-        server_header=False,
-        log_level="warning",
-        lifespan="off",
-        timeout_graceful_shutdown=int(config.request_seconds) + 5,
-    )
-    logger.info("serving %s at http://%s:%s/v1, in front of %s", server.name, config.host, config.port, config.backend)
+
+    def ready(port: int) -> None:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        logger.info("serving %s at http://%s:%s/v1, in front of %s", server.name, host, port, config.backend)
+
     try:
-        await uvicorn.Server(options).serve()
+        await listener(server.app(), config, ready).serve()
     finally:
         await server.close()
         logger.info("good-bye")

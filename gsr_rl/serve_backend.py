@@ -5,13 +5,15 @@ A stage's completions are requests of their own, so that one that fails or hangs
 
 import asyncio
 import contextlib
+import errno
 import logging
 import random
 import time
 from collections.abc import Callable
 
+from gsr_rl.endpoints import Malformed
 from gsr_rl.generation import Completion
-from gsr_rl.solving import Ask, SamplingFailed
+from gsr_rl.solving import Ask, SamplingFailed, is_unicode
 
 logger = logging.getLogger("gsr_rl.serve")
 
@@ -31,6 +33,7 @@ class Backend:
         model: The name by which it knows the model; None: the only one that it serves.
         api: `completions` (token ids are sent) or `chat` (messages).
         retries: Further tries of a request.
+        most: Requests in flight; further ones wait for their turn.
 
     Attributes:
         up: Whether it answered when it was last asked.
@@ -38,7 +41,7 @@ class Backend:
     """
 
     def __init__(self, url: str, key: str = "", model: str | None = None, api: str = "completions", retries: int = 2,
-                 window: int | None = None, tokenizer=None):  # fmt: skip
+                 window: int | None = None, tokenizer=None, most: int = 256):  # fmt: skip
         import httpx
         from openai import AsyncOpenAI
 
@@ -51,6 +54,7 @@ class Backend:
         )
         self.url, self.model, self.window, self.up = url, model, window, False
         self._key, self._api, self._retries, self._tokenizer = key, api, retries, tokenizer
+        self._turns = asyncio.Semaphore(most)
         self._ping: asyncio.Task | None = None
 
     async def find(self, seconds: float) -> None:
@@ -102,7 +106,7 @@ class Backend:
             return True
         except Exception as error:
             self._why = self._clean(error)
-            return False
+            return self.up and _out_of_files(error)
 
     async def sample(
         self,
@@ -151,11 +155,12 @@ class Backend:
 
         for failures in range(self._retries + 1):
             try:
-                return await self._request(ask, index, speak if on_text else None, stop, seed)
+                async with self._turns:
+                    return await self._request(ask, index, speak if on_text else None, stop, seed)
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 failure = SamplingFailed(self._clean(error), 503)
-                if status is None and "Connect" in type(error.__cause__).__name__:
+                if status is None and "Connect" in type(error.__cause__).__name__ and not _out_of_files(error):
                     self.up = False  # until the look-out finds it again
                 refused = status is not None and status < 500 and status not in RETRIED
                 if refused or spoken or failures == self._retries:
@@ -196,14 +201,15 @@ class Backend:
                         ids = (ids or []) + new_ids
                     reason = choice.finish_reason or reason
                     if new:
-                        text += new
+                        text += _sound(new)
                         speak(new)
         return self._completion(text, ids, reason)
 
     def _completion(self, text: str, ids: list[int] | None, reason: str | None) -> Completion:
-        if reason is None:
-            raise ConnectionError("the backend's answer breaks off")
-        if ids is None:
+        if reason not in ("stop", "length"):
+            raise Malformed(f"a completion that ends with finish_reason={reason!r}: stop or length is expected")
+        _sound(text)
+        if not isinstance(ids, list):
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return Completion(text, ids, reason == "stop")
 
@@ -214,3 +220,21 @@ class Backend:
             text = f"{text} ({type(error.__cause__).__name__})" if error.__cause__ else text
         text = text.replace(self._key, "***") if self._key else text
         return " ".join(text.split())[:300]
+
+
+def _sound(text: str) -> str:
+    """The text, if it is one that can be sent on. Raises `Malformed` otherwise."""
+    if not isinstance(text, str):
+        raise Malformed(f"a completion whose text is a {type(text).__name__}")
+    if not is_unicode(text):
+        raise Malformed("a completion with half a character (a lone surrogate)")
+    return text
+
+
+def _out_of_files(error: BaseException | None) -> bool:
+    """Whether an error comes from this process's own limit of open files, and so says nothing about the backend."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

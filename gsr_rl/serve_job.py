@@ -13,7 +13,18 @@ from gsr_rl.serve_backend import Backend
 from gsr_rl.serve_limits import Places
 from gsr_rl.serve_metrics import Metrics
 from gsr_rl.serve_requests import ApiError, ChatRequest
-from gsr_rl.solving import Ask, PromptTooLong, SamplingFailed, Solution, SolveSettings, Steps, Told, Vote, solving
+from gsr_rl.solving import (
+    Ask,
+    ChatRefused,
+    PromptTooLong,
+    SamplingFailed,
+    Solution,
+    SolveSettings,
+    Steps,
+    Told,
+    Vote,
+    solving,
+)
 
 logger = logging.getLogger("gsr_rl.serve")
 
@@ -74,6 +85,8 @@ class Job:
             self.outcome = ApiError(504, "timeout", f"no answer within {seconds:g} s")
         except PromptTooLong as error:
             self.outcome = ApiError(400, "context_length_exceeded", str(error), "messages")
+        except ChatRefused as error:
+            self.outcome = ApiError(422, "invalid_value", str(error), "messages")
         except SamplingFailed as error:
             self.outcome = _failure(error)
         except Exception:

@@ -21,8 +21,8 @@ class Keys:
             return
         scheme, _, given = (authorization or "").partition(" ")
         right = False
-        for key in self._keys:
-            right |= hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), key)
+        for key in self._keys:  # in bytes, as which latin-1 hands a header on
+            right |= hmac.compare_digest(given.strip(" \t").encode("latin-1"), key)
         if scheme.lower() != "bearer" or not right:
             raise ApiError(401, "invalid_api_key", "a valid key is needed: Authorization: Bearer KEY")
 

@@ -11,6 +11,7 @@ from gsr_rl.answer_config import ServeConfig
 from gsr_rl.solving import SolveSettings
 
 DEEPEST = 32  # nested lists and objects in a body; a chat request has four
+MOST_VALUES = 50_000  # in a body, about; 2,048 messages of several parts have fewer
 LONGEST_TEXT = 400  # characters of an error's message
 
 
@@ -55,15 +56,21 @@ class TextPart(_Strict):
 
 
 class Message(_Strict):
-    """A turn of a chat."""
+    """A turn of a chat; also an assistant's as client libraries hand it back, with every field that it has."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=2048)] | None = None
     name: str | None = None
+    # Taken at their neutral value only.
+    refusal: str | None = None
+    annotations: list | None = None
+    audio: dict | None = None
+    function_call: dict | None = None
+    tool_calls: list | None = None
 
     def plain(self) -> dict[str, str]:
         """As chat templates know it: one text, and `system` for a developer's words."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -103,7 +110,11 @@ class ChatRequest(_Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict | None = None
+    prompt_cache_retention: str | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
     # And those that are taken at their neutral value only.
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -113,6 +124,13 @@ class ChatRequest(_Strict):
     response_format: dict | None = None
     tools: list | None = None
     tool_choice: str | dict | None = None
+    functions: list | None = None
+    function_call: str | dict | None = None
+    modalities: list | None = None
+    audio: dict | None = None
+    moderation: dict | None = None
+    prediction: dict | None = None
+    web_search_options: dict | None = None
 
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -130,13 +148,21 @@ NEUTRAL = {
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-}
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "moderation": (),
+    "prediction": (),
+    "web_search_options": (),
+}  # and null, everywhere
+NEUTRAL_IN_MESSAGE = {"refusal": ("",), "annotations": ([],), "audio": (), "function_call": (), "tool_calls": ([],)}
 
 
 def parse_body(body: bytes) -> ChatRequest:
     """The request in a body. Raises `ApiError` 422 for anything else: no JSON, NaN, keys twice, deep, wrong types."""
     try:
-        _check_depth(body)
+        _check_shape(body)
         values = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
         if b"\\ud" in body.lower():  # half of a pair of surrogates is no text
             json.dumps(values, ensure_ascii=False).encode("utf-8")
@@ -165,15 +191,24 @@ def _checked(request: ChatRequest) -> ChatRequest:
                        "last message, must be the user's", "messages")  # fmt: skip
     if not last.plain()["content"].strip():
         raise ApiError(422, "invalid_value", "messages: the last one, the problem, is empty", "messages")
-    for name, neutral in NEUTRAL.items():
-        value = getattr(request, name)
-        if value is not None and value not in neutral:
-            raise ApiError(422, "unsupported_value", f"{name} is not supported: leave it out", name)
+    _check_neutral(request, NEUTRAL)
+    for place, message in enumerate(request.messages):
+        _check_neutral(message, NEUTRAL_IN_MESSAGE, f"messages.{place}.")
+        if message.content is None and message.role != "assistant":
+            raise ApiError(422, "invalid_value", f"messages.{place}.content: a text is expected, only an assistant's "
+                           "may be null", f"messages.{place}.content")  # fmt: skip
     if any(not stop for stop in request.stops()):
         raise ApiError(422, "invalid_value", "stop: an empty text would stop everything", "stop")
     if request.stream_options is not None and not request.stream:
         raise ApiError(422, "invalid_value", "stream_options is for stream: true", "stream_options")
     return request
+
+
+def _check_neutral(values: BaseModel, neutral: dict[str, tuple], where: str = "") -> None:
+    for name, allowed in neutral.items():
+        value = getattr(values, name)
+        if value is not None and value not in allowed:
+            raise ApiError(422, "unsupported_value", f"{where}{name} is not supported: leave it out", where + name)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -189,12 +224,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _check_depth(body: bytes) -> None:
-    """Refuse deep nesting before the parser, which is recursive, meets it. Brackets inside strings do not count."""
+def _check_shape(body: bytes) -> None:
+    """Refuse deep nesting and endless lists before the parser, which is recursive, meets them. Texts do not count."""
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    if sum(outside.count(mark) for mark in b"[{,") > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
     depth = 0
-    for bracket in re.findall(rb"[\[\]{}]", outside):
-        depth += 1 if bracket in b"[{" else -1
+    for bracket in re.finditer(rb"[\[\]{}]", outside):
+        depth += 1 if bracket[0] in b"[{" else -1
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
 

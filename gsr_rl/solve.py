@@ -17,7 +17,7 @@ import rewards
 from gsr_rl.answer_config import SolveConfig
 from gsr_rl.generation import Engine, EngineError, Request, open_engine
 from gsr_rl.prompts import Messages
-from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, solving
+from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
 
 
 class Watcher:
@@ -72,11 +72,11 @@ class Solver:
 
         Raises:
             EngineError: An endpoint gave no candidate.
-            ValueError: The problem is empty, or too long for the model's window.
+            ValueError: The problem is empty, too long for the model's window, or refused by its chat template.
         """
         (solution,) = self.solve_many([problem], watcher)
         if solution.error:
-            raise (ValueError if solution.error.startswith("the prompt") else EngineError)(solution.error)
+            raise (ValueError if solution.refused else EngineError)(solution.error)
         return solution
 
     def solve_many(self, problems: Iterable[str | Messages], watcher: Watcher | None = None) -> Iterator[Solution]:
@@ -126,6 +126,8 @@ class _Running:
         try:
             if not self._chat or not str(self._chat[-1]["content"]).strip():
                 raise ValueError("the problem is empty")
+            if not all(is_unicode(str(turn["content"])) for turn in self._chat):
+                raise ValueError("the problem holds half a character (a lone surrogate)")
             step = self._steps.throw(SamplingFailed(error)) if error else self._steps.send(reply)
             while not isinstance(step, Ask):
                 step = self._steps.send(self._answer(step))
@@ -134,7 +136,8 @@ class _Running:
             self.solution = replace(stop.value, seconds=time.monotonic() - self._start)
         except (ValueError, SamplingFailed) as failure:
             problem = str(self._chat[-1]["content"]) if self._chat else ""
-            self.solution = Solution(problem, [], [], Usage(), error=str(failure))
+            refused = isinstance(failure, ValueError)
+            self.solution = Solution(problem, [], [], Usage(), error=str(failure), refused=refused)
 
     def _answer(self, step: Vote | Told):
         if isinstance(step, Vote):

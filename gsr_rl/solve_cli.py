@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gsr_rl.solving import is_unicode
+
 DESCRIPTION = """\
 Solve problems: K candidates, then a refinement over them.
 
@@ -17,6 +19,7 @@ Solve problems: K candidates, then a refinement over them.
   gsr-solve --model PATH_OR_HUB_ID --file problem.txt            one problem
   gsr-solve --model PATH_OR_HUB_ID --file problems.jsonl --json  one a line: {"problem": ..., "id": ...}
   echo "What is 12 * 13?" | gsr-solve --model PATH_OR_HUB_ID
+  gsr-solve --model PATH_OR_HUB_ID -- "-3 + 5"                   `--` before a problem that starts with a dash
   gsr-solve --model NAME --endpoints http://localhost:8000/v1 --endpoint_tokenizer PATH_OR_HUB_ID "..."
 
 Exit codes: 0 all solved, 1 some not, 2 wrong input, 130 interrupted.
@@ -52,13 +55,14 @@ def read_problems(problem: str | None, file: str | None, stdin=None) -> list[dic
     if problem is not None:
         text, name, many = problem, "the problem", False
     elif file is not None:
-        if not Path(file).is_file():
-            raise ValueError(f"--file {file}: there is no such file")
         try:
+            named = Path(file).is_file()  # a pipe, such as `<(...)`, is not, and its name says nothing
             text = Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"--file {file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-        name, many = f"--file {file}", file.endswith(".jsonl")
+        except OSError as error:
+            raise ValueError(f"--file {file}: {error.strerror}: a file that can be read is expected") from None
+        name, many = f"--file {file}", file.endswith(".jsonl") if named else _are_rows(text)
     else:
         stdin = stdin or sys.stdin
         if stdin.isatty():
@@ -69,6 +73,8 @@ def read_problems(problem: str | None, file: str | None, stdin=None) -> list[dic
         return _rows(text, name)
     if not text.strip():
         raise ValueError(f"{name} is empty: a problem is expected")
+    if not is_unicode(text):
+        raise ValueError(f"{name} is not UTF-8 text")
     return [{"problem": text.strip()}]
 
 
@@ -77,23 +83,25 @@ def _are_rows(text: str) -> bool:
     first = text.lstrip().partition("\n")[0]
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and bool({"problem", "question"} & set(row))
 
 
 def _rows(text: str, name: str) -> list[dict]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}, line {number}: not JSON ({error}), one object a line is expected") from None
         problem = (row.get("problem") or row.get("question")) if isinstance(row, dict) else None
         if not isinstance(problem, str) or not problem.strip():
             raise ValueError(f"{name}, line {number}: an object with the text `problem` (or `question`) is expected")
+        if not is_unicode(json.dumps(row, ensure_ascii=False)):
+            raise ValueError(f"{name}, line {number}: half a character (a lone surrogate): a whole one is expected")
         rows.append({**row, "problem": problem})
     if not rows:
         raise ValueError(f"{name} holds no problem: one JSON object a line is expected")

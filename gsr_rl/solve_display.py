@@ -12,13 +12,14 @@ from gsr_rl.solving import Attempt, Solution
 
 REFRESHES = 4  # of the live display a second: each costs the sampling some milliseconds
 NARROWEST = 26  # columns of a candidate's box, its border included
-LIVE_LINES = 8  # lines of a candidate that are shown while it is sampled
+LIVE_LINES = 8  # lines of a candidate that are shown while it is sampled, if there is room
+DONE_LINES = 2  # once the next stage is sampled
 
 # A model's text must not move the cursor, clear the screen or set the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 _DEGRADED = {
-    "fewer_candidates": "not every candidate could be shown to the refinement",
+    "fewer_candidates": "some candidates did not come, or could not be shown to the refinement",
     "unfinished_candidates": "no candidate ended by itself: the refinement read unfinished ones",
     "no_usable_candidate": "no candidate could be shown: this is the majority's candidate",
     "prompt_too_long": "the problem and its candidates do not fit the prompt: this is the majority's candidate",
@@ -129,13 +130,22 @@ class Terminal(Watcher):
         parts = [self._heading()]
         for stage, texts in self._texts.items():
             attempts = self._attempts.get(stage)
-            parts.append(boxes(self._console, stage, texts, attempts, LIVE_LINES))
+            lines = self._live_lines() if stage == list(self._texts)[-1] else DONE_LINES
+            parts.append(boxes(self._console, stage, texts, attempts, lines))
             if attempts and stage == "candidate" and len(attempts) > 1:
                 parts.append(Text(f"Votes: {votes_line(attempts)}", style="bold"))
         what = {0: "sampling candidates"}.get(self._number, f"refining, round {self._number}")
         what = what if self._texts else "starting"
         parts.append(Text(f"{what}, {time.monotonic() - self._start:.0f} s", style="dim"))
         return Group(*parts)
+
+    def _live_lines(self) -> int:
+        """Of a box of the stage that is sampled: as many as fit below what is above it."""
+        *earlier, rows = [
+            math.ceil(len(texts) / in_a_row(self._console, len(texts))) for texts in self._texts.values()
+        ]
+        room = self._console.height - len(self._console.render_lines(self._heading())) - 2  # votes, and what is done
+        return max(1, min(LIVE_LINES, (room - sum(earlier) * (DONE_LINES + 2)) // rows - 2))
 
     def _heading(self):
         from rich.text import Text
@@ -169,6 +179,12 @@ class Terminal(Watcher):
         console.print(Text(cost_line(solution), style="dim"))
 
 
+def in_a_row(console, count: int) -> int:
+    """How many of so many boxes stand side by side, in rows of about one length."""
+    most = max(1, min(count, console.width // NARROWEST))
+    return math.ceil(count / math.ceil(count / most))
+
+
 def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None, lines: int | None):
     """Texts side by side, as many in a row as the terminal has room for, with answers and votes when they are known.
 
@@ -177,8 +193,7 @@ def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None,
     """
     from rich.table import Table
 
-    in_row = max(1, min(len(texts), console.width // NARROWEST))
-    in_row = math.ceil(len(texts) / math.ceil(len(texts) / in_row))  # rows of about one length
+    in_row = in_a_row(console, len(texts))
     table = Table.grid(expand=True)
     for _ in range(in_row):
         table.add_column(ratio=1, overflow="fold")

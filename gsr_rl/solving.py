@@ -6,6 +6,7 @@ show (`Told`), and returns a `Solution`. `gsr_rl.solve` answers it from an engin
 The rule for what fails:
 1. A candidate is shown to the refinement if it ended by itself and says something after its thinking part (with
    `unfinished_candidates: cut` also if it did not end). Fewer than K: the refinement sees those (`fewer_candidates`).
+   Without a refinement, fewer than K that came at all: those vote, and it is said likewise.
 2. None ended: the unfinished ones are shown as they are (`unfinished_candidates`).
 3. Nothing can be shown (`no_usable_candidate`), the refinement prompt does not fit its budget (`prompt_too_long`), or
    no refinement came (`refinement_failed`): the answer is a candidate with the majority's answer, the first of them.
@@ -41,6 +42,10 @@ class SamplingFailed(RuntimeError):
 
 class PromptTooLong(ValueError):
     """A problem that leaves no room for a solution."""
+
+
+class ChatRefused(ValueError):
+    """Turns that the model's chat template does not take, such as two of the user's in a row."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,8 @@ class Solution:
         degraded: What went wrong on the way (see the module's docstring); None if nothing did.
         reason: More about it, for a log.
         seconds: From the first prompt to the answer; filled in by who drives.
+        error: Why there is no answer; "" if there is one.
+        refused: Whether that is the problem's own fault: empty, too long, or nothing for the chat template.
     """
 
     problem: str
@@ -195,6 +202,7 @@ class Solution:
     reason: str = ""
     seconds: float = 0.0
     error: str = ""
+    refused: bool = False
 
     @property
     def text(self) -> str:
@@ -213,6 +221,15 @@ class Solution:
         """The candidates' answer with most votes, the earliest of equals; None if no votes were counted."""
         voters = [one for one in self.candidates if one.votes]
         return by_votes(voters)[0].answer if voters else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8. One with half a character (a lone surrogate) cannot, nor tokenized."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def by_votes(attempts: list[Attempt]) -> list[Attempt]:
@@ -270,13 +287,14 @@ def solving(conversation: Messages, tokenizer, settings: SolveSettings, window: 
         window: Of the model, in tokens.
 
     Raises:
+        ChatRefused: The model's chat template does not take such turns.
         PromptTooLong: The problem alone fills the window.
         SamplingFailed: No candidate came.
     """
     problem, history = conversation[-1]["content"], conversation[:-1]
     template, state = get_template(settings.prompt_template), _State(settings)
     chat = solve_prompt(problem, template, history)
-    ids = prompt_token_ids(tokenizer, chat)
+    ids = _first_prompt(tokenizer, chat)
     room = window - len(ids)
     if room < 1:
         raise PromptTooLong(f"the prompt has {len(ids)} tokens, which fill the model's window of {window}")
@@ -296,6 +314,16 @@ def solving(conversation: Messages, tokenizer, settings: SolveSettings, window: 
     return Solution(problem, answers, state.rounds, state.usage, state.degraded, state.reason)
 
 
+def _first_prompt(tokenizer, chat: Messages) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        return prompt_token_ids(tokenizer, chat)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in chat)
+        raise ChatRefused(f"the model's chat template refuses these turns ({roles:.200}): {error}") from None
+
+
 def _stage(state: _State, ask: Ask) -> Generator:
     """Ask for a stage's completions and take them as the next round."""
     completions = yield ask
@@ -303,6 +331,8 @@ def _stage(state: _State, ask: Ask) -> Generator:
     attempts = attempts_of(completions)
     if state.settings.count_votes and not ask.last:
         attempts = counted(attempts, (yield Vote([one.answer for one in attempts])))
+    if state.settings.mode == "vote" and len(attempts) < state.settings.num_candidates:
+        state.degraded = "fewer_candidates"
     if state.settings.mode == "refine" and not ask.last:
         attempts, degraded = mark_shown(attempts, state.settings.unfinished_candidates)
         few = sum(one.shown for one in attempts) < state.settings.num_candidates

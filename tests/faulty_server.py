@@ -23,6 +23,7 @@ class FaultyServer:
         self.refusal = 400
         self.models = None  # what /models answers in place of the usual
         self.engine, self.seen = FixedEngine(), Counter()
+        self.now = self.most = 0  # POSTs being answered
         self.given: Counter = Counter()  # completions of a prompt that were sent in a part
         self.headers: list[dict] = []
         self.bodies: list[dict] = []
@@ -61,6 +62,18 @@ class FaultyServer:
             found.append(choice)
         return found
 
+    def events(self, answer: dict) -> bytes:
+        """An answer as a stream: each choice in two pieces, then its end."""
+        chunks = []
+        for choice in answer["choices"]:
+            chat, end = "message" in choice, choice.pop("finish_reason")
+            text = choice.pop("message")["content"] if chat else choice.pop("text")
+            for piece, reason in ((text[:2], None), (text[2:], None), ("", end)):
+                said = {"delta": {"content": piece}} if chat else {"text": piece}
+                chunks.append(answer | {"choices": [choice | said | {"finish_reason": reason}]})
+                choice.pop("token_ids", None)
+        return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
     def _handler(self):
         outer = self
 
@@ -90,10 +103,15 @@ class FaultyServer:
                     outer.seen[fault] += 1
                     outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                     outer.bodies.append(body)
+                    outer.now += 1
+                    outer.most = max(outer.most, outer.now)
                 try:
                     self.answer(fault, body)
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
+                finally:
+                    with outer.lock:
+                        outer.now -= 1
 
             def answer(self, fault: str, body: dict):
                 if outer.refuse(json.dumps(body.get("messages"))):
@@ -117,8 +135,18 @@ class FaultyServer:
                 answer["choices"] = outer.choices(body, fewer=fault == "fewer")
                 if fault == "unfinished":
                     answer["choices"][-1]["finish_reason"] = None
+                if fault == "abort":
+                    answer["choices"][-1]["finish_reason"] = "abort"
+                if fault in ("no text", "half a letter"):
+                    text = "2\ud800" if fault == "half a letter" else None
+                    last = answer["choices"][-1]
+                    last |= (
+                        {"message": {"role": "assistant", "content": text}} if "message" in last else {"text": text}
+                    )
                 if fault == "no choices":
                     answer["choices"] = []
+                if body.get("stream"):
+                    return self.send(200, outer.events(answer), kind="text/event-stream")
                 content = json.dumps(answer).encode()
                 if fault == "half":  # the connection breaks in the middle of the answer
                     self.close_connection = True

@@ -80,26 +80,31 @@ class Serving:
     """`with Serving(backend, key=...) as served: served.url`."""
 
     def __init__(self, backend: ToldBackend, **keys):
-        import uvicorn
-
         from gsr_rl.serve import Server
+        from gsr_rl.serve_connections import listener
 
-        config = ServeConfig(model=TINY, served_model_name="letters", prompt_template="tiny", num_candidates=3, **keys)
+        keys = {"num_candidates": 3, "port": 0} | keys
+        config = ServeConfig(model=TINY, served_model_name="letters", prompt_template="tiny", **keys)
         self.server = Server(config, LetterTokenizer(), backend)
-        self.backend, self.port = backend, free_port()
-        options = uvicorn.Config(self.server.app(), port=self.port, log_level="error", lifespan="off")
-        self._uvicorn = uvicorn.Server(options)
+        self.backend, self.port = backend, 0
+        self._uvicorn = listener(self.server.app(), config, self._ready)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def _ready(self, port: int) -> None:
+        self.port, self.url = port, f"http://127.0.0.1:{port}/v1"
 
     def __enter__(self):
         self._thread.start()
-        wait_until(lambda: self._uvicorn.started, 20, "the server's start")
+        wait_until(lambda: self.port, 20, "the server's start")
         return self
 
     def __exit__(self, *_):
         self._uvicorn.should_exit = True
         self._thread.join(20)
+
+    @property
+    def connections(self) -> set:
+        return self._uvicorn.server_state.connections
 
     def client(self, key: str = "none", **keys):
         from openai import OpenAI

@@ -63,6 +63,20 @@ def test_no_fault_loses_or_doubles_a_completion(tokenizer, fault):
             assert engine.counts["retries"] == (0 if fault == "fewer" else server.seen[fault])
 
 
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_streaming_server_that_gives_fewer_than_asked_is_asked_for_the_rest(tokenizer, api):
+    (request,) = requests_for(1)
+    shown = [""] * 4
+
+    def on_text(index: int, text: str) -> None:
+        shown[index] += text
+
+    streamed = Request(0, request.token_ids, request.sampling, request.messages, on_text)
+    with FaultyServer({"fewer": 1.0}) as server, engine_of(tokenizer, server.url, api=api) as engine:
+        assert texts_of(engine.stream([streamed])) == texts_of(FixedEngine().stream([request])) == {0: shown}
+        assert [body["n"] for body in server.bodies] == [4, 2, 1]
+
+
 def test_token_ids_of_a_vllm_server_are_sent_and_kept(tokenizer):
     requests = requests_for(3)
     with FaultyServer() as server, engine_of(tokenizer, server.url, api="completions") as engine:

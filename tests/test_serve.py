@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -37,6 +38,12 @@ def post(port: int, body: bytes, path: str = "/v1/chat/completions", **headers) 
     content = json.loads(answer.read())
     connection.close()
     return answer.status, content, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def counted(served) -> dict[str, float]:
+    """Requests by status, as they are told to Prometheus."""
+    found = re.findall(r'gsr_requests_total\{status="(\d+)"\} (\S+)', served.server.metrics.text().decode())
+    return {status: float(number) for status, number in found}
 
 
 def test_the_official_client_gets_a_refined_answer_and_all_tokens_are_counted(served, backend):
@@ -102,6 +109,9 @@ def test_models_health_and_metrics(served, backend):
         connection.request("GET", "/health")
         answer = connection.getresponse()
         assert (answer.status, bool(answer.read())) == (status, True)
+        connection.request("HEAD", "/health")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (status, b"")
 
 
 def test_without_the_key_nothing_happens(backend, caplog):
@@ -137,6 +147,12 @@ def test_keys_are_compared_whole_and_by_scheme():
     Keys([]).check(None)
 
 
+def test_a_key_beyond_ascii_opens(served):
+    served.server.keys = Keys(["schlüssel à"])
+    for key, status in (("schlüssel à", 422), ("schlüssel", 401), ("schlussel a", 401)):
+        assert post(served.port, b"{", Authorization=f"Bearer {key}".encode())[0] == status
+
+
 def test_malformed_and_unknown_is_refused_and_nothing_happens(served, backend):
     for body in (b"{", b'{"model": NaN}', b"[" * 50_000, json.dumps(ASK | {"n": "two"}).encode()):
         assert post(served.port, body)[0] == 422
@@ -147,6 +163,15 @@ def test_malformed_and_unknown_is_refused_and_nothing_happens(served, backend):
     with pytest.raises(openai.BadRequestError, match="fill the model's window"):
         served.client().chat.completions.create(**ASK | {"messages": [{"role": "user", "content": "x" * 900}]})
     assert post(served.port, b"{}", "/v1/completions")[0] == 404
+    assert backend.asks == []
+
+
+def test_turns_that_the_chat_template_refuses_are_the_clients_error(served, backend):
+    twice = ASK | {"messages": [{"role": "assistant", "content": "2"}] * 2 + ASK["messages"]}
+    with pytest.raises(
+        openai.UnprocessableEntityError, match=r"chat template refuses .*\(assistant, assistant, user\): two"
+    ):
+        served.client().chat.completions.create(**twice)
     assert backend.asks == []
 
 
@@ -256,6 +281,10 @@ def test_a_stream_that_breaks_off_says_so(served, backend):
     backend.break_off = True
     with pytest.raises(openai.APIError, match="does not answer"):
         list(served.client().chat.completions.create(**ASK, stream=True))
+    wait_until(lambda: counted(served) == {"503": 1}, 5, "the count")
+    backend.break_off = False
+    list(served.client().chat.completions.create(**ASK, stream=True))
+    wait_until(lambda: counted(served) == {"503": 1, "200": 1}, 5, "the count")
 
 
 def test_the_time_limit_is_kept_and_shared_by_the_stages(backend):
@@ -295,6 +324,7 @@ def test_a_client_that_goes_ends_the_work(served, backend, stage, stream):
     connection.sock.close()
     wait_until(lambda: backend.cancelled == [stage], 5, "the end of the work")
     wait_until(lambda: served.server.places.running == 0, 5, "the place")
+    wait_until(lambda: counted(served) == {"499": 1}, 5, "the count")
 
 
 def test_a_client_that_goes_in_the_middle_of_a_stream_ends_the_work(served, backend):
@@ -306,6 +336,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream_ends_the_work(served, back
     stream.close()
     wait_until(lambda: backend.cancelled == ["refinement"], 5, "the end of the work")
     wait_until(lambda: served.server.places.running == 0, 5, "the place")
+    wait_until(lambda: counted(served) == {"499": 1}, 5, "the count")
 
 
 def test_a_slow_stream_is_kept_alive_by_comments(backend):

@@ -1,6 +1,8 @@
 """The client of the server behind: retries, deadlines and what it says, against a server that fails in every way."""
 
 import asyncio
+import os
+import resource
 import time
 
 import pytest
@@ -22,14 +24,14 @@ def ask_for(server, n: int, last: bool = False) -> Ask:
     return Ask("refinement" if last else "candidate", 0, messages, ids, Sampling(n, 1.0, 1.0, 40), last)
 
 
-def sample(server, n=6, last=False, seconds=20.0, **keys):
+def sample(server, n=6, last=False, seconds=20.0, on_text=None, **keys):
     """What `Backend.sample` gives, or raises."""
 
     async def scenario():
         backend = Backend(server.url, **{"window": 512, "tokenizer": server.engine.tokenizer} | keys)
         try:
             await backend.find(5)
-            return await backend.sample(ask_for(server, n, last), time.monotonic() + seconds)
+            return await backend.sample(ask_for(server, n, last), time.monotonic() + seconds, on_text)
         finally:
             await backend.close()
 
@@ -45,13 +47,22 @@ def test_each_completion_is_a_request_of_its_own(api):
     assert all(body["max_tokens"] == 40 and body["model"] == "student" for body in server.bodies)
 
 
-@pytest.mark.parametrize(
-    "fault", ["500", "503", "429", "cut", "half", "half json", "page", "no choices", "unfinished"]
-)
+FAULTS = ["500", "503", "429", "cut", "half", "half json", "page", "no choices", "unfinished"]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "abort", "no text", "half a letter"])
 def test_what_fails_is_asked_for_again(fault):
     with FaultyServer({"none": 1, fault: 1}, seed=1) as server:
         found = sample(server, retries=12, last=True)
-        assert len(found) == 6 and server.seen[fault] > 0
+        assert len(found) == 6 and server.seen["none"] == 6 and server.seen[fault] > 0
+
+
+@pytest.mark.parametrize(("fault", "words"), [("abort", "finish_reason='abort'"), ("half a letter", "half a char")])
+def test_a_stream_of_what_is_no_answer_fails(fault, words):
+    spoken = []
+    with FaultyServer({fault: 1}) as server, pytest.raises(SamplingFailed, match=words):
+        sample(server, n=1, last=True, on_text=lambda _, text: spoken.append(text))
+    "".join(spoken).encode()
 
 
 def test_a_refusal_is_not_repeated():
@@ -97,6 +108,36 @@ def test_a_key_goes_to_the_server_and_into_no_error():
 def test_a_server_that_does_not_fit_is_named(keys, words):
     with FaultyServer() as server, pytest.raises(ValueError, match=words):
         sample(server, **keys)
+
+
+def test_no_more_requests_are_in_flight_than_may_be():
+    with FaultyServer({"drip": 1}, hang=0.02) as server:
+        sample(server, n=6, last=True, most=2)
+        assert server.most == 2
+
+
+def test_a_lack_of_files_here_does_not_make_the_server_gone():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario(server):
+        backend = Backend(server.url, window=512, tokenizer=server.engine.tokenizer, retries=0)
+        try:
+            await backend.find(5)
+            ask, later = ask_for(server, 3, last=True), time.monotonic() + 20
+            await backend.sample(ask_for(server, 1), later)  # one connection is there
+            with open(os.devnull) as file:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, hard))
+                with pytest.raises(SamplingFailed, match="ConnectError"):
+                    await backend.sample(ask, later)
+                assert backend.up
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(await backend.sample(ask, later)) == 3
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await backend.close()
+
+    with FaultyServer() as server:
+        asyncio.run(scenario(server))
 
 
 def test_a_server_that_is_gone_is_noticed_at_once():

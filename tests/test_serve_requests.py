@@ -1,6 +1,8 @@
 """Bodies of requests to the server: what is read, and what is refused with 422 before anything else happens."""
 
 import json
+import math
+import time
 
 import pytest
 from hypothesis import given
@@ -39,8 +41,8 @@ def refusal(content: bytes) -> ApiError:
         (b'{"model": -Infinity}', "-Infinity"),
         (b'{"model": "m", "model": "n"}', "'model' stands there twice"),
         (b'{"metadata": {"a": 1, "a": 2}}', "'a' stands there twice"),
-        (b"[" * 100_000, "inside each other"),
-        (b'{"a":' * 100_000, "inside each other"),
+        (b"[" * 40_000, "inside each other"),
+        (b'{"a":' * 40_000, "inside each other"),
         (b'{"metadata": ' + b"[" * 40 + b"]" * 40 + b"}", "inside each other"),
         (body().replace(b'"1+1"', b'"\\ud800"'), "surrogate"),
         (body().replace(b'"m"', b'"\\uDFFF"'), "surrogate"),
@@ -84,6 +86,17 @@ def test_hostile_json_is_refused(content, words):
         {"logprobs": True},
         {"response_format": {"type": "json_object"}},
         {"presence_penalty": 0.5},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "alloy", "format": "wav"}},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"web_search_options": {}},
+        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        {"messages": [{"role": "system", "content": None}, *GOOD["messages"]]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, *GOOD["messages"]]},
+        {"messages": [{"role": "assistant", "content": None, "refusal": "no"}, *GOOD["messages"]]},
+        {"messages": [{"role": "assistant", "content": "x", "thoughts": None}, *GOOD["messages"]]},
         {"numbers": 4},
     ],
 )
@@ -119,6 +132,37 @@ def test_what_client_libraries_send_is_read():
     assert request.chat() == [{"role": "system", "content": "brief"}, {"role": "user", "content": "1+1"}]
     assert request.stops() == ["\n\n"] and request.n == 2
     assert parse_body(body(temperature=None, gsr=None, stream=False)).temperature is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"metadata": {"a": [' + b",".join([b"[]"] * 330_000) + b"]}}",
+        b'{"messages": [{"role": "user", "content": [' + b",".join([b"1"] * 500_000) + b"]}]}",
+        b"{" + b",".join(b'"%x": 1' % index for index in range(90_000)) + b"}",
+        b'{"messages": [{"role": "user", "content": [' + b",".join([b"1"] * 49_000) + b"]}]}",
+    ],
+)
+def test_a_body_of_many_values_is_refused_at_once(content):
+    start = time.process_time()
+    refusal(content)
+    assert time.process_time() - start < 0.2
+
+
+def test_every_field_that_the_official_client_knows_is_read_where_it_asks_for_nothing():
+    from openai.types.chat import ChatCompletionMessage
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Params
+
+    asked = {"model", "messages", "stream_options"}
+    nothing = dict.fromkeys(set(Params.__annotations__) - asked, None)
+    assert parse_body(body(**nothing)).temperature is None
+    hints = {"reasoning_effort": "low", "verbosity": "high", "prompt_cache_retention": "24h", "store": False}
+    hints |= {"service_tier": "auto", "parallel_tool_calls": True, "modalities": ["text"], "functions": []}
+    answered = [ChatCompletionMessage(role="assistant", content=text).model_dump() for text in ("2", None)]
+    request = parse_body(body(**hints, messages=[*GOOD["messages"], *answered, *GOOD["messages"]]))
+    assert [turn["content"] for turn in request.chat()] == ["1+1", "2", "", "1+1"]
+    with pytest.raises(ApiError, match=r"^messages\.0\.tool_calls is not supported: leave it out$"):
+        parse_body(body(messages=[answered[0] | {"tool_calls": [{"id": "x"}]}, *GOOD["messages"]]))
 
 
 def test_brackets_inside_a_text_are_not_nesting():
@@ -203,6 +247,10 @@ def test_limits(more, words):
         ({"num_candidates": 9}, "num_candidates=9 is more than max_num_candidates=8: raise max_num_candidates"),
         ({"mode": "best"}, "mode='best' is not known: use one of refine, vote, direct"),
         ({"request_seconds": 0}, "request_seconds=0: a positive number"),
+        ({"request_seconds": math.inf}, "request_seconds=inf: a number is expected"),
+        ({"body_seconds": math.nan}, "body_seconds=nan: a number is expected"),
+        ({"temperature": math.nan}, "temperature=nan: a number is expected"),
+        ({"refinement_temperature": math.inf}, "refinement_temperature=inf: a number is expected"),
         ({"port": 70000}, "port=70000"),
         ({"model": "./nowhere"}, "there is no such folder"),
         ({"model": None}, "model is not set"),
@@ -215,7 +263,7 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(keys, words,
 
 
 def test_an_open_address_needs_a_key(monkeypatch, tmp_path):
-    monkeypatch.setenv("GSR_API_KEY", "k")
+    monkeypatch.setenv("GSR_API_KEY", "k\n")
     assert ServeConfig(model="m", host="0.0.0.0").keys() == ["k"]
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n")

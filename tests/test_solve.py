@@ -17,9 +17,10 @@ from fixed_engine import FixedEngine
 from serving import ROOT, TINY
 
 from gsr_rl import tiny_world
+from gsr_rl.answer_config import with_underscores
 from gsr_rl.solve import Solver, Watcher
-from gsr_rl.solve_cli import main, read_problems
-from gsr_rl.solve_display import boxes, printable, votes_line
+from gsr_rl.solve_cli import main, parser, read_problems
+from gsr_rl.solve_display import Terminal, boxes, printable, votes_line
 from gsr_rl.solving import Attempt, counted
 
 PROBLEMS = [row["problem"] for row in tiny_world.generate("mix", "test", 12, 0)]
@@ -75,8 +76,27 @@ def test_an_empty_and_a_far_too_long_problem_leave_the_others_alone():
         empty, good, long = solver.solve_many([" ", PROBLEMS[0], "1" * 1200])
         assert empty.error == "the problem is empty" and good.answers and not good.error
         assert "fill the model's window of 512" in long.error
-        with pytest.raises(ValueError, match="fill the model's window"):
-            solver.solve("1" * 1200)
+        for problem, words in (
+            ("", "is empty"),
+            ("\ud800", "half a character"),
+            ("1" * 1200, "fill the model's window"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                solver.solve(problem)
+
+
+def test_a_chat_that_the_template_refuses_leaves_the_others_alone():
+    engine = FixedEngine()
+    engine.tokenizer.chat_template = (
+        "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+        + engine.tokenizer.chat_template
+    )
+    chat = [{"role": "user", "content": PROBLEMS[0]}] * 2
+    with Solver(TINY, engine, **KEYS) as solver:
+        refused, good = solver.solve_many([chat, PROBLEMS[0]])
+        assert "chat template refuses" in refused.error and "one turn only" in refused.error and good.answers
+        with pytest.raises(ValueError, match="one turn only"):
+            solver.solve(chat)
 
 
 def test_rounds_and_modes_ask_for_what_they_say():
@@ -174,6 +194,28 @@ def test_problems_come_from_one_of_three_places(tmp_path):
     assert read_problems(None, None, io.StringIO('{"set": 1}\nis this JSON?'))[0]["problem"].startswith("{")
 
 
+def test_a_pipe_in_a_files_place_and_rows_with_odd_line_ends_are_read(tmp_path):
+    pipe, rows = tmp_path / "pipe", tmp_path / "rows.jsonl"
+    rows.write_text('{"problem": "1\u2028+\x851"}\n{"problem": "2+2"}\n', encoding="utf-8")
+    for content, found in (("1+1", ["1+1"]), (rows.read_text(encoding="utf-8"), ["1\u2028+\x851", "2+2"])):
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_text, args=(content,), kwargs={"encoding": "utf-8"}, daemon=True)
+        writer.start()
+        assert [row["problem"] for row in read_problems(None, str(pipe))] == found
+        writer.join()
+        pipe.unlink()
+    assert len(read_problems(None, str(rows))) == 2
+    with pytest.raises(ValueError, match="Is a directory: a file that can be read"):
+        read_problems(None, str(tmp_path))
+    assert read_problems(None, None, io.StringIO("[" * 100_000))[0]["problem"].startswith("[")
+
+
+def test_a_problem_that_starts_with_a_dash_comes_after_two():
+    words = with_underscores(["--top-p", "1", "--", "--a-b"])
+    assert parser().parse_args(words).problem == "--a-b"
+    assert '-- "-3 + 5"' in parser().format_help()
+
+
 @pytest.mark.parametrize(
     ("problem", "content", "words"),
     [
@@ -183,6 +225,10 @@ def test_problems_come_from_one_of_three_places(tmp_path):
         (None, "{", "line 1: not JSON"),
         (None, '{"problem": "1"}\n{"id": 3}', "line 2: an object with the text `problem`"),
         (None, '{"problem": 3}', "line 1: an object"),
+        (None, "[" * 100_000, "line 1: not JSON"),
+        (None, '{"problem": "\\ud800"}', "line 1: half a character"),
+        (None, '{"problem": "1", "id": "\\ud800"}', "line 1: half a character"),
+        ("\udcff", None, "the problem is not UTF-8"),
     ],
 )
 def test_what_is_no_problem_is_named(problem, content, words, tmp_path):
@@ -232,6 +278,25 @@ def test_a_long_word_is_shown_whole_in_a_narrow_box():
     shown = console.file.getvalue()
     assert "…" not in shown and "".join(line[2:28].strip() for line in shown.splitlines()[1:-1]).startswith(word[:26])
     assert word[26:] in shown and "57, 1 vote" in shown
+
+
+@pytest.mark.parametrize("refinements", [1, 4])
+def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=80, height=24)
+    display = Terminal(console, "What is 1+1?")
+    attempts = [Attempt("long\n" * 20, "2", True, 40, votes=4, group=0)] * 4
+    display.started("candidate", 0, 4)
+    display.finished("candidate", 0, attempts)
+    display.started("refinement", 1, refinements)
+    for index in range(refinements):
+        display.text("refinement", index, "line\n" * 20 + f"the end of {index}")
+    with console.capture() as captured:
+        console.print(display._picture())
+    shown = captured.get().rstrip("\n").splitlines()
+    assert len(shown) <= 24 and "refining, round 1" in shown[-1]
+    assert all(f"the end of {index}" in "".join(shown) for index in range(refinements))
 
 
 SOLVE = [sys.executable, "-m", "gsr_rl.solve_cli", "--model", TINY, "--prompt-template", "tiny"]

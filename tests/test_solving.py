@@ -153,6 +153,11 @@ def test_vote_answers_with_the_majority_and_samples_no_refinement():
     assert solution.usage.refinement_tokens == 0
 
 
+def test_a_vote_of_fewer_candidates_says_so():
+    solution, _, _ = run([[TWO, THREE]], replace(SETTINGS, mode="vote"))
+    assert solution.text == TWO.text and solution.degraded == "fewer_candidates"
+
+
 def test_direct_is_one_plain_sample():
     solution, asks, _ = run([[said("hello"), said("again")]], replace(SETTINGS, mode="direct", num_answers=2))
     assert [(ask.sampling.n, ask.last) for ask in asks] == [(2, True)]
@@ -209,6 +214,6 @@ def test_whatever_comes_there_is_an_answer_and_usage_adds_up(drawn, fails, mode,
     assert solution.answers and solution.text
     tokens = sum(one.num_tokens for attempts in solution.rounds for one in attempts)
     assert solution.usage.completion_tokens == tokens
-    assert (solution.degraded is None) == (mode == "vote" or (not fails and all(end for _, end in drawn) and
-                                                              len(drawn) == 6)) or rounds > 1  # fmt: skip
+    whole = len(drawn) == 6 and (mode == "vote" or (not fails and all(end for _, end in drawn)))
+    assert (solution.degraded is None) == whole or rounds > 1
     assert len(asks) == (1 if mode == "vote" else 1 + rounds)
