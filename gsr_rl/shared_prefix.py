@@ -59,7 +59,7 @@ def share_prefixes(model) -> None:
     """Teach a causal language model packed rows. Any other call of it does what it did before.
 
     The registered attention stays in the model's config, because gradient checkpointing runs a layer again in the
-    backward pass. Doing it twice changes nothing.
+    backward pass. Doing it twice changes nothing, and a model made from a prepared one's config is prepared too.
 
     Raises:
         ValueError: A model that `unsupported` names a reason for.
@@ -68,9 +68,8 @@ def share_prefixes(model) -> None:
     if reason is not None:
         raise ValueError(f"{type(model).__name__} cannot compute a prompt once for all its completions: {reason}")
     config = model.config.get_text_config()
-    if config._attn_implementation.startswith(PREFIX):
-        return
-    own, name = config._attn_implementation, PREFIX + config._attn_implementation
+    own = config._attn_implementation.removeprefix(PREFIX)
+    name = PREFIX + own
     plain = ALL_ATTENTION_FUNCTIONS[own]
 
     def attention(module, query, key, value, attention_mask, packed_rows=None, **kwargs):
@@ -81,7 +80,8 @@ def share_prefixes(model) -> None:
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     config._attn_implementation = name
-    model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+    if _keep_scored not in model.base_model._forward_hooks.values():
+        model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
 
 
 def _keep_scored(module, args, kwargs, output):

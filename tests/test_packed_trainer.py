@@ -15,7 +15,10 @@ from gsr_rl.trainer import GSRTrainer
 ROW = {"prompt": [{"role": "user", "content": "1+1"}], "problem": "1+1", "problem_id": "0", "answer": "2"}
 
 
-def make_trainer(model_path, folder, attention="sdpa", **keys) -> GSRTrainer:
+def make_trainer(model, folder, attention="sdpa", peft_config=None, **keys) -> GSRTrainer:
+    """Of a model or a model's path."""
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention)
     args = GSRConfig(
         output_dir=str(folder),
         per_device_train_batch_size=8,
@@ -31,11 +34,12 @@ def make_trainer(model_path, folder, attention="sdpa", **keys) -> GSRTrainer:
         **keys,
     )
     return GSRTrainer(
-        AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention),
+        model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=args,
         train_dataset=Dataset.from_list([ROW] * 4),
-        processing_class=AutoTokenizer.from_pretrained(model_path, padding_side="left"),
+        processing_class=AutoTokenizer.from_pretrained(model.name_or_path, padding_side="left"),
+        peft_config=peft_config,
     )
 
 
@@ -68,6 +72,18 @@ def test_log_probabilities_without_gradient_come_back_in_the_batchs_order(tiny_m
         )
     assert torch.allclose(found, plain, atol=1e-5)
     assert torch.allclose(entropies, plain_entropies, atol=1e-5)
+
+
+def test_a_second_trainer_of_a_prepared_model_has_a_reference_that_shares_prompts_too(tiny_model, tmp_path):
+    first = make_trainer(tiny_model, tmp_path)
+    trainer = make_trainer(first.model, tmp_path, beta=0.1)
+    assert trainer.model.config._attn_implementation == "shared_prefix_sdpa"
+    with torch.no_grad():
+        found, expected = (
+            trainer._get_per_token_logps_and_entropies(model, *rows(), 4)[0]
+            for model in (trainer.ref_model, trainer.model)
+        )
+    assert torch.equal(found, expected)
 
 
 def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, tmp_path, monkeypatch):

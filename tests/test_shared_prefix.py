@@ -287,6 +287,21 @@ def test_other_calls_of_a_prepared_model_are_what_they_were():
     assert torch.equal(again, generated)
 
 
+def test_a_model_made_with_a_prepared_ones_attention_is_prepared_too():
+    """As TRL builds the reference model: with the attention that the policy's config names."""
+    policy = make_model("llama")
+    config = copy.deepcopy(policy.config)
+    other = FAMILIES["llama"][1](config)
+    assert other.config._attn_implementation == "shared_prefix_sdpa"
+    other.load_state_dict(policy.state_dict())
+    add_fused_lm_head(other, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
+    share_prefixes(other)
+    share_prefixes(other)
+    assert len(other.base_model._forward_hooks) == 1
+    batch = make_batch(RAGGED)
+    assert torch.equal(packed(other, *batch)[0], packed(policy, *batch)[0])
+
+
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
