@@ -149,10 +149,10 @@ def packed_attention(
 
 
 def _batched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-    """(1, N, H, D) -> (rows, H, length, D) of a bucket's completions."""
+    """(stop - start, H, D) of a bucket's completions -> (rows, H, length, D)."""
     if bucket.index is not None:
-        return states[0, bucket.index].transpose(1, 2)
-    return states[0, bucket.start : bucket.stop].unflatten(0, (bucket.rows, bucket.length)).transpose(1, 2)
+        return states[bucket.index].transpose(1, 2)
+    return states.unflatten(0, (bucket.rows, bucket.length)).transpose(1, 2)
 
 
 def _unbatched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
@@ -161,17 +161,21 @@ def _unbatched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 
 
 def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float) -> torch.Tensor:
-    """Attention by any kernel of PyTorch: a bucket's queries over its prompt's keys and its own, side by side."""
+    """Attention by any kernel of PyTorch: a bucket's queries over its prompt's keys and its own, side by side.
+
+    The sequence is cut by one `split`, whose backward is one `cat`; a slice's would fill the whole sequence each time.
+    """
     gqa = query.shape[1] != key.shape[1]
-    states = [x.transpose(1, 2) for x in (query, key, value)]
+    sizes = [part.stop - part.start for group in groups for part in (group, *group.buckets)]
+    pieces = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     parts = []
     for group in groups:
-        prompt, length = [x[:, :, group.start : group.stop] for x in (query, key, value)], group.stop - group.start
+        prompt, length = next(pieces), group.stop - group.start
         if length:
             attended = scaled_dot_product_attention(*prompt, is_causal=True, scale=scaling, enable_gqa=gqa)
             parts.append(attended[0].transpose(0, 1))
         for bucket in group.buckets:
-            q, k, v = (_batched(x, bucket) for x in states)
+            q, k, v = (_batched(x[0].transpose(0, 1), bucket) for x in next(pieces))
             mask = None
             if length:
                 k, v = (
@@ -214,7 +218,7 @@ class _MergedAttention(torch.autograd.Function):
                 output[:, own], lse[:, own] = attended.transpose(1, 2), sums.transpose(1, 2)
             for bucket in group.buckets:
                 part = slice(bucket.start, bucket.stop)
-                attended, sums = _flash(*(_batched(x, bucket) for x in (q, k, v)), 0.0, True, scale=scaling)
+                attended, sums = _flash(*(_batched(x[0, part], bucket) for x in (q, k, v)), 0.0, True, scale=scaling)
                 attended = _unbatched(attended.transpose(1, 2), bucket)
                 sums = _unbatched(sums.transpose(1, 2), bucket)
                 if not shared:
@@ -254,13 +258,13 @@ class _MergedAttention(torch.autograd.Function):
                 grads[1][:, prompt] += of_key
                 grads[2][:, prompt] += of_value
             for bucket in group.buckets:
-                q, k, v, o, g, s = (_batched(x, bucket) for x in batched)
+                part = slice(bucket.start, bucket.stop)
+                q, k, v, o, g, s = (_batched(x[0, part], bucket) for x in batched)
                 if bucket.valid is not None:
                     g = g * bucket.valid[:, None, :, None]
                 found = _flash_backward(g, q, k, v, o, s[..., 0], 0.0, True, scale=ctx.scaling)
                 of_query, of_key, of_value = (_unbatched(x.transpose(1, 2), bucket) for x in found)
-                own = grads[0][0, bucket.start : bucket.stop]
+                own = grads[0][0, part]
                 own.copy_(own + of_query if shared else of_query)
-                grads[1][0, bucket.start : bucket.stop] = of_key
-                grads[2][0, bucket.start : bucket.stop] = of_value
+                grads[1][0, part], grads[2][0, part] = of_key, of_value
         return *(x.transpose(1, 2).to(query.dtype) for x in grads), None, None

@@ -248,17 +248,33 @@ def test_without_gradients_the_same_log_probabilities_come_out(model):
     assert torch.equal(found, packed(model, ids, mask, limit)[0].detach())
 
 
-class LargestTensor(TorchDispatchMode):
+class Written(TorchDispatchMode):
+    """The largest tensor that operations return, and the elements of all that are no views."""
+
     def __init__(self):
         super().__init__()
-        self.numel = 0
+        self.numel = self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for one in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(one, torch.Tensor):
                 self.numel = max(self.numel, one.numel())
+                self.total += 0 if func.is_view else one.numel()
         return out
+
+
+def test_what_attention_writes_for_a_token_does_not_grow_with_the_number_of_prompts():
+    written = []
+    for groups in (2, 8, 32):
+        ids, mask, limit = make_batch([(20, [9, 6, 6])] * groups)
+        rows = pack_rows(ids, mask, limit)
+        tokens = rows.input_ids.numel()
+        states = [torch.randn(1, heads, tokens, 8, requires_grad=True) for heads in (4, 2, 2)]
+        with Written() as seen:
+            shared_prefix._joined_attention(*states, rows.groups, 1.0).sum().backward()
+        written.append(seen.total / tokens)
+    assert max(written) <= 1.05 * min(written)
 
 
 def test_no_tensor_grows_with_the_square_of_the_packed_sequence(monkeypatch):
@@ -267,7 +283,7 @@ def test_no_tensor_grows_with_the_square_of_the_packed_sequence(monkeypatch):
     ids, mask, limit = make_batch([(1000, [63, 64, 64, 50, 40, 30, 20, 10] * 4)])
     rows = pack_rows(ids, mask, limit)
     tokens = rows.input_ids.numel()
-    with LargestTensor() as seen:
+    with Written() as seen:
         log_probs_and_entropies(model, rows)[0].sum().backward()
     assert tokens > 2000
     assert 0 < seen.numel <= 2 * tokens * model.config.intermediate_size
