@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gsr_rl.packed_rows import Bucket, Group, PackedRows
 
-PREFIX = "shared_prefix_"  # of the registered attention's name, before the name of the model's own
+NAME = "shared_prefix_sdpa"  # of the registered attention, in the config of a prepared model
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 SHARING_COST = 100_000_000  # floating-point operations of a layer, forward and backward
 
@@ -50,8 +50,8 @@ def unsupported(model) -> str | None:
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         return f"its rotary embedding ({rope}) depends on the length of the batch"
-    if config._attn_implementation.removeprefix(PREFIX) not in ("sdpa", "flash_attention_2", "flex_attention"):
-        return f"attn_implementation is {config._attn_implementation}"
+    if config._attn_implementation not in ("sdpa", NAME):
+        return f"attn_implementation is {config._attn_implementation}, and `attn_implementation: sdpa` shares prompts"
     return None
 
 
@@ -67,21 +67,20 @@ def share_prefixes(model) -> None:
     reason = unsupported(model)
     if reason is not None:
         raise ValueError(f"{type(model).__name__} cannot compute a prompt once for all its completions: {reason}")
-    config = model.config.get_text_config()
-    own = config._attn_implementation.removeprefix(PREFIX)
-    name = PREFIX + own
-    plain = ALL_ATTENTION_FUNCTIONS[own]
-
-    def attention(module, query, key, value, attention_mask, packed_rows=None, **kwargs):
-        if packed_rows is None:
-            return plain(module, query, key, value, attention_mask, **kwargs)
-        return packed_attention(query, key, value, packed_rows, kwargs.get("scaling")), None
-
-    AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
-    config._attn_implementation = name
+    model.config.get_text_config()._attn_implementation = NAME
     if _keep_scored not in model.base_model._forward_hooks.values():
         model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+
+
+def _attention(module, query, key, value, attention_mask, packed_rows=None, **kwargs):
+    """transformers' SDPA attention, but for packed rows."""
+    if packed_rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return packed_attention(query, key, value, packed_rows, kwargs.get("scaling")), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _keep_scored(module, args, kwargs, output):
@@ -165,15 +164,13 @@ def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float
 
     The sequence is cut by one `split`, whose backward is one `cat`; a slice's would fill the whole sequence each time.
     """
-    gqa = query.shape[1] != key.shape[1]
     sizes = [part.stop - part.start for group in groups for part in (group, *group.buckets)]
     pieces = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     parts = []
     for group in groups:
         prompt, length = next(pieces), group.stop - group.start
         if length:
-            attended = scaled_dot_product_attention(*prompt, is_causal=True, scale=scaling, enable_gqa=gqa)
-            parts.append(attended[0].transpose(0, 1))
+            parts.append(_attend(*prompt, scaling)[0].transpose(0, 1))
         for bucket in group.buckets:
             q, k, v = (_batched(x[0].transpose(0, 1), bucket) for x in next(pieces))
             mask = None
@@ -183,11 +180,19 @@ def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float
                     for x, y in zip(prompt[1:], (k, v), strict=True)
                 )
                 mask = torch.ones(bucket.length, k.shape[2], dtype=torch.bool, device=q.device).tril(length)
-            attended = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
-            )
-            parts.append(_unbatched(attended.transpose(1, 2), bucket))
+            parts.append(_unbatched(_attend(q, k, v, scaling, mask).transpose(1, 2), bucket))
     return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+
+
+def _attend(query, key, value, scaling: float, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Causal without a mask. With one CUDA's fast kernels need as many key heads as query heads: they are repeated."""
+    repeats = query.shape[1] // key.shape[1]
+    gqa = repeats > 1 and use_gqa_in_sdpa(mask, key, value)
+    if not gqa:
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
+    )
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default

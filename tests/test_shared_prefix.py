@@ -336,6 +336,30 @@ def test_a_model_that_attends_otherwise_is_told_apart(keys, reason):
     assert reason in unsupported(Qwen2ForCausalLM(config))
 
 
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])
+def test_another_attention_is_refused_with_the_one_that_shares_prompts(name):
+    model = make_model("llama")
+    model.config._attn_implementation = name
+    with pytest.raises(ValueError, match=f"attn_implementation is {name}, and `attn_implementation: sdpa` shares"):
+        share_prefixes(model)
+    assert model.config._attn_implementation == name
+
+
+def test_a_mask_goes_with_as_many_key_heads_as_query_heads(monkeypatch):
+    """CUDA's attention with a mask and `enable_gqa` is the slow one that builds every score."""
+    calls, attention = [], shared_prefix.scaled_dot_product_attention
+
+    def seen(query, key, value, attn_mask=None, enable_gqa=False, **keys):
+        calls.append((attn_mask is not None, enable_gqa, query.shape[1] == key.shape[1] == value.shape[1]))
+        return attention(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa, **keys)
+
+    monkeypatch.setattr(shared_prefix, "scaled_dot_product_attention", seen)
+    rows = pack_rows(*make_batch(RAGGED))
+    states = [torch.randn(1, heads, rows.input_ids.numel(), 8) for heads in (4, 2, 2)]
+    shared_prefix._joined_attention(*states, rows.groups, 1.0)
+    assert set(calls) == {(True, False, True), (False, True, False)}
+
+
 def test_an_unknown_family_is_refused_by_name():
     model = MistralForCausalLM(MistralConfig(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(ValueError, match="its type is mistral, known are llama, qwen2, qwen3"):
