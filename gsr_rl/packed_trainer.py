@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import DistributedType
+from peft import PeftModel
 from trl import GRPOTrainer
 
 from gsr_rl.micro_batches import token_passes
@@ -39,9 +40,8 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _share_prefixes(self) -> bool:
         """Prepare the policy and the reference model, or say why it cannot be done."""
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
-        models = [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
         for model in models:
-            reason = unsupported(model)
+            reason = _cannot_share(model)
             if reason is not None:
                 logger.warning(
                     "shared_prefix: %s computes a prompt anew for each completion, in micro-batches of rows: %s",
@@ -50,7 +50,7 @@ class PackedGRPOTrainer(GRPOTrainer):
                 )
                 return False
         for model in models:
-            share_prefixes(model)
+            share_prefixes(model.get_base_model() if isinstance(model, PeftModel) else model)
         return True
 
     def _get_per_token_logps_and_entropies(
@@ -222,6 +222,15 @@ class PackedGRPOTrainer(GRPOTrainer):
         metrics = self._metrics["train"]
         metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
         metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
+
+
+def _cannot_share(model) -> str | None:
+    """Why a model, wrapped by PEFT or not, cannot share prefixes, or None if it can."""
+    if not isinstance(model, PeftModel):
+        return unsupported(model)
+    if model.active_peft_config.is_prompt_learning:
+        return f"its adapter ({model.active_peft_config.peft_type.value}) puts tokens of its own before each row"
+    return unsupported(model.get_base_model())
 
 
 def _extreme(name: str):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import PrefixTuningConfig, PromptTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
@@ -112,6 +113,16 @@ def test_a_model_that_cannot_share_prefixes_warns_and_runs_padded_rows(tiny_mode
         found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4)[0]
         expected = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 4)[0]
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_an_adapter_of_virtual_tokens_warns_and_runs_padded_rows(tiny_model, tmp_path, caplog, kind):
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(tiny_model, tmp_path, peft_config=kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert not trainer.shares_prefixes
+    assert "_TUNING) puts tokens of its own before each row" in caplog.text
+    found = trainer._get_per_token_logps_and_entropies(trainer.model, *rows(), 4)[0]
+    assert found.shape == (6, 4) and found.requires_grad
 
 
 def test_metrics_of_passes_are_weighed_by_their_tokens_and_extremes_stay_extremes(tiny_model, tmp_path):
