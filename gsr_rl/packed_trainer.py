@@ -33,7 +33,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.shares_prefixes = args.shared_prefix and self._share_prefixes()
         unwrapped = self.accelerator.unwrap_model(self.model)
-        self.account.start(unwrapped, torch.bfloat16 if args.bf16 else unwrapped.dtype)
+        self.account.start(unwrapped, self.accelerator.device, torch.bfloat16 if args.bf16 else unwrapped.dtype)
         self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
         self.least_saving = least_saving(self.model) if self.shares_prefixes else 0
 
