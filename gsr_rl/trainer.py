@@ -319,7 +319,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             mask,
             rows["completion_ids"].size(1),
             compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
         )
         if self.use_vllm and self.vllm_importance_sampling_correction and "importance_sampling_ratio" not in rows:
             rows["importance_sampling_ratio"] = self._importance_ratio(forward[0].detach(), rows)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PrefixTuningConfig, PromptTuningConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import GRPOTrainer
 
 from gsr_rl.configs import GSRConfig
@@ -103,7 +103,7 @@ def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, t
 
 def test_a_model_that_cannot_share_prefixes_warns_and_runs_padded_rows(tiny_model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        trainer = make_trainer(tiny_model, tmp_path, attention="eager", max_tokens_per_micro_batch=64)
+        trainer = make_trainer(tiny_model, tmp_path, attention="eager")
     assert not trainer.shares_prefixes
     assert trainer.token_budget is None
     assert "computes a prompt anew for each completion" in caplog.text
@@ -113,6 +113,25 @@ def test_a_model_that_cannot_share_prefixes_warns_and_runs_padded_rows(tiny_mode
         found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4)[0]
         expected = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 4)[0]
     assert torch.equal(found, expected)
+
+
+def test_a_token_budget_is_not_dropped_for_a_model_that_cannot_keep_it(tiny_model, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"max_tokens_per_micro_batch=64 .* eager, and `attn_implementation: sdpa`"
+    ) as e:
+        make_trainer(tiny_model, tmp_path, attention="eager", max_tokens_per_micro_batch=64)
+    assert "shared_prefix to false" in str(e.value) and "per_device_train_batch_size=8" in str(e.value)
+
+
+def test_a_mixture_of_experts_with_a_router_loss_of_its_own_is_refused(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = MixtralConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                           num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)  # fmt: skip
+    model = MixtralForCausalLM(config)
+    model.name_or_path = tiny_model
+    with pytest.raises(ValueError, match=r"router_aux_loss_coef=0.001 of MixtralForCausalLM's own.* to 0"):
+        make_trainer(model, tmp_path)
+    assert not make_trainer(model, tmp_path, router_aux_loss_coef=0.0).shares_prefixes
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
@@ -143,9 +162,11 @@ def test_metrics_of_passes_are_weighed_by_their_tokens_and_extremes_stay_extreme
         ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch=0 is below 1"),
         ({"max_tokens_per_micro_batch": 9, "shared_prefix": False}, "=9 needs shared_prefix: true"),
         ({"max_tokens_per_micro_batch": 9, "top_entropy_quantile": 0.2}, "top_entropy_quantile=0.2"),
-        ({"max_tokens_per_micro_batch": 9, "entropy_coef": 0.1}, "entropy bonus"),
+        ({"entropy_coef": 0.1}, "entropy_coef=0.1: .* set entropy_coef to 0"),
+        ({"use_adaptive_entropy": True}, "use_adaptive_entropy=True: .* set use_adaptive_entropy to false"),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1: .* set router_aux_loss_coef to 0"),
     ],
 )
-def test_a_token_budget_is_refused_where_the_loss_would_depend_on_it(tmp_path, keys, message):
+def test_what_would_make_the_loss_depend_on_the_micro_batches_is_refused(tmp_path, keys, message):
     with pytest.raises(ValueError, match=message):
         GSRConfig(output_dir=str(tmp_path), per_device_train_batch_size=16, num_generations=8, use_cpu=True, **keys)
