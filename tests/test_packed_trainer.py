@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from peft import PrefixTuningConfig, PromptTuningConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import GRPOTrainer
+from trl.trainer.utils import use_adapter
 
 from gsr_rl.configs import GSRConfig
 from gsr_rl.trainer import GSRTrainer
@@ -85,6 +86,24 @@ def test_a_second_trainer_of_a_prepared_model_has_a_reference_that_shares_prompt
             for model in (trainer.ref_model, trainer.model)
         )
     assert torch.equal(found, expected)
+
+
+def test_under_lora_the_reference_is_the_base_model_on_packed_rows(tiny_model, tmp_path):
+    adapters = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    trainer = make_trainer(tiny_model, tmp_path, peft_config=adapters, beta=0.1, max_tokens_per_micro_batch=8)
+    assert trainer.ref_model is None and trainer.shares_prefixes
+    trainer.least_saving = 0
+    base = make_trainer(tiny_model, tmp_path / "base", shared_prefix=False)
+
+    def log_probs(of):
+        return of._get_per_token_logps_and_entropies(of.model, *rows(), 4, batch_size=2)[0]
+
+    with torch.no_grad():
+        with use_adapter(trainer.accelerator.unwrap_model(trainer.model), adapter_name=None):  # as TRL does it
+            reference = log_probs(trainer)
+        adapted, expected = log_probs(trainer), log_probs(base)
+    assert torch.allclose(reference, expected, atol=1e-5)
+    assert not torch.allclose(adapted, expected, atol=1e-2)
 
 
 def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, tmp_path, monkeypatch):

@@ -211,7 +211,8 @@ def test_gradient_checkpointing_makes_the_same_gradients(model, kernel):
         assert relative(found[2], expected[2]) < 1e-6
 
 
-def test_lora_adapters_get_the_same_gradients():
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["kept", "checkpoints", "reentrant checkpoints"])
+def test_lora_adapters_get_the_same_gradients(reentrant):
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(
@@ -220,7 +221,14 @@ def test_lora_adapters_get_the_same_gradients():
     ids, mask, limit = make_batch(RAGGED)
     weights = torch.randn(len(ids), limit) * mask[:, -limit:]
     padded = gradient(adapted, lambda: plain(adapted, ids, mask, limit), weights)
+    if reentrant is not None:
+        adapted.train()
+        adapted.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        adapted.enable_input_require_grads()
+    passes = []
+    adapted.base_model.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     ours = gradient(adapted, lambda: packed(adapted, ids, mask, limit), weights)
+    assert len(passes) == (1 if reentrant is None else 2)
     assert torch.allclose(ours[0], padded[0], atol=1e-4)
     assert relative(ours[2], padded[2]) < 1e-4
 
