@@ -41,7 +41,7 @@ LENGTHS = (16, 32, 64, 128, 256)
 def operations(model, rows: dict) -> tuple[int, float]:
     """Unique tokens and operations of a pass with its backward."""
     account = StepAccount()
-    account.start(model, torch.float32)
+    account.start(model, model.device, model.dtype)
     ids, mask = (torch.cat([rows[f"prompt_{key}"], rows[f"completion_{key}"]], dim=1) for key in ("ids", "mask"))
     account.add_packed(pack_rows(ids, mask, rows["completion_ids"].shape[1]), with_gradient=True)
     return int(account.tokens), account.operations

@@ -11,6 +11,7 @@ with the same lengths. Ends with one line of JSON.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
@@ -177,6 +178,8 @@ def main() -> None:
         "--record", type=Path, metavar="FILE", help="sample the lengths anew, on problems of this file"
     )
     args = parser.parse_args()
+    if importlib.util.find_spec("vllm") is None:
+        parser.error("vLLM is not installed, and the rollouts compared here are its own: pip install vllm")
     if not SMOLLM2.is_dir():
         parser.error(f"{SMOLLM2} is missing: run `make smollm2`")
     if args.record:

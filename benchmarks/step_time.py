@@ -1,13 +1,14 @@
 """Forward, loss and backward of one joint step: stock TRL's GRPOTrainer against GSRTrainer on the same rollouts.
 
-    python benchmarks/step_time.py [--repeats 5] [--threads N] [--only step|memory|grid]
+    python benchmarks/step_time.py [--repeats 5] [--threads N] [--only step|memory|grid] [--model M] [--dtype D]
 
-The step: SmolLM2-135M in float32 (from `make smollm2`, else random weights of its shape), one problem of 64 tokens,
+The step: SmolLM2-135M (from `make smollm2`, else random weights of its shape) in float32, one problem of 64 tokens,
 8 candidates of 64, 8 refinements of 64 whose prompt holds the problem and 4 candidates (320 tokens). Stock TRL runs
 at its fastest micro-batch size, with both stages padded together as its trainer does it (`mixed`) and with one batch a
 stage (`by stage`); GSRTrainer makes one pass a stage. `loss_type` is dr_grpo, whose loss is the same for pooled rows.
 Then peak memory beyond the loaded model, each side in its own process, and a grid of prompt and completion lengths.
-Both sides are warmed up and run in turn; times are medians. Ends with one line of JSON.
+Both sides, and a plain packed SFT step on as many tokens, are warmed up and run in turn; times are medians. `--model`
+takes a model's folder, or `qwen2-1.5b` for random weights of that shape. Ends with one line of JSON.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
@@ -34,39 +35,36 @@ from gsr_rl.tiny_model import build_tokenizer
 from gsr_rl.trainer import GSRTrainer
 
 SMOLLM2 = Path(__file__).resolve().parent.parent / "runs" / "SmolLM2-135M-Instruct"
-SMALL = dict(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4)
 PROBLEM, CANDIDATE, REFINEMENT, K, G = 64, 64, 64, 4, 8
 SMALL_GRID = [(p, t, g) for p in (16, 256, 2048) for t in (16, 128, 1024) for g in (2, 16)]
-SMOLLM2_GRID = {  # name: prompt tokens, completion tokens, G
+NAMED_GRID = {  # name: prompt tokens, completion tokens, G
     "shortest": (16, 16, 2),
     "short problem": (64, 64, 2),
-    "long completions": (16, 128, 4),
-    "few refinements": (256, 32, 4),
+    "long completions": (16, 128, 2),
+    "few refinements": (256, 32, 2),
     "many candidates": (64, 16, 8),
-    "long prompt": (512, 16, 4),
+    "long prompt": (512, 16, 2),
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(name: str):
-    """`smollm2` or `small`, in float32."""
+SHAPES = {
+    "smollm2": dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                    num_attention_heads=9, num_key_value_heads=3),
+    "qwen2-1.5b": dict(vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+                       num_attention_heads=12, num_key_value_heads=2),
+    "small": dict(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
+}  # fmt: skip
+
+
+def load_model(name: str = "smollm2", dtype: torch.dtype = torch.float32):
+    """A model by its folder or by a name of `SHAPES`, which is one of random weights but for SmolLM2's."""
     torch.manual_seed(0)
-    if name == "small":
-        return LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=4096, tie_word_embeddings=True))
-    if SMOLLM2.exists():
-        return AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            max_position_embeddings=8192,
-            tie_word_embeddings=True,
-        )
-    )
+    path = str(SMOLLM2) if name == "smollm2" and SMOLLM2.exists() else name
+    if path not in SHAPES:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    kind = (Qwen2Config, Qwen2ForCausalLM) if name.startswith("qwen2") else (LlamaConfig, LlamaForCausalLM)
+    return kind[1](kind[0](**SHAPES[name], max_position_embeddings=8192, tie_word_embeddings=True)).to(dtype)
 
 
 def make_trainer(trainer_class, model, generations: int, limit: int):
@@ -178,7 +176,7 @@ def in_turn(repeats: int, *steps, warm: bool = False) -> list[float]:
 def gradient_of(trainer, step) -> torch.Tensor:
     trainer.model.zero_grad()
     step()
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    return torch.cat([p.grad.flatten().float() for p in trainer.model.parameters()])
 
 
 def joint_rows(vocabulary: int) -> list[windows.Batch]:
@@ -191,7 +189,7 @@ def joint_rows(vocabulary: int) -> list[windows.Batch]:
 def head_seconds_a_position(model, positions: int = 512) -> float:
     """Forward and backward of TRL's fused head alone, measured on so many positions."""
     weight = model.get_output_embeddings().weight
-    hidden = torch.randn(positions, weight.shape[1], device=DEVICE, requires_grad=True)
+    hidden = torch.randn(positions, weight.shape[1], device=DEVICE, dtype=weight.dtype, requires_grad=True)
     labels = torch.zeros(positions, dtype=torch.long, device=DEVICE)
 
     def step():
@@ -203,16 +201,15 @@ def head_seconds_a_position(model, positions: int = 512) -> float:
     return in_turn(3, step)[0] / positions
 
 
-def sft_share(model, tokens: int, ours: float) -> float:
-    """Our tokens/s over those of a plain packed SFT step: one row, causal attention, cross entropy of every token."""
-    ids = torch.randint(3, model.config.vocab_size, (1, tokens), device=DEVICE)
-    return in_turn(3, lambda: model(input_ids=ids, labels=ids).loss.backward())[0] / ours
+def sft_step(model, ids: torch.Tensor) -> None:
+    """A plain packed SFT step: one row, causal attention, cross entropy of every token."""
+    model(input_ids=ids, labels=ids).loss.backward()
 
 
-def measure_step(repeats: int) -> dict:
-    model = load_model("smollm2")
+def measure_step(load, repeats: int) -> dict:
+    model = load()
     ours = make_trainer(GSRTrainer, model, G, REFINEMENT)
-    stock = make_trainer(GRPOTrainer, load_model("smollm2"), G, REFINEMENT)
+    stock = make_trainer(GRPOTrainer, load(), G, REFINEMENT)
     parts = joint_rows(model.config.vocab_size)
     mixed = padded_together(parts)
     first = gradient_of(stock, lambda: trl_step(stock, [mixed], 1))
@@ -222,14 +219,17 @@ def measure_step(repeats: int) -> dict:
     stage_size, stage_seconds = fastest_size(stock, parts, (1, 4, 8), 1)
     print("stock TRL, seconds a row by micro-batch size, mixed:", _rounded(mixed_seconds), flush=True)
     print("                                          by stage:", _rounded(stage_seconds), flush=True)
-    times = in_turn(
+    unique = PROBLEM * 2 + K * CANDIDATE + G * (CANDIDATE + REFINEMENT - 2)
+    sft = partial(sft_step, stock.model, torch.randint(3, model.config.vocab_size, (1, unique), device=DEVICE))
+    sft()
+    *times, sft_seconds = in_turn(
         repeats,
         lambda: trl_step(stock, [mixed], mixed_size),
         lambda: trl_step(stock, parts, stage_size),
         lambda: our_step(ours, one_pass_a_stage(parts)),
+        sft,
         warm=True,
     )
-    unique = PROBLEM * 2 + K * CANDIDATE + G * (CANDIDATE + REFINEMENT - 2)
     computed = [mixed["stage"].numel() * (PROBLEM + K * CANDIDATE + REFINEMENT)]
     computed += [sum(part["stage"].numel() * (part["prompt_ids"].shape[1] + CANDIDATE) for part in parts), unique]
     # Off CUDA TRL's head scores every position but each row's last; ours the predicting ones.
@@ -245,7 +245,7 @@ def measure_step(repeats: int) -> dict:
             f"{name:24}{size:>12}{tokens:8}{seconds:9.2f}{tokens / seconds:9.0f}{share:7.0%}{seconds / times[2]:7.2f}"
         )
     print(f"gradients differ by {difference:.1e} of their norm", flush=True)
-    share = sft_share(stock.model, unique, times[2])
+    share = sft_seconds / times[2]
     print(f"tokens/s over those of a plain SFT step on one packed row of as many tokens: {share:.2f}", flush=True)
     return {
         "ratio_mixed": times[0] / times[2],
@@ -256,11 +256,11 @@ def measure_step(repeats: int) -> dict:
     }
 
 
-def measure_memory(size: int) -> float:
-    """Peaks of both sides, each in a process of its own."""
+def measure_memory(size: int, options: list[str]) -> float:
+    """Peaks of both sides, each in a process of its own that is told the model by these options."""
     peaks = []
     for side in ("trl", "ours"):
-        command = [sys.executable, __file__, "--side", side, "--micro_batch", str(size)]
+        command = [sys.executable, __file__, "--side", side, "--micro_batch", str(size), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
         peaks.append(float(done.stdout.splitlines()[-1]))
     print(
@@ -269,9 +269,9 @@ def measure_memory(size: int) -> float:
     return peaks[1] / peaks[0]
 
 
-def print_peak(side: str, size: int) -> None:
+def print_peak(load, side: str, size: int) -> None:
     """The child of `measure_memory`: our step or two micro-batches of TRL's, then GiB of peak beyond the model."""
-    model = load_model("smollm2")
+    model = load()
     parts = joint_rows(model.config.vocab_size)
     trainer = make_trainer(GSRTrainer if side == "ours" else GRPOTrainer, model, G, REFINEMENT)
     gc.collect()
@@ -296,31 +296,28 @@ def _resident(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
-def measure_grid(repeats: int) -> float:
+def measure_grid(load, dtype: torch.dtype, repeats: int) -> float:
     """Stock TRL's seconds over ours for one prompt and G completions, over lengths; returns the worst."""
     worst = float("inf")
     print(
         f"{'model':10}{'point':18}{'prompt':>7}{'completion':>11}{'G':>4}"
         f"{'rows':>5}{'TRL s':>9}{'ours s':>9}{'ratio':>7}"
     )
-    points = [("small", "", point) for point in SMALL_GRID]
-    points += [("smollm2", name, point) for name, point in SMOLLM2_GRID.items()]
-    for model_name, group in ((name, [p for p in points if p[0] == name]) for name in ("small", "smollm2")):
-        vocabulary = load_model(model_name).config.vocab_size
-        stock = make_trainer(GRPOTrainer, load_model(model_name), 2, 16)
-        ours = make_trainer(GSRTrainer, load_model(model_name), 2, 16)
-        for _, name, (prompt, completion, generations) in group:
-            rows = [make_rows(prompt, completion, generations, vocabulary)]
-            sizes = {1, generations} if model_name == "smollm2" else {1, min(4, generations), generations}
-            size, _ = fastest_size(stock, rows, sorted(sizes), 2)
-            theirs, mine = in_turn(
-                repeats,
-                partial(trl_step, stock, rows, size),
-                partial(our_step, ours, one_pass_a_stage(rows)),
-            )
+    grids = {"small": [("", point) for point in SMALL_GRID], "model": list(NAMED_GRID.items())}
+    for which, points in grids.items():
+        of = partial(load_model, "small", dtype) if which == "small" else load
+        stock, ours = make_trainer(GRPOTrainer, of(), 2, 16), make_trainer(GSRTrainer, of(), 2, 16)
+        for name, (prompt, completion, generations) in points:
+            rows = [make_rows(prompt, completion, generations, ours.model.config.vocab_size)]
+            our_side = partial(our_step, ours, one_pass_a_stage(rows))
+            our_side()
+            tries = {1, generations} if which == "model" else {1, min(4, generations), generations}
+            size, _ = fastest_size(stock, rows, sorted(tries), 1 if which == "model" else 2)  # warm by now
+            theirs, mine = in_turn(repeats, partial(trl_step, stock, rows, size), our_side, warm=True)
             worst = min(worst, theirs / mine)
-            point = f"{model_name:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}"
+            point = f"{which:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}"
             print(f"{point}{theirs:9.3f}{mine:9.3f}{theirs / mine:7.2f}", flush=True)
+        del stock, ours
     return worst
 
 
@@ -334,21 +331,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch")
     parser.add_argument("--only", choices=("step", "memory", "grid"), help="one part alone")
     parser.add_argument("--micro_batch", type=int, default=4, help="rows of stock TRL with --only memory")
+    parser.add_argument("--model", default="smollm2", help="a folder, or one of " + ", ".join(SHAPES))
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32" if DEVICE == "cpu" else "bfloat16",
+        help="of the weights; the default is %(default)s on this machine",
+    )  # fmt: skip
     parser.add_argument("--side", choices=("trl", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.model not in SHAPES and not Path(options.model).is_dir():
+        parser.error(f"--model {options.model} is no folder: give one, or one of {', '.join(SHAPES)}")
     torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype)
+    load = partial(load_model, options.model, dtype)
     if options.side:
-        print_peak(options.side, options.micro_batch)
+        print_peak(load, options.side, options.micro_batch)
         return
-    weights = str(SMOLLM2.name) if SMOLLM2.exists() else "random weights of SmolLM2-135M's shape"
-    print(f"{weights}; torch {torch.__version__} on {DEVICE}, {torch.get_num_threads()} threads of {os.cpu_count()}")
+    made = options.model in SHAPES and not (options.model == "smollm2" and SMOLLM2.exists())
+    print(f"{options.model}{' (random weights)' if made else ''} in {options.dtype}")
+    print(f"torch {torch.__version__} on {DEVICE}, {torch.get_num_threads()} threads of {os.cpu_count()}")
     start, found = time.perf_counter(), {}
     if options.only in (None, "step"):
-        found |= measure_step(options.repeats)
+        found |= measure_step(load, options.repeats)
     if options.only in (None, "memory"):
-        found["memory_ratio"] = measure_memory(found.pop("micro_batch_mixed", options.micro_batch))
+        told = ["--model", options.model, "--dtype", options.dtype, "--threads", str(options.threads)]
+        found["memory_ratio"] = measure_memory(found.pop("micro_batch_mixed", options.micro_batch), told)
     if options.only in (None, "grid"):
-        found["worst_grid_ratio"] = measure_grid(options.repeats)
+        found["worst_grid_ratio"] = measure_grid(load, dtype, options.repeats)
     print(f"{time.perf_counter() - start:.0f} s in all, load of the machine {os.getloadavg()[0]:.1f}")
     print(json.dumps({key: float(f"{value:.4g}") for key, value in found.items()}))
 

@@ -29,6 +29,8 @@ __all__ = [
     "raise_if_any",
 ]
 
+ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
+
 
 def raise_if_any(messages: list[str]) -> None:
     """Raise one `ValueError` with all `messages`, if there are any."""
@@ -116,7 +118,7 @@ def check_grpo(c) -> list[str]:
             f"reward_weights={c.reward_weights} has {len(c.reward_weights)} numbers for {len(rewards)} reward_funcs "
             f"({', '.join(rewards)}): give one a reward"
         )
-    found += _check_token_budget(c)
+    found += _check_micro_batch_terms(c) + _check_token_budget(c)
     found += _check_window(c)
     found += _check_batch(c)
     return found
@@ -147,6 +149,20 @@ def _check_choice(c) -> list[str]:
     return found
 
 
+def _check_micro_batch_terms(c) -> list[str]:
+    """Terms that TRL adds to the loss as means over a micro-batch, with weights that depend on the micro-batches."""
+    found = []
+    for name, neutral in (("entropy_coef", 0), ("use_adaptive_entropy", False)):
+        if value := getattr(c, name):
+            found.append(
+                f"{name}={value}: TRL's entropy bonus is a mean over a micro-batch, so the two stages' weights in it "
+                f"would change with the micro-batches: set {name} to {str(neutral).lower()} or leave it out"
+            )
+    if c.router_aux_loss_coef:
+        found.append(f"router_aux_loss_coef={c.router_aux_loss_coef}: {ROUTER_LOSS}: set router_aux_loss_coef to 0")
+    return found
+
+
 def _check_token_budget(c) -> list[str]:
     """max_tokens_per_micro_batch against what it cannot be combined with."""
     budget = c.max_tokens_per_micro_batch
@@ -162,11 +178,6 @@ def _check_token_budget(c) -> list[str]:
         found.append(
             f"{name} cannot be used with top_entropy_quantile={c.top_entropy_quantile}: the quantile is taken over a "
             "micro-batch on all ranks, leave one of the two out"
-        )
-    if c.entropy_coef or c.use_adaptive_entropy:
-        found.append(
-            f"{name} cannot be used with TRL's entropy bonus (entropy_coef, use_adaptive_entropy): its mean is over a "
-            "micro-batch, leave one of the two out"
         )
     return found
 

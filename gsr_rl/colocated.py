@@ -1,4 +1,4 @@
-"""TRL's vLLM with four things changed: its seed, the engine's options, the weight push on CPU, and streaming."""
+"""TRL's vLLM with five things changed: its seed, its options, its requests, the weight push on CPU, and streaming."""
 
 import math
 import time
@@ -78,6 +78,17 @@ class ColocatedVLLM(VLLMGeneration):
             self.enable_sleep_mode = True
             self.llm.sleep(level=2)
             self._llm_weights_sleeping = True
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        """TRL sends a prompt for each completion; we send it once, with n. Ranks that share an engine do as TRL."""
+        if images is not None or self.tensor_parallel_size > 1:
+            return super().generate(prompts, images, num_generations, profiler)
+        before, self.generation_kwargs = self.generation_kwargs, self.generation_kwargs | {"n": num_generations}
+        try:
+            _, *found = super().generate(prompts[::num_generations], images, num_generations, profiler)
+        finally:
+            self.generation_kwargs = before
+        return prompts, *found
 
     def stream(self) -> "RequestStream | None":
         """This engine, request by request. None with tensor parallelism, whose ranks must send alike."""

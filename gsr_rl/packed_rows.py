@@ -17,8 +17,8 @@ LENGTH_SLACK = 16  # tokens by which, or a fourth by which, completions that are
 class Bucket:
     """Completions of about one length, one behind the other in the packed sequence, attended as one batch.
 
-    `index` is None where all have `length` tokens; otherwise (rows, length) positions in the packed sequence, a
-    row's last one repeated in its padding, and `valid` says which are no padding.
+    `index` is None where all have `length` tokens; otherwise (rows, length) positions counted from `start`, a row's
+    last one repeated in its padding, and `valid` says which are no padding.
     """
 
     start: int
@@ -156,7 +156,7 @@ def _buckets(lengths: Sequence[int], start: int, device: torch.device) -> tuple[
         stop, index, valid = start + int(own.sum()), None, None
         if own.min() < longest:
             within = np.arange(longest)
-            begin = start + np.cumsum(own) - own
+            begin = np.cumsum(own) - own
             index = torch.from_numpy(begin[:, None] + np.minimum(within, own[:, None] - 1)).to(device)
             valid = torch.from_numpy(within < own[:, None]).to(device)
         buckets.append(Bucket(start, stop, last - first, longest, index, valid))

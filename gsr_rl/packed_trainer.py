@@ -6,8 +6,10 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import DistributedType
+from peft import PeftModel
 from trl import GRPOTrainer
 
+from gsr_rl.checks import ROUTER_LOSS
 from gsr_rl.micro_batches import token_passes
 from gsr_rl.packed_rows import pack_rows
 from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
@@ -30,27 +32,38 @@ class PackedGRPOTrainer(GRPOTrainer):
         self._forward = None  # a forward's result, waiting for TRL's loss to take it
         self._loss_metrics: dict[str, list[tuple[float, float]]] = defaultdict(list)  # name -> (value, weight) a pass
         super().__init__(model, reward_funcs, args=args, **kwargs)
+        if self.aux_loss_enabled:
+            name = f"router_aux_loss_coef={self.router_aux_loss_coef} of {type(self.model).__name__}'s own config"
+            raise ValueError(f"{name}: {ROUTER_LOSS}: set router_aux_loss_coef to 0")
         self.shares_prefixes = args.shared_prefix and self._share_prefixes()
         unwrapped = self.accelerator.unwrap_model(self.model)
-        self.account.start(unwrapped, torch.bfloat16 if args.bf16 else unwrapped.dtype)
+        self.account.start(unwrapped, self.accelerator.device, torch.bfloat16 if args.bf16 else unwrapped.dtype)
         self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
         self.least_saving = least_saving(self.model) if self.shares_prefixes else 0
 
     def _share_prefixes(self) -> bool:
-        """Prepare the policy and the reference model, or say why it cannot be done."""
+        """Prepare the policy and the reference model, or say why it cannot be done.
+
+        Raises:
+            ValueError: It cannot be done and there is a token budget, which padded rows could not keep.
+        """
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
-        models = [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
         for model in models:
-            reason = unsupported(model)
-            if reason is not None:
-                logger.warning(
-                    "shared_prefix: %s computes a prompt anew for each completion, in micro-batches of rows: %s",
-                    type(model).__name__,
-                    reason,
+            if (reason := _cannot_share(model)) is None:
+                continue
+            name, budget = type(model).__name__, self.args.max_tokens_per_micro_batch
+            if budget is not None:
+                raise ValueError(
+                    f"max_tokens_per_micro_batch={budget} limits packed rows, which {name} cannot run on: {reason}. "
+                    "Otherwise set shared_prefix to false, leave max_tokens_per_micro_batch out, and lower "
+                    f"per_device_train_batch_size={self.args.per_device_train_batch_size} to padded rows that fit, "
+                    "with gradient_accumulation_steps as many times higher"
                 )
-                return False
+            what = "shared_prefix: %s computes a prompt anew for each completion, in micro-batches of rows: %s"
+            logger.warning(what, name, reason)
+            return False
         for model in models:
-            share_prefixes(model)
+            share_prefixes(model.get_base_model() if isinstance(model, PeftModel) else model)
         return True
 
     def _get_per_token_logps_and_entropies(
@@ -222,6 +235,15 @@ class PackedGRPOTrainer(GRPOTrainer):
         metrics = self._metrics["train"]
         metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
         metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
+
+
+def _cannot_share(model) -> str | None:
+    """Why a model, wrapped by PEFT or not, cannot share prefixes, or None if it can."""
+    if not isinstance(model, PeftModel):
+        return unsupported(model)
+    if model.active_peft_config.is_prompt_learning:
+        return f"its adapter ({model.active_peft_config.peft_type.value}) puts tokens of its own before each row"
+    return unsupported(model.get_base_model())
 
 
 def _extreme(name: str):

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gsr_rl.packed_rows import Bucket, Group, PackedRows
 
-PREFIX = "shared_prefix_"  # of the registered attention's name, before the name of the model's own
+NAME = "shared_prefix_sdpa"  # of the registered attention, in the config of a prepared model
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 SHARING_COST = 100_000_000  # floating-point operations of a layer, forward and backward
 
@@ -50,8 +50,8 @@ def unsupported(model) -> str | None:
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         return f"its rotary embedding ({rope}) depends on the length of the batch"
-    if config._attn_implementation.removeprefix(PREFIX) not in ("sdpa", "flash_attention_2", "flex_attention"):
-        return f"attn_implementation is {config._attn_implementation}"
+    if config._attn_implementation not in ("sdpa", NAME):
+        return f"attn_implementation is {config._attn_implementation}, and `attn_implementation: sdpa` shares prompts"
     return None
 
 
@@ -59,7 +59,7 @@ def share_prefixes(model) -> None:
     """Teach a causal language model packed rows. Any other call of it does what it did before.
 
     The registered attention stays in the model's config, because gradient checkpointing runs a layer again in the
-    backward pass. Doing it twice changes nothing.
+    backward pass. Doing it twice changes nothing, and a model made from a prepared one's config is prepared too.
 
     Raises:
         ValueError: A model that `unsupported` names a reason for.
@@ -67,21 +67,20 @@ def share_prefixes(model) -> None:
     reason = unsupported(model)
     if reason is not None:
         raise ValueError(f"{type(model).__name__} cannot compute a prompt once for all its completions: {reason}")
-    config = model.config.get_text_config()
-    if config._attn_implementation.startswith(PREFIX):
-        return
-    own, name = config._attn_implementation, PREFIX + config._attn_implementation
-    plain = ALL_ATTENTION_FUNCTIONS[own]
+    model.config.get_text_config()._attn_implementation = NAME
+    if _keep_scored not in model.base_model._forward_hooks.values():
+        model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
 
-    def attention(module, query, key, value, attention_mask, packed_rows=None, **kwargs):
-        if packed_rows is None:
-            return plain(module, query, key, value, attention_mask, **kwargs)
-        return packed_attention(query, key, value, packed_rows, kwargs.get("scaling")), None
 
-    AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
-    config._attn_implementation = name
-    model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+def _attention(module, query, key, value, attention_mask, packed_rows=None, **kwargs):
+    """transformers' SDPA attention, but for packed rows."""
+    if packed_rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return packed_attention(query, key, value, packed_rows, kwargs.get("scaling")), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _keep_scored(module, args, kwargs, output):
@@ -149,10 +148,10 @@ def packed_attention(
 
 
 def _batched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-    """(1, N, H, D) -> (rows, H, length, D) of a bucket's completions."""
+    """(stop - start, H, D) of a bucket's completions -> (rows, H, length, D)."""
     if bucket.index is not None:
-        return states[0, bucket.index].transpose(1, 2)
-    return states[0, bucket.start : bucket.stop].unflatten(0, (bucket.rows, bucket.length)).transpose(1, 2)
+        return states[bucket.index].transpose(1, 2)
+    return states.unflatten(0, (bucket.rows, bucket.length)).transpose(1, 2)
 
 
 def _unbatched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
@@ -161,17 +160,19 @@ def _unbatched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 
 
 def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float) -> torch.Tensor:
-    """Attention by any kernel of PyTorch: a bucket's queries over its prompt's keys and its own, side by side."""
-    gqa = query.shape[1] != key.shape[1]
-    states = [x.transpose(1, 2) for x in (query, key, value)]
+    """Attention by any kernel of PyTorch: a bucket's queries over its prompt's keys and its own, side by side.
+
+    The sequence is cut by one `split`, whose backward is one `cat`; a slice's would fill the whole sequence each time.
+    """
+    sizes = [part.stop - part.start for group in groups for part in (group, *group.buckets)]
+    pieces = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     parts = []
     for group in groups:
-        prompt, length = [x[:, :, group.start : group.stop] for x in (query, key, value)], group.stop - group.start
+        prompt, length = next(pieces), group.stop - group.start
         if length:
-            attended = scaled_dot_product_attention(*prompt, is_causal=True, scale=scaling, enable_gqa=gqa)
-            parts.append(attended[0].transpose(0, 1))
+            parts.append(_attend(*prompt, scaling)[0].transpose(0, 1))
         for bucket in group.buckets:
-            q, k, v = (_batched(x, bucket) for x in states)
+            q, k, v = (_batched(x[0].transpose(0, 1), bucket) for x in next(pieces))
             mask = None
             if length:
                 k, v = (
@@ -179,11 +180,19 @@ def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float
                     for x, y in zip(prompt[1:], (k, v), strict=True)
                 )
                 mask = torch.ones(bucket.length, k.shape[2], dtype=torch.bool, device=q.device).tril(length)
-            attended = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
-            )
-            parts.append(_unbatched(attended.transpose(1, 2), bucket))
+            parts.append(_unbatched(_attend(q, k, v, scaling, mask).transpose(1, 2), bucket))
     return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+
+
+def _attend(query, key, value, scaling: float, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Causal without a mask. With one CUDA's fast kernels need as many key heads as query heads: they are repeated."""
+    repeats = query.shape[1] // key.shape[1]
+    gqa = repeats > 1 and use_gqa_in_sdpa(mask, key, value)
+    if not gqa:
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
+    )
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -214,7 +223,7 @@ class _MergedAttention(torch.autograd.Function):
                 output[:, own], lse[:, own] = attended.transpose(1, 2), sums.transpose(1, 2)
             for bucket in group.buckets:
                 part = slice(bucket.start, bucket.stop)
-                attended, sums = _flash(*(_batched(x, bucket) for x in (q, k, v)), 0.0, True, scale=scaling)
+                attended, sums = _flash(*(_batched(x[0, part], bucket) for x in (q, k, v)), 0.0, True, scale=scaling)
                 attended = _unbatched(attended.transpose(1, 2), bucket)
                 sums = _unbatched(sums.transpose(1, 2), bucket)
                 if not shared:
@@ -254,13 +263,13 @@ class _MergedAttention(torch.autograd.Function):
                 grads[1][:, prompt] += of_key
                 grads[2][:, prompt] += of_value
             for bucket in group.buckets:
-                q, k, v, o, g, s = (_batched(x, bucket) for x in batched)
+                part = slice(bucket.start, bucket.stop)
+                q, k, v, o, g, s = (_batched(x[0, part], bucket) for x in batched)
                 if bucket.valid is not None:
                     g = g * bucket.valid[:, None, :, None]
                 found = _flash_backward(g, q, k, v, o, s[..., 0], 0.0, True, scale=ctx.scaling)
                 of_query, of_key, of_value = (_unbatched(x.transpose(1, 2), bucket) for x in found)
-                own = grads[0][0, bucket.start : bucket.stop]
+                own = grads[0][0, part]
                 own.copy_(own + of_query if shared else of_query)
-                grads[1][0, bucket.start : bucket.stop] = of_key
-                grads[2][0, bucket.start : bucket.stop] = of_value
+                grads[1][0, part], grads[2][0, part] = of_key, of_value
         return *(x.transpose(1, 2).to(query.dtype) for x in grads), None, None

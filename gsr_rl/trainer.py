@@ -27,7 +27,7 @@ from gsr_rl.problem_stream import ProblemStream
 from gsr_rl.rollout import Block, Plan, TwoStageRollout
 from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.scoring import has_signal, set_advantages
-from gsr_rl.step_account import unique_tokens
+from gsr_rl.step_account import clock, unique_tokens
 from gsr_rl.training_log import TrainingLog
 from gsr_rl.windows import STAGES
 
@@ -60,6 +60,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         self.problems = ProblemStream(len(train_dataset), args.seed, args.shuffle_dataset, args.curriculum)
         self.log_of_rollouts = TrainingLog(self)
         self._seconds: dict[str, float] = defaultdict(float)
+        self._useful_tokens: list[int] = []  # of each optimizer window of the generation batch
         callbacks = [*(kwargs.pop("callbacks", None) or []), json_lines_callback(args.output_dir)]
         with _engine_in_place(args):
             super().__init__(
@@ -142,13 +143,14 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch):
         """TRL times the whole step; we also time the update apart from the rollout inside it."""
-        start, before = time.perf_counter(), self._seconds["generation"]
+        device, window = self.accelerator.device, self._step // self.args.gradient_accumulation_steps
+        start, before = clock(device), self._seconds["generation"]
         output = super().training_step(model, inputs, num_items_in_batch)
         generation = self._seconds["generation"] - before
-        self._seconds["update"] += time.perf_counter() - start - generation
+        self._seconds["update"] += clock(device) - start - generation
         if self.accelerator.sync_gradients:
             update = self._seconds.pop("update")
-            useful = unique_tokens(self.blocks, self.args.stages) / self.args.num_windows
+            useful = self._useful_tokens[window % self.args.num_windows]
             self._metrics["train"]["time/update"].append(update)
             for name, value in self.account.metrics(update, useful, self.accelerator).items():
                 self._metrics["train"][name].append(value)
@@ -158,10 +160,10 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         """TRL shuffles rows over micro-batches; we keep whole blocks in every optimizer window, stage by stage."""
         per_generation = self.args.steps_per_generation
         if self._step % (per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
-            start = time.perf_counter()
+            start = clock(self.accelerator.device)
             batch = self._generate_and_score_completions(generation_batch)
             self._buffered_inputs = self._split(batch)
-            self._seconds["generation"] += time.perf_counter() - start
+            self._seconds["generation"] += clock(self.accelerator.device) - start
         return self._buffered_inputs[self._step % per_generation]
 
     def _split(self, batch: windows.Batch) -> list[windows.Batch]:
@@ -173,12 +175,14 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         counts = windows.stage_counts(batch["stage"], batch["completion_mask"], num_windows)
         counts = self.accelerator.reduce(counts, reduction="sum")
         rows = torch.arange(len(order), device=batch["stage"].device)
+        parts = [windows.take_rows(batch, part) for part in rows.chunk(num_windows)]
+        self._useful_tokens = [unique_tokens(part) for part in parts]
         if self.token_budget is None:
             passes = [
                 windows.stage_parts(windows.take_rows(batch, part)) for part in rows.chunk(len(counts) * accumulation)
             ]
         else:
-            passes = self._token_passes([windows.take_rows(batch, part) for part in rows.chunk(num_windows)])
+            passes = self._token_passes(parts)
         return [
             {"passes": part, "window_counts": counts[number // accumulation]} for number, part in enumerate(passes)
         ]
@@ -315,7 +319,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             mask,
             rows["completion_ids"].size(1),
             compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
         )
         if self.use_vllm and self.vllm_importance_sampling_correction and "importance_sampling_ratio" not in rows:
             rows["importance_sampling_ratio"] = self._importance_ratio(forward[0].detach(), rows)

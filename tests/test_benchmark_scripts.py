@@ -15,7 +15,7 @@ SMALLEST = {
     "engine_cpu": ["--model", BASE, "--rounds", "1", "--only", "no prefix caching"],
     "rollout": ["--repeats", "1", "--problems", "2"],
     "serve": ["--model", BASE, "--repeats", "1", "--problems", "4", "--requests", "8", "--at_once", "4"],
-    "step_time": ["--only", "memory"],
+    "step_time": ["--model", "small", "--only", "memory"],
     "sync": ["--steps", "1"],
     "verify": ["--rows", "40"],
 }
@@ -24,6 +24,17 @@ SMALLEST = {
 def test_every_script_is_run():
     helps = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "argparse" in path.read_text()}
     assert helps == set(SMALLEST)
+
+
+def test_the_recipes_of_a_cpu_are_launched_for_the_devices_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import end_to_end
+
+    assert end_to_end.launch_options("zero2", 0)[1] == "accelerate_configs/zero2_cpu.yaml"
+    assert end_to_end.launch_options("zero2", 4)[1:] == ["accelerate_configs/zero2.yaml", "--num_processes", "4"]
+    assert end_to_end.recipe_options(on_gpu=False, with_vllm=True) == []
+    options = end_to_end.recipe_options(on_gpu=True, with_vllm=False)
+    assert options == ["--use_cpu", "false", "--bf16", "true", "--use_vllm", "false"]
 
 
 @pytest.mark.vllm

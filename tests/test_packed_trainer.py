@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import GRPOTrainer
+from trl.trainer.utils import use_adapter
 
 from gsr_rl.configs import GSRConfig
 from gsr_rl.trainer import GSRTrainer
@@ -15,7 +17,10 @@ from gsr_rl.trainer import GSRTrainer
 ROW = {"prompt": [{"role": "user", "content": "1+1"}], "problem": "1+1", "problem_id": "0", "answer": "2"}
 
 
-def make_trainer(model_path, folder, attention="sdpa", **keys) -> GSRTrainer:
+def make_trainer(model, folder, attention="sdpa", peft_config=None, **keys) -> GSRTrainer:
+    """Of a model or a model's path."""
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention)
     args = GSRConfig(
         output_dir=str(folder),
         per_device_train_batch_size=8,
@@ -31,11 +36,12 @@ def make_trainer(model_path, folder, attention="sdpa", **keys) -> GSRTrainer:
         **keys,
     )
     return GSRTrainer(
-        AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention),
+        model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=args,
         train_dataset=Dataset.from_list([ROW] * 4),
-        processing_class=AutoTokenizer.from_pretrained(model_path, padding_side="left"),
+        processing_class=AutoTokenizer.from_pretrained(model.name_or_path, padding_side="left"),
+        peft_config=peft_config,
     )
 
 
@@ -70,6 +76,36 @@ def test_log_probabilities_without_gradient_come_back_in_the_batchs_order(tiny_m
     assert torch.allclose(entropies, plain_entropies, atol=1e-5)
 
 
+def test_a_second_trainer_of_a_prepared_model_has_a_reference_that_shares_prompts_too(tiny_model, tmp_path):
+    first = make_trainer(tiny_model, tmp_path)
+    trainer = make_trainer(first.model, tmp_path, beta=0.1)
+    assert trainer.model.config._attn_implementation == "shared_prefix_sdpa"
+    with torch.no_grad():
+        found, expected = (
+            trainer._get_per_token_logps_and_entropies(model, *rows(), 4)[0]
+            for model in (trainer.ref_model, trainer.model)
+        )
+    assert torch.equal(found, expected)
+
+
+def test_under_lora_the_reference_is_the_base_model_on_packed_rows(tiny_model, tmp_path):
+    adapters = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    trainer = make_trainer(tiny_model, tmp_path, peft_config=adapters, beta=0.1, max_tokens_per_micro_batch=8)
+    assert trainer.ref_model is None and trainer.shares_prefixes
+    trainer.least_saving = 0
+    base = make_trainer(tiny_model, tmp_path / "base", shared_prefix=False)
+
+    def log_probs(of):
+        return of._get_per_token_logps_and_entropies(of.model, *rows(), 4, batch_size=2)[0]
+
+    with torch.no_grad():
+        with use_adapter(trainer.accelerator.unwrap_model(trainer.model), adapter_name=None):  # as TRL does it
+            reference = log_probs(trainer)
+        adapted, expected = log_probs(trainer), log_probs(base)
+    assert torch.allclose(reference, expected, atol=1e-5)
+    assert not torch.allclose(adapted, expected, atol=1e-2)
+
+
 def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, tmp_path, monkeypatch):
     trainer = make_trainer(tiny_model, tmp_path, max_tokens_per_micro_batch=1000)
     ids, mask = rows()
@@ -86,7 +122,7 @@ def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, t
 
 def test_a_model_that_cannot_share_prefixes_warns_and_runs_padded_rows(tiny_model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        trainer = make_trainer(tiny_model, tmp_path, attention="eager", max_tokens_per_micro_batch=64)
+        trainer = make_trainer(tiny_model, tmp_path, attention="eager")
     assert not trainer.shares_prefixes
     assert trainer.token_budget is None
     assert "computes a prompt anew for each completion" in caplog.text
@@ -96,6 +132,35 @@ def test_a_model_that_cannot_share_prefixes_warns_and_runs_padded_rows(tiny_mode
         found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4)[0]
         expected = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, 4)[0]
     assert torch.equal(found, expected)
+
+
+def test_a_token_budget_is_not_dropped_for_a_model_that_cannot_keep_it(tiny_model, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"max_tokens_per_micro_batch=64 .* eager, and `attn_implementation: sdpa`"
+    ) as e:
+        make_trainer(tiny_model, tmp_path, attention="eager", max_tokens_per_micro_batch=64)
+    assert "shared_prefix to false" in str(e.value) and "per_device_train_batch_size=8" in str(e.value)
+
+
+def test_a_mixture_of_experts_with_a_router_loss_of_its_own_is_refused(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = MixtralConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                           num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)  # fmt: skip
+    model = MixtralForCausalLM(config)
+    model.name_or_path = tiny_model
+    with pytest.raises(ValueError, match=r"router_aux_loss_coef=0.001 of MixtralForCausalLM's own.* to 0"):
+        make_trainer(model, tmp_path)
+    assert not make_trainer(model, tmp_path, router_aux_loss_coef=0.0).shares_prefixes
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_an_adapter_of_virtual_tokens_warns_and_runs_padded_rows(tiny_model, tmp_path, caplog, kind):
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(tiny_model, tmp_path, peft_config=kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert not trainer.shares_prefixes
+    assert "_TUNING) puts tokens of its own before each row" in caplog.text
+    found = trainer._get_per_token_logps_and_entropies(trainer.model, *rows(), 4)[0]
+    assert found.shape == (6, 4) and found.requires_grad
 
 
 def test_metrics_of_passes_are_weighed_by_their_tokens_and_extremes_stay_extremes(tiny_model, tmp_path):
@@ -116,9 +181,11 @@ def test_metrics_of_passes_are_weighed_by_their_tokens_and_extremes_stay_extreme
         ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch=0 is below 1"),
         ({"max_tokens_per_micro_batch": 9, "shared_prefix": False}, "=9 needs shared_prefix: true"),
         ({"max_tokens_per_micro_batch": 9, "top_entropy_quantile": 0.2}, "top_entropy_quantile=0.2"),
-        ({"max_tokens_per_micro_batch": 9, "entropy_coef": 0.1}, "entropy bonus"),
+        ({"entropy_coef": 0.1}, "entropy_coef=0.1: .* set entropy_coef to 0"),
+        ({"use_adaptive_entropy": True}, "use_adaptive_entropy=True: .* set use_adaptive_entropy to false"),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1: .* set router_aux_loss_coef to 0"),
     ],
 )
-def test_a_token_budget_is_refused_where_the_loss_would_depend_on_it(tmp_path, keys, message):
+def test_what_would_make_the_loss_depend_on_the_micro_batches_is_refused(tmp_path, keys, message):
     with pytest.raises(ValueError, match=message):
         GSRConfig(output_dir=str(tmp_path), per_device_train_batch_size=16, num_generations=8, use_cpu=True, **keys)

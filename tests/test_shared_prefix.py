@@ -211,7 +211,8 @@ def test_gradient_checkpointing_makes_the_same_gradients(model, kernel):
         assert relative(found[2], expected[2]) < 1e-6
 
 
-def test_lora_adapters_get_the_same_gradients():
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["kept", "checkpoints", "reentrant checkpoints"])
+def test_lora_adapters_get_the_same_gradients(reentrant):
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(
@@ -220,7 +221,14 @@ def test_lora_adapters_get_the_same_gradients():
     ids, mask, limit = make_batch(RAGGED)
     weights = torch.randn(len(ids), limit) * mask[:, -limit:]
     padded = gradient(adapted, lambda: plain(adapted, ids, mask, limit), weights)
+    if reentrant is not None:
+        adapted.train()
+        adapted.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        adapted.enable_input_require_grads()
+    passes = []
+    adapted.base_model.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     ours = gradient(adapted, lambda: packed(adapted, ids, mask, limit), weights)
+    assert len(passes) == (1 if reentrant is None else 2)
     assert torch.allclose(ours[0], padded[0], atol=1e-4)
     assert relative(ours[2], padded[2]) < 1e-4
 
@@ -248,17 +256,33 @@ def test_without_gradients_the_same_log_probabilities_come_out(model):
     assert torch.equal(found, packed(model, ids, mask, limit)[0].detach())
 
 
-class LargestTensor(TorchDispatchMode):
+class Written(TorchDispatchMode):
+    """The largest tensor that operations return, and the elements of all that are no views."""
+
     def __init__(self):
         super().__init__()
-        self.numel = 0
+        self.numel = self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for one in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(one, torch.Tensor):
                 self.numel = max(self.numel, one.numel())
+                self.total += 0 if func.is_view else one.numel()
         return out
+
+
+def test_what_attention_writes_for_a_token_does_not_grow_with_the_number_of_prompts():
+    written = []
+    for groups in (2, 8, 32):
+        ids, mask, limit = make_batch([(20, [9, 6, 6])] * groups)
+        rows = pack_rows(ids, mask, limit)
+        tokens = rows.input_ids.numel()
+        states = [torch.randn(1, heads, tokens, 8, requires_grad=True) for heads in (4, 2, 2)]
+        with Written() as seen:
+            shared_prefix._joined_attention(*states, rows.groups, 1.0).sum().backward()
+        written.append(seen.total / tokens)
+    assert max(written) <= 1.05 * min(written)
 
 
 def test_no_tensor_grows_with_the_square_of_the_packed_sequence(monkeypatch):
@@ -267,7 +291,7 @@ def test_no_tensor_grows_with_the_square_of_the_packed_sequence(monkeypatch):
     ids, mask, limit = make_batch([(1000, [63, 64, 64, 50, 40, 30, 20, 10] * 4)])
     rows = pack_rows(ids, mask, limit)
     tokens = rows.input_ids.numel()
-    with LargestTensor() as seen:
+    with Written() as seen:
         log_probs_and_entropies(model, rows)[0].sum().backward()
     assert tokens > 2000
     assert 0 < seen.numel <= 2 * tokens * model.config.intermediate_size
@@ -287,6 +311,21 @@ def test_other_calls_of_a_prepared_model_are_what_they_were():
     assert torch.equal(again, generated)
 
 
+def test_a_model_made_with_a_prepared_ones_attention_is_prepared_too():
+    """As TRL builds the reference model: with the attention that the policy's config names."""
+    policy = make_model("llama")
+    config = copy.deepcopy(policy.config)
+    other = FAMILIES["llama"][1](config)
+    assert other.config._attn_implementation == "shared_prefix_sdpa"
+    other.load_state_dict(policy.state_dict())
+    add_fused_lm_head(other, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
+    share_prefixes(other)
+    share_prefixes(other)
+    assert len(other.base_model._forward_hooks) == 1
+    batch = make_batch(RAGGED)
+    assert torch.equal(packed(other, *batch)[0], packed(policy, *batch)[0])
+
+
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
@@ -303,6 +342,30 @@ def test_other_calls_of_a_prepared_model_are_what_they_were():
 def test_a_model_that_attends_otherwise_is_told_apart(keys, reason):
     config = Qwen2Config(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **keys)
     assert reason in unsupported(Qwen2ForCausalLM(config))
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])
+def test_another_attention_is_refused_with_the_one_that_shares_prompts(name):
+    model = make_model("llama")
+    model.config._attn_implementation = name
+    with pytest.raises(ValueError, match=f"attn_implementation is {name}, and `attn_implementation: sdpa` shares"):
+        share_prefixes(model)
+    assert model.config._attn_implementation == name
+
+
+def test_a_mask_goes_with_as_many_key_heads_as_query_heads(monkeypatch):
+    """CUDA's attention with a mask and `enable_gqa` is the slow one that builds every score."""
+    calls, attention = [], shared_prefix.scaled_dot_product_attention
+
+    def seen(query, key, value, attn_mask=None, enable_gqa=False, **keys):
+        calls.append((attn_mask is not None, enable_gqa, query.shape[1] == key.shape[1] == value.shape[1]))
+        return attention(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa, **keys)
+
+    monkeypatch.setattr(shared_prefix, "scaled_dot_product_attention", seen)
+    rows = pack_rows(*make_batch(RAGGED))
+    states = [torch.randn(1, heads, rows.input_ids.numel(), 8) for heads in (4, 2, 2)]
+    shared_prefix._joined_attention(*states, rows.groups, 1.0)
+    assert set(calls) == {(True, False, True), (False, True, False)}
 
 
 def test_an_unknown_family_is_refused_by_name():

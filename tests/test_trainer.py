@@ -94,6 +94,8 @@ def test_packing_makes_the_gradients_of_padded_rows(launch, tiny_model, tmp_path
         assert "candidate/entropy" in keys
         for key in keys:
             assert [log[key] for log in run["logs"]] == pytest.approx([log[key] for log in plain["logs"]], abs=1e-3)
+        for log, other in zip(run["logs"], plain["logs"], strict=True):
+            assert log["tokens/useful"] == other["tokens/useful"] <= log["tokens/computed"] < other["tokens/computed"]
 
 
 @pytest.mark.distributed

@@ -62,6 +62,7 @@ def test_trl_still_names_its_engine_where_we_put_ours():
     assert grpo_trainer.VLLMGeneration is VLLMGeneration
     assert vllm_generation.LLM is not None
     assert names(VLLMGeneration._init_vllm) == "(self)" and names(VLLMGeneration.sync_weights) == "(self)"
+    assert names(VLLMGeneration.generate) == "(self, prompts, images, num_generations, profiler)"
     assert issubclass(ColocatedVLLM, VLLMGeneration)
     assert hasattr(VLLMGeneration, "_iter_named_params")
 

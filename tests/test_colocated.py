@@ -1,0 +1,51 @@
+"""The colocated engine's requests, through TRL's own `generate`, with a stand-in for vLLM's engine."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gsr_rl.colocated import ColocatedVLLM
+
+pytest.importorskip("vllm", reason="TRL imports vLLM's sampling parameters")
+N = 3
+
+
+class Engine:
+    """Answers each request with as many completions as it asks for, each [prompt's first token, number]."""
+
+    def generate(self, prompts, sampling_params, use_tqdm):
+        self.asked = [prompt["prompt_token_ids"] for prompt in prompts], sampling_params.n
+        return [
+            SimpleNamespace(
+                prompt_token_ids=ids,
+                outputs=[
+                    SimpleNamespace(
+                        token_ids=[ids[0], number], logprobs=[{7: SimpleNamespace(rank=1, logprob=-float(number))}] * 2
+                    )
+                    for number in range(sampling_params.n)
+                ],
+            )
+            for ids in (prompt["prompt_token_ids"] for prompt in prompts)
+        ]
+
+
+def engine() -> ColocatedVLLM:
+    made = object.__new__(ColocatedVLLM)
+    vars(made).update(
+        accelerator=None, llm=Engine(), mode="colocate", tensor_parallel_size=1, enable_sleep_mode=False, logprobs=0,
+        temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=4,
+        structured_outputs_regex=None, generation_kwargs={"min_tokens": 1}, model=torch.nn.Linear(1, 1),
+    )  # fmt: skip
+    return made
+
+
+def test_a_prompt_is_sent_once_for_all_its_completions_and_the_rows_come_in_the_batchs_order():
+    made = engine()
+    prompts = [[1, 2]] * N + [[5]] * N
+    prompt_ids, completions, logprobs, _ = made.generate(prompts, None, N)
+    assert made.llm.asked == ([[1, 2], [5]], N)
+    assert prompt_ids == prompts
+    assert completions == [[1, 0], [1, 1], [1, 2], [5, 0], [5, 1], [5, 2]]
+    assert [row[0] for row in logprobs] == [[-0.0], [-1.0], [-2.0]] * 2
+    assert made.generation_kwargs == {"min_tokens": 1}
