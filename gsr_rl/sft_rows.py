@@ -209,11 +209,16 @@ def _direct_texts(row: dict, candidates: Mapping, refinements: Mapping, source: 
     return [s["text"] for s in samples if s["correct"] == 1.0]
 
 
+def _keeps_distribution(config) -> bool:
+    """Whether direct rows are the student's own distribution: its repetitions, and all problems alike."""
+    return config.direct_source == "student" and config.keep_duplicate_solutions
+
+
 def _distinct(texts: list[str], config) -> list[str]:
     """The texts that become different rows; a student's that shall keep its distribution with their repetitions."""
     found = [(training_text(text, config.keep_thinking), text) for text in texts]
     found = [(trained, text) for trained, text in found if trained.strip()]
-    if config.direct_source == "student" and config.keep_duplicate_solutions:
+    if _keeps_distribution(config):
         return [text for _, text in found]
     first: dict[str, str] = {}
     for trained, text in found:
@@ -240,7 +245,7 @@ def _direct_picks(problems, candidates, refinements, config, refined: set[int], 
         if size:
             pools.append((number, rng.sample(range(size), size)))
     rng.shuffle(pools)
-    if config.direct_source == "student" and config.keep_duplicate_solutions:
+    if _keeps_distribution(config):
         groups = [pools]
     else:
         groups = [[one for one in pools if (one[0] in refined) is first] for first in (True, False)]
