@@ -40,14 +40,18 @@ def check_problems(c) -> list[str]:
 
 def check_training_problems(c) -> list[str]:
     """The keys of `ProblemConfig` of a program whose problems are trained on: no evaluation set is among them."""
-    names = c.decontaminate_against or []
     own = source_of(f"{c.dataset_name}@{c.dataset_split}")
     return check_problems(c) + [
         f"decontaminate_against={name}: dataset_name={c.dataset_name} is this evaluation set, so no problem would be "
         "left: train on another set or split, or take the name out"
-        for name in ([names] if isinstance(names, str) else names)
+        for name in as_list(c.decontaminate_against)
         if source_of(str(name)) == own
     ]
+
+
+def as_list(value: str | list | None) -> list:
+    """A key that may be left out, or name one without brackets."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def source_of(name: str) -> tuple[str, str]:
@@ -78,8 +82,7 @@ def _check_filters(c) -> list[str]:
 def _check_decontamination(c) -> list[str]:
     """The evaluation sets that are local files exist; n and threshold are in their ranges."""
     found = []
-    names = c.decontaminate_against or []
-    for name in [names] if isinstance(names, str) else names:
+    for name in as_list(c.decontaminate_against):
         path = Path(str(name).partition("@")[0])
         if path.suffix in LOCAL_SUFFIXES and not path.is_file():
             found.append(f"decontaminate_against={name}: there is no such file, give an existing one or a Hub name")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gsr_rl import hub_sets
-from gsr_rl.data_checks import LOCAL_SUFFIXES, source_of
+from gsr_rl.data_checks import LOCAL_SUFFIXES, as_list, source_of
 from gsr_rl.knights_knaves import with_answer
 from gsr_rl.prompts import get_template, solve_prompt
 
@@ -94,7 +94,7 @@ def read_problems(config) -> Problems:
             id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
     own = source_of(f"{config.dataset_name}@{config.dataset_split}")
-    against = [name for name in _as_list(config.decontaminate_against) if source_of(name) != own]
+    against = [name for name in as_list(config.decontaminate_against) if source_of(name) != own]
     more = against and config.max_problems and not _generated(config)  # so that enough is left
     problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
     if against:
@@ -126,10 +126,6 @@ def plain_config(name: str, **values) -> SimpleNamespace:
 def _with(config, **values):
     """A copy of a configuration with other values."""
     return SimpleNamespace(**(vars(config) | values))
-
-
-def _as_list(value) -> list:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def _generated(config) -> bool:
