@@ -140,10 +140,12 @@ def uninterrupted() -> Iterator[None]:
 
 def run(rows: list[dict], config, json_lines: bool) -> int:
     """Open the engine, solve, print. Returns the exit code."""
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its lines would go through the live display
+
     from gsr_rl.solve import Solver
     from gsr_rl.solve_display import plain, terminal_console
 
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     console = None if json_lines else terminal_console()
     if console:
         console.print(f"loading {config.model} ...", style="dim", markup=False)
