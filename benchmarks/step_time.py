@@ -7,6 +7,7 @@ The step: SmolLM2-135M (from `make smollm2`, else random weights of its shape) i
 at its fastest micro-batch size, with both stages padded together as its trainer does it (`mixed`) and with one batch a
 stage (`by stage`); GSRTrainer makes one pass a stage. `loss_type` is dr_grpo, whose loss is the same for pooled rows.
 Then peak memory beyond the loaded model, each side in its own process, and a grid of prompt and completion lengths.
+On a CPU both sides keep the memory that they free, as training with our programs does (gsr_rl/cpu_memory.py).
 Both sides, and a plain packed SFT step on as many tokens, are warmed up and run in turn; times are medians. `--model`
 takes a model's folder, or `qwen2-1.5b` for random weights of that shape. Ends with one line of JSON.
 """
@@ -31,6 +32,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 from gsr_rl import windows
 from gsr_rl.configs import GSRConfig
+from gsr_rl.cpu_memory import keep_freed_memory
 from gsr_rl.tiny_model import build_tokenizer
 from gsr_rl.trainer import GSRTrainer
 
@@ -45,6 +47,7 @@ NAMED_GRID = {  # name: prompt tokens, completion tokens, G
     "many candidates": (64, 16, 8),
     "long prompt": (512, 16, 2),
 }
+SHORT = 0.5  # seconds that each side of a point of the grid is timed for at least, if `repeats` runs are fewer
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -133,11 +136,12 @@ def trl_step(trainer: GRPOTrainer, batches: list[windows.Batch], size: int) -> N
             trainer._compute_loss(trainer.model, windows.take_rows(batch, rows)).backward()
 
 
-def one_pass_a_stage(parts: list[windows.Batch]) -> dict:
+def one_pass_a_part(parts: list[windows.Batch]) -> dict:
     """GSRTrainer's training batch."""
     counts = torch.zeros(len(windows.STAGES), 2, device=DEVICE)
     for part in parts:
-        counts[part["stage"][0]] = torch.tensor([float(len(part["stage"])), float(part["completion_mask"].sum())])
+        numbers = [float(len(part["stage"])), float(part["completion_mask"].sum())]
+        counts[part["stage"][0]] += torch.tensor(numbers, device=DEVICE)
     return {"passes": parts, "window_counts": counts}
 
 
@@ -165,6 +169,18 @@ def fastest_size(trainer, batches, sizes, runs: int) -> tuple[int, dict[int, flo
         rows = sum(len(one["stage"]) for one in part)
         seconds[size] = min(timed(partial(trl_step, trainer, part, size)) for _ in range(runs)) / rows
     return min(seconds, key=seconds.get), seconds
+
+
+def our_fastest(trainer: GSRTrainer, rows: windows.Batch, sizes: set[int]) -> tuple[int, partial]:
+    """GSRTrainer's fastest number of rows a pass, and its step; the prompt is computed once in each pass."""
+    steps = {}
+    for size in sizes:
+        parts = [windows.take_rows(rows, part) for part in torch.arange(len(rows["stage"])).split(size)]
+        steps[len(parts[0]["stage"])] = partial(our_step, trainer, one_pass_a_part(parts))
+    for step in steps.values():  # warms up
+        step()
+    best = min(steps, key=lambda size: timed(steps[size])) if len(steps) > 1 else next(iter(steps))
+    return best, steps[best]
 
 
 def in_turn(repeats: int, *steps, warm: bool = False) -> list[float]:
@@ -213,10 +229,10 @@ def measure_step(load, repeats: int) -> dict:
     parts = joint_rows(model.config.vocab_size)
     mixed = padded_together(parts)
     first = gradient_of(stock, lambda: trl_step(stock, [mixed], 1))
-    second = gradient_of(ours, lambda: our_step(ours, one_pass_a_stage(parts)))
+    second = gradient_of(ours, lambda: our_step(ours, one_pass_a_part(parts)))
     difference = ((first - second).norm() / first.norm()).item()
-    mixed_size, mixed_seconds = fastest_size(stock, [mixed], (1, 4, 16), 1)  # warm by now
-    stage_size, stage_seconds = fastest_size(stock, parts, (1, 4, 8), 1)
+    mixed_size, mixed_seconds = fastest_size(stock, [mixed], (1, 2, 4, 8), 2)  # a size's first run warms up
+    stage_size, stage_seconds = fastest_size(stock, parts, (1, 2, 4, 8), 2)
     print("stock TRL, seconds a row by micro-batch size, mixed:", _rounded(mixed_seconds), flush=True)
     print("                                          by stage:", _rounded(stage_seconds), flush=True)
     unique = PROBLEM * 2 + K * CANDIDATE + G * (CANDIDATE + REFINEMENT - 2)
@@ -226,7 +242,7 @@ def measure_step(load, repeats: int) -> dict:
         repeats,
         lambda: trl_step(stock, [mixed], mixed_size),
         lambda: trl_step(stock, parts, stage_size),
-        lambda: our_step(ours, one_pass_a_stage(parts)),
+        lambda: our_step(ours, one_pass_a_part(parts)),
         sft,
         warm=True,
     )
@@ -282,7 +298,7 @@ def print_peak(load, side: str, size: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
         before = _resident("VmRSS")
     if side == "ours":
-        our_step(trainer, one_pass_a_stage(parts))
+        our_step(trainer, one_pass_a_part(parts))
     else:  # the second micro-batch has gradients beside it, as all further ones have
         mixed = padded_together(parts)
         trl_step(trainer, [windows.take_rows(mixed, torch.arange(min(2 * size, 2 * G)))], size)
@@ -301,7 +317,7 @@ def measure_grid(load, dtype: torch.dtype, repeats: int) -> float:
     worst = float("inf")
     print(
         f"{'model':10}{'point':18}{'prompt':>7}{'completion':>11}{'G':>4}"
-        f"{'rows':>5}{'TRL s':>9}{'ours s':>9}{'ratio':>7}"
+        f"{'rows':>5}{'our rows':>9}{'TRL s':>9}{'ours s':>9}{'ratio':>7}"
     )
     grids = {"small": [("", point) for point in SMALL_GRID], "model": list(NAMED_GRID.items())}
     for which, points in grids.items():
@@ -309,13 +325,14 @@ def measure_grid(load, dtype: torch.dtype, repeats: int) -> float:
         stock, ours = make_trainer(GRPOTrainer, of(), 2, 16), make_trainer(GSRTrainer, of(), 2, 16)
         for name, (prompt, completion, generations) in points:
             rows = [make_rows(prompt, completion, generations, ours.model.config.vocab_size)]
-            our_side = partial(our_step, ours, one_pass_a_stage(rows))
-            our_side()
+            our_size, our_side = our_fastest(ours, rows[0], {generations} if which == "model" else {4, generations})
             tries = {1, generations} if which == "model" else {1, min(4, generations), generations}
             size, _ = fastest_size(stock, rows, sorted(tries), 1 if which == "model" else 2)  # warm by now
-            theirs, mine = in_turn(repeats, partial(trl_step, stock, rows, size), our_side, warm=True)
+            trl_side = partial(trl_step, stock, rows, size)
+            runs = max(repeats, min(50, int(SHORT / timed(our_side))))
+            theirs, mine = in_turn(runs, trl_side, our_side, warm=True)
             worst = min(worst, theirs / mine)
-            point = f"{which:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}"
+            point = f"{which:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}{our_size:9}"
             print(f"{point}{theirs:9.3f}{mine:9.3f}{theirs / mine:7.2f}", flush=True)
         del stock, ours
     return worst
@@ -341,6 +358,7 @@ def main() -> None:
     if options.model not in SHAPES and not Path(options.model).is_dir():
         parser.error(f"--model {options.model} is no folder: give one, or one of {', '.join(SHAPES)}")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # both sides: what every training program of ours does
     dtype = getattr(torch, options.dtype)
     load = partial(load_model, options.model, dtype)
     if options.side:
