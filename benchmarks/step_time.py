@@ -47,7 +47,7 @@ NAMED_GRID = {  # name: prompt tokens, completion tokens, G
     "many candidates": (64, 16, 8),
     "long prompt": (512, 16, 2),
 }
-SHORT = 0.5  # seconds that each side of a point of the grid is timed for at least, if `repeats` runs are fewer
+SHORT = 0.1  # seconds: steps of the grid that are shorter run so long in a row, as in training, before the other side
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -181,6 +181,16 @@ def our_fastest(trainer: GSRTrainer, rows: windows.Batch, sizes: set[int]) -> tu
         step()
     best = min(steps, key=lambda size: timed(steps[size])) if len(steps) > 1 else next(iter(steps))
     return best, steps[best]
+
+
+def again(step, times: int):
+    """A step, so many times in a row."""
+
+    def steps():
+        for _ in range(times):
+            step()
+
+    return steps
 
 
 def in_turn(repeats: int, *steps, warm: bool = False) -> list[float]:
@@ -328,9 +338,9 @@ def measure_grid(load, dtype: torch.dtype, repeats: int) -> float:
             our_size, our_side = our_fastest(ours, rows[0], {generations} if which == "model" else {4, generations})
             tries = {1, generations} if which == "model" else {1, min(4, generations), generations}
             size, _ = fastest_size(stock, rows, sorted(tries), 1 if which == "model" else 2)  # warm by now
-            trl_side = partial(trl_step, stock, rows, size)
-            runs = max(repeats, min(50, int(SHORT / timed(our_side))))
-            theirs, mine = in_turn(runs, trl_side, our_side, warm=True)
+            sides = (partial(trl_step, stock, rows, size), our_side)
+            times = 1 + int(SHORT / timed(our_side))
+            theirs, mine = (total / times for total in in_turn(repeats, *(again(side, times) for side in sides)))
             worst = min(worst, theirs / mine)
             point = f"{which:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}{our_size:9}"
             print(f"{point}{theirs:9.3f}{mine:9.3f}{theirs / mine:7.2f}", flush=True)
