@@ -340,7 +340,9 @@ def measure_grid(load, dtype: torch.dtype, repeats: int) -> float:
             size, _ = fastest_size(stock, rows, sorted(tries), 1 if which == "model" else 2)  # warm by now
             sides = (partial(trl_step, stock, rows, size), our_side)
             times = 1 + int(SHORT / timed(our_side))
-            theirs, mine = (total / times for total in in_turn(repeats, *(again(side, times) for side in sides)))
+            theirs, mine = (
+                total / times for total in in_turn(repeats, *(again(side, times) for side in sides), warm=True)
+            )
             worst = min(worst, theirs / mine)
             point = f"{which:10}{name:18}{prompt:7}{completion:11}{generations:4}{size:5}{our_size:9}"
             print(f"{point}{theirs:9.3f}{mine:9.3f}{theirs / mine:7.2f}", flush=True)
