@@ -8,16 +8,21 @@ highest number for the newest, complete or not.
 import os
 import shutil
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_peft_model
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 SAVING = "checkpoint-saving"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-STOPPED = 143  # exit code of a run that a signal has ended, its state saved: the same command goes on
+STOPPED = 143  # exit code of a run that has been told to stop, its state saved: the same command goes on
+STOP_FILE = "GSR_STOP_FILE"  # environment variable: a file that, once it is there, stops the run as a signal does
+REPEATED = 10.0  # seconds in which a second signal is the first one, passed on by a launcher
 ROOM = 1.1  # free space that is asked for, as a multiple of what a checkpoint is expected to take
 
 
@@ -43,13 +48,13 @@ def resume_point(args) -> str | None:
 class WholeCheckpoints:
     """Mixin for a transformers `Trainer`: `class MyTrainer(WholeCheckpoints, SFTTrainer)`.
 
-    After `train()`, `stopped` says whether a signal ended it; its state is in a checkpoint then.
+    After `train()`, `stopped` says whether it was told to stop; its state is in a checkpoint then.
     """
 
     stopped = False
 
     def add_stop_signals(self) -> None:
-        """From now on SIGTERM and SIGUSR1 save a checkpoint at the end of the step, and end the training."""
+        """From now on SIGTERM, SIGUSR1 and the file GSR_STOP_FILE save a checkpoint after the step, and end it all."""
         self.add_callback(StopInOrder(self))
 
     def can_save_here(self) -> bool:
@@ -86,12 +91,12 @@ class WholeCheckpoints:
                 self.save_extra_state(str(temporary / name))
                 self.state.best_model_checkpoint = best_checkpoint  # transformers looked into the temporary folder
                 self.state.save_to_json(str(temporary / name / "trainer_state.json"))
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by who was writing
             with suppress(OSError):
                 shutil.rmtree(temporary)
             raise RuntimeError(
                 f"checkpoint {name} could not be written to {final_folder}: {error}. The checkpoints before it are "
-                "whole; make room and start the same command with resume_from_checkpoint true"
+                "whole; if the disk is full make room, and start the same command with resume_from_checkpoint true"
             ) from error
         finally:
             self._saving, self.args.save_total_limit, self.args.push_to_hub = False, limit, push
@@ -107,18 +112,20 @@ class WholeCheckpoints:
             self._push_from_checkpoint(str(final_folder / name))
 
     def _rotate(self, folder: Path, limit: int | None, temporary: Path) -> None:
-        """Delete the oldest checkpoints beyond `limit`, never the newest and never the best."""
+        """Delete the oldest checkpoints beyond `limit`, never the one just written and never the best."""
         if not limit or limit < 1:
             return
         found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
-        kept = {found[-1].name, Path(self.state.best_model_checkpoint or "").name}
+        kept = {f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", Path(self.state.best_model_checkpoint or "").name}
         spare = [path for path in found if path.name not in kept]
         for path in spare[: max(0, len(found) - limit)]:
             _remove(path, temporary)
 
     def _check_room(self, folder: Path) -> None:
         """Raise on all ranks alike, before anything is written, if the disk has no room for a checkpoint."""
-        needed = ROOM * expected_size(self.model, self.args.save_only_model)
+        deepspeed = self.accelerator.state.deepspeed_plugin
+        zero_stage = deepspeed.zero_stage if deepspeed else None
+        needed = ROOM * expected_size(self.model, self.args.save_only_model, zero_stage)
         free = shutil.disk_usage(folder).free if folder.exists() else needed
         short = torch.tensor([float(self.args.should_save and free < needed)], device=self.accelerator.device)
         if self.accelerator.reduce(short, reduction="sum").item() > 0:
@@ -128,15 +135,36 @@ class WholeCheckpoints:
                 "and start the same command with resume_from_checkpoint true"
             )
 
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        """transformers loads the best checkpoint and may delete the others; a stopped run goes on from its newest."""
+        best = self.state.best_model_checkpoint
+        if self.stopped:
+            self.state.best_model_checkpoint = None
+        output = super()._finalize_training(trial, num_train_samples, start_time)
+        self.state.best_model_checkpoint = best
+        return output
 
-def expected_size(model, weights_only: bool) -> int:
-    """Bytes of a checkpoint: weights, and for each trained parameter two moments and under DeepSpeed a master copy."""
-    size = 0
+
+def expected_size(model, weights_only: bool, zero_stage: int | None = None) -> int:
+    """Bytes of a checkpoint: weights, and for each trained parameter two moments. Of a PEFT model the trained part.
+
+    DeepSpeed (with `zero_stage`) holds a master copy and the moments in float32. Below stage 3 it writes the weights
+    a second time, and from stage 2 on the frozen ones once more.
+    """
+    adapters, size = is_peft_model(model), 0
     for parameter in model.parameters():
+        trained = parameter.requires_grad
+        if adapters and not trained:
+            continue
         number = getattr(parameter, "ds_numel", parameter.numel())
-        size += number * parameter.element_size()
-        if parameter.requires_grad and not weights_only:
-            size += number * (12 if hasattr(parameter, "ds_numel") or parameter.element_size() < 4 else 8)
+        weight = number * parameter.element_size()
+        size += weight
+        if weights_only:
+            continue
+        if zero_stage is not None:
+            size += weight * ((zero_stage < 3) + (zero_stage > 1 and not trained)) + number * 12 * trained
+        else:
+            size += weight * 2 * trained
     return size
 
 
@@ -152,11 +180,14 @@ def _remove(path: Path, temporary: Path) -> None:
 class StopInOrder(TrainerCallback):
     """Saves and stops where a generation batch has been used up: inside one, its rollouts would be lost.
 
-    A signal to any rank counts for all of them. A second signal is left to its default action.
+    A signal to any rank counts for all of them, and so does the file that GSR_STOP_FILE names. Beside it `.saved` says
+    that the run has stopped and its state is saved: a launcher has an exit code of its own. A signal that comes again
+    at once has been passed on by a launcher; one that comes later has its default action.
     """
 
     def __init__(self, trainer):
-        self.trainer, self.asked, self.save_due = trainer, False, False
+        self.trainer, self.asked_at, self.stopping, self.save_due = trainer, None, False, False
+        self.stop_file = Path(os.environ[STOP_FILE]) if os.environ.get(STOP_FILE) else None
         self.previous: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -165,21 +196,35 @@ class StopInOrder(TrainerCallback):
                 self.previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, number, frame):
-        self.asked = True
-        print(f"signal {number}: saving a checkpoint at the end of this step, then stopping", flush=True)
-        signal.signal(number, signal.SIG_DFL)
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+            print(f"signal {number}: saving a checkpoint at the end of this step, then stopping", flush=True)
+        elif time.monotonic() - self.asked_at > REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _asked_here(self, state) -> bool:
+        by_file = self.stop_file is not None and state.is_world_process_zero and self.stop_file.exists()
+        return by_file or self.asked_at is not None
 
     def on_step_end(self, args, state, control, **kwargs):
         accelerator = self.trainer.accelerator
-        asked = torch.tensor([float(self.asked)], device=accelerator.device)
-        asked = accelerator.reduce(asked, reduction="sum").item() > 0
-        self.save_due = self.save_due or asked or control.should_save
-        whole = self.trainer.can_save_here()
-        control.should_save = self.save_due and whole
-        if control.should_save:
-            self.save_due = False
-            if asked:
-                self.trainer.stopped = control.should_training_stop = True
+        asked = torch.tensor([float(self._asked_here(state))], device=accelerator.device)
+        self.stopping = accelerator.reduce(asked, reduction="sum").item() > 0
+        self.save_due = self.save_due or self.stopping or control.should_save
+        control.should_save = self.save_due and self.trainer.can_save_here()
+        if self.stopping and control.should_save:
+            control.should_evaluate = False  # it comes before the save, takes its time, and may call it off
+        return control
+
+    def on_save(self, args, state, control, **kwargs):
+        self.save_due = False
+        if self.stopping:
+            if self.stop_file is not None and state.is_world_process_zero:
+                Path(f"{self.stop_file}.saved").touch()
+                self.stop_file.unlink(missing_ok=True)
+            self.trainer.accelerator.wait_for_everyone()  # the first rank to leave makes a launcher end the others
+            self.trainer.stopped = control.should_training_stop = True
         return control
 
     def on_train_end(self, args, state, control, **kwargs):

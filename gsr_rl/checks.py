@@ -119,7 +119,7 @@ def check_grpo(c) -> list[str]:
             f"({', '.join(rewards)}): give one a reward"
         )
     found += _check_micro_batch_terms(c) + _check_token_budget(c)
-    found += _check_window(c)
+    found += _check_window(c) + _check_server_deadlines(c)
     found += _check_batch(c)
     return found
 
@@ -197,6 +197,19 @@ def _check_window(c) -> list[str]:
             f"vllm_max_model_length"
         ]
     return []
+
+
+def _check_server_deadlines(c) -> list[str]:
+    """The main process alone waits for a vLLM server, and the other ranks for the main process."""
+    if not (c.use_vllm and c.vllm_mode == "server"):
+        return []
+    return [
+        f"{name}={getattr(c, name):g} is not below ddp_timeout={c.ddp_timeout:g}: the other ranks would give up "
+        f"before the main process can say what is wrong with the server: set {name} to {c.ddp_timeout / 2:g}, or "
+        "raise ddp_timeout"
+        for name in ("server_request_timeout", "vllm_server_timeout")
+        if getattr(c, name) >= c.ddp_timeout
+    ]
 
 
 def _model_window(model: str | None) -> int | None:

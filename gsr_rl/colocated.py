@@ -91,10 +91,12 @@ class ColocatedVLLM(VLLMGeneration):
         return prompts, *found
 
     def stream(self) -> "RequestStream | None":
-        """This engine, request by request. None with tensor parallelism, whose ranks must send alike."""
-        if self.mode != "colocate" or self.tensor_parallel_size > 1 or self.structured_outputs_regex:
-            return None
-        return RequestStream(self)
+        """This engine, request by request. None with tensor parallelism, whose ranks must send alike.
+
+        None too with what needs text, or TRL's reading of it: stop strings and structured outputs.
+        """
+        by_text = self.structured_outputs_regex or {"stop", "structured_outputs"} & self.generation_kwargs.keys()
+        return None if self.mode != "colocate" or self.tensor_parallel_size > 1 or by_text else RequestStream(self)
 
 
 def repack_tied_head(runner) -> None:

@@ -109,9 +109,10 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         metadata={"help": "With vLLM colocated: refine a problem as soon as its own candidates are done."},
     )
     server_request_timeout: float = field(
-        default=1800.0,
+        default=900.0,
         metadata={
-            "help": "With vllm_mode server: seconds that one answer of the server may take before the run ends."
+            "help": "With vllm_mode server: seconds that one answer of the server may take before the run ends. Below "
+            "ddp_timeout, after which the ranks that wait give up."
         },
     )
     num_examples: int = field(

@@ -25,7 +25,8 @@ class ServerVLLM(VLLMGeneration):
         exchange_folder: Where weights are handed over.
 
     Raises:
-        RuntimeError: On all ranks, if the server is away, slow or answers with an error.
+        RuntimeError: On all ranks, if the server is away, slow or answers with an error. One exception: if it fails
+            while weights go by NCCL, TRL raises on the main process alone, and the launcher ends the others.
     """
 
     def __init__(self, *args, request_timeout: float, exchange_folder: str, **kwargs):
@@ -37,22 +38,26 @@ class ServerVLLM(VLLMGeneration):
     def _by_disk(self) -> bool:
         return self.accelerator.device.type != "cuda"
 
+    @property
+    def _url(self) -> str:
+        return self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+
     def _init_vllm(self):
-        """TRL connects and opens an NCCL group; without a GPU there is only the connection."""
+        """TRL connects and opens an NCCL group, and its errors are the main process's; ours reach all ranks."""
+        self._ask_on_main(self._connect)
+
+    def _connect(self) -> None:
+        """A client with deadlines; with a GPU then the NCCL group, whose rendezvous has vLLM's own."""
+        self.vllm_client = VLLMClient(self._url, group_port=self.group_port, connection_timeout=self.server_timeout)
+        session = self.vllm_client.session
+        session.request = partial(session.request, timeout=self.request_timeout)
+        # TRL's session goes on trying for a minute or more; ours gives up on a server that is gone within seconds.
+        again = {"connect": 2, "read": 0, "status": 3, "status_forcelist": [502, 503], "allowed_methods": None}
+        again = Retry(**again, backoff_factor=0.5)
+        for scheme, adapter in list(session.adapters.items()):
+            session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=adapter._pool_maxsize))
         if not self._by_disk:
-            super()._init_vllm()
-        elif self.accelerator.is_main_process:
-            url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
-            self.vllm_client = VLLMClient(base_url=url, connection_timeout=self.server_timeout)
-        if self.accelerator.is_main_process:
-            session = self.vllm_client.session
-            session.request = partial(session.request, timeout=self.request_timeout)
-            # TRL's session goes on trying for a minute or more; ours gives up on a server that is gone within seconds.
-            again = {"connect": 2, "read": 0, "status": 3, "status_forcelist": [502, 503], "allowed_methods": None}
-            again = Retry(**again, backoff_factor=0.5)
-            for scheme, adapter in list(session.adapters.items()):
-                session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=adapter._pool_maxsize))
-        self.accelerator.wait_for_everyone()
+            self.vllm_client.init_communicator(device=self.accelerator.device)
 
     @contextmanager
     def awake(self):
@@ -77,6 +82,7 @@ class ServerVLLM(VLLMGeneration):
                 min_p=self.min_p or 0.0,
                 max_tokens=self.max_completion_length,
                 logprobs=self.logprobs,
+                structured_outputs_regex=self.structured_outputs_regex,
                 generation_kwargs=self.generation_kwargs,
             )
         )
@@ -90,8 +96,12 @@ class ServerVLLM(VLLMGeneration):
         if self._by_disk:
             self._push_by_disk()
         else:
+            self._ask_on_main(self._check_health)  # TRL's push fails on the main process alone
             super().sync_weights()
         self.sync_seconds += time.perf_counter() - start
+
+    def _check_health(self) -> None:
+        self.vllm_client.session.get(f"{self.vllm_client.base_url}/health").raise_for_status()
 
     def _push_by_disk(self) -> None:
         state = {}
@@ -128,9 +138,8 @@ class ServerVLLM(VLLMGeneration):
                 found[1] = f"{type(error).__name__}: {error}"
         broadcast_object_list(found, from_process=0)
         if found[1] is not None:
-            where = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
             raise RuntimeError(
-                f"the vLLM server at {where} failed (deadline {self.request_timeout:g} s an answer): {found[1]}. "
+                f"the vLLM server at {self._url} failed (deadline {self.request_timeout:g} s an answer): {found[1]}. "
                 "Checkpoints are whole: mend the server and start the same command with resume_from_checkpoint true"
             )
         return found[0]

@@ -37,6 +37,7 @@ class TrainingLog:
     def training(self, blocks: list[Block]) -> None:
         """Log a generation batch: metrics, seconds of the slowest rank, table, examples, warnings."""
         trainer, step = self.trainer, self.trainer.state.global_step
+        self._generations += 1
         sums = rollout_sums(blocks, trainer.args.plan) | self._counts
         self._counts = {}
         means = self.means(sums)
@@ -68,17 +69,24 @@ class TrainingLog:
         return {f"time/{name}": value for name, value in zip(seconds, longest, strict=True)}
 
     def _write_table(self, blocks: list[Block], step: int) -> None:
-        """This rank's rollouts of a step as parquet, by atomic rename."""
+        """This rank's rollouts of a step as parquet, by atomic rename. A full disk does not end the run."""
         folder = os.path.join(self.trainer.args.output_dir, "rollouts")
         path = os.path.join(folder, f"step_{step:06d}_rank_{self.trainer.accelerator.process_index}.parquet")
-        with atomic_path(path) as temporary:
-            pd.DataFrame(rollout_rows(blocks, step, self.trainer.processing_class)).to_parquet(temporary)
+        rows = pd.DataFrame(rollout_rows(blocks, step, self.trainer.processing_class))
+        try:
+            with atomic_path(path) as temporary:
+                rows.to_parquet(temporary)
+        except OSError as error:
+            self._say("rollouts", f"rollouts are not written to {folder}: {error}; the run goes on without this table")
 
     def _warn(self, means: dict[str, float]) -> None:
-        """Say what seems to be going wrong, each kind at most every `WARN_AGAIN_AFTER` generations."""
-        self._generations += 1
+        """Say what seems to be going wrong."""
         last = {name: values[-1] for name, values in self.trainer._metrics["train"].items() if values}
         for kind, text in warnings_of(last | means, self.trainer.args.num_generations).items():
-            if self._generations - self._warned.get(kind, -WARN_AGAIN_AFTER) >= WARN_AGAIN_AFTER:
-                self._warned[kind] = self._generations
-                logger.warning("step %d: %s", self.trainer.state.global_step, text)
+            self._say(kind, text)
+
+    def _say(self, kind: str, text: str) -> None:
+        """A warning, each kind at most every `WARN_AGAIN_AFTER` generations."""
+        if self._generations - self._warned.get(kind, -WARN_AGAIN_AFTER) >= WARN_AGAIN_AFTER:
+            self._warned[kind] = self._generations
+            logger.warning("step %d: %s", self.trainer.state.global_step, text)

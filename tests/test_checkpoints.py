@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from peft import LoraConfig, get_peft_model
 
 from gsr_rl.checkpoints import STOPPED, expected_size, resume_point
 
@@ -127,7 +128,23 @@ def test_a_checkpoint_takes_weights_and_two_moments():
     assert expected_size(model, weights_only=False) == 12 * 110
     model.bias.requires_grad = False
     assert expected_size(model, weights_only=False) == 4 * 110 + 8 * 100
-    assert expected_size(model.bfloat16(), weights_only=False) == 2 * 110 + 12 * 100
+    assert expected_size(model.bfloat16(), weights_only=False) == 2 * 110 + 4 * 100
+
+
+def test_deepspeed_writes_a_master_copy_and_below_stage_3_the_weights_twice():
+    model = torch.nn.Linear(10, 10).bfloat16()
+    assert expected_size(model, weights_only=True, zero_stage=2) == 2 * 110
+    assert expected_size(model, weights_only=False, zero_stage=2) == 2 * 2 * 110 + 12 * 110
+    assert expected_size(model, weights_only=False, zero_stage=3) == 2 * 110 + 12 * 110
+    model.bias.requires_grad = False
+    assert expected_size(model, weights_only=False, zero_stage=1) == 2 * 2 * 110 + 12 * 100
+    assert expected_size(model, weights_only=False, zero_stage=2) == 2 * 2 * 110 + 12 * 100 + 2 * 10
+
+
+def test_of_a_peft_model_the_adapters_are_written_alone():
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(100, 100)), LoraConfig(r=2, target_modules=["0"]))
+    assert expected_size(model, weights_only=False) == 12 * 400
+    assert expected_size(model, weights_only=False, zero_stage=2) == 2 * 4 * 400 + 12 * 400
 
 
 def test_resume_true_means_the_newest_or_a_first_start(tmp_path):

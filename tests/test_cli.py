@@ -52,6 +52,16 @@ def test_steps_per_generation_keep_windows_apart():
     assert "set steps_per_generation to 4" in message
 
 
+def test_a_servers_deadlines_are_below_that_of_the_waiting_ranks():
+    server = {"use_vllm": True, "vllm_mode": "server"}
+    cli.check_values("grpo", GRPO | server)
+    message = findings(**server, server_request_timeout=1800)
+    assert "server_request_timeout=1800 is not below ddp_timeout=1800" in message and "to 900, or raise" in message
+    assert "vllm_server_timeout=600 is not below ddp_timeout=600" in findings(
+        **server, server_request_timeout=60, vllm_server_timeout=600, ddp_timeout=600
+    )
+
+
 def test_the_refinement_budget_fits_the_engines_window():
     message = findings(
         use_vllm=True, vllm_max_model_length=1024, max_refinement_prompt_length=1000, max_completion_length=256

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gsr_rl.colocated import ColocatedVLLM
+from gsr_rl.colocated import ColocatedVLLM, RequestStream
 
 pytest.importorskip("vllm", reason="TRL imports vLLM's sampling parameters")
 N = 3
@@ -37,6 +37,7 @@ def engine() -> ColocatedVLLM:
         temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=4,
         structured_outputs_regex=None, generation_kwargs={"min_tokens": 1}, model=torch.nn.Linear(1, 1),
     )  # fmt: skip
+    made.llm.llm_engine = None
     return made
 
 
@@ -49,3 +50,12 @@ def test_a_prompt_is_sent_once_for_all_its_completions_and_the_rows_come_in_the_
     assert completions == [[1, 0], [1, 1], [1, 2], [5, 0], [5, 1], [5, 2]]
     assert [row[0] for row in logprobs] == [[-0.0], [-1.0], [-2.0]] * 2
     assert made.generation_kwargs == {"min_tokens": 1}
+
+
+@pytest.mark.parametrize("kwargs", [{"stop": ["so"]}, {"structured_outputs": {"regex": "[0-9]+"}}])
+def test_what_needs_text_goes_in_two_waves_and_the_rest_is_streamed(kwargs):
+    made = engine()
+    assert isinstance(made.stream(), RequestStream)
+    made.generation_kwargs |= kwargs
+    assert made.stream() is None
+    made.generate([[1, 2]] * N, None, N)  # as TRL asks it

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
+import requests
+import torch
 from conftest import ROOT
 
+URL = "http://127.0.0.1:9"
 BASE = "recipes/tiny/models/base"
 EXTENSION = ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk"]
 
@@ -51,6 +55,58 @@ def serve(log, extension=EXTENSION):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+class Client:
+    """Stands for TRL's client of a server that answers, and has no weight-transfer engine."""
+
+    def __init__(self, base_url, group_port, connection_timeout):
+        self.base_url, self.session = base_url, requests.Session()
+
+    def init_communicator(self, device):
+        self.deadline = self.session.request.keywords["timeout"]
+        raise RuntimeError("no weight-transfer engine")
+
+    def generate(self, **asked):
+        self.asked = asked
+        return {"completion_ids": [[1], [2]], "logprobs": [[[0.0]]] * 2, "logprob_token_ids": [[[1]], [[2]]]}
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine of a trainer on a GPU, before it connects."""
+    from gsr_rl import server_engine
+
+    monkeypatch.setattr(server_engine, "VLLMClient", Client)
+    made = object.__new__(server_engine.ServerVLLM)
+    vars(made).update(
+        accelerator=SimpleNamespace(device=torch.device("cuda"), is_main_process=True, process_index=0),
+        request_timeout=5.0, sync_seconds=0.0, server_base_url=URL, server_timeout=1.0, group_port=1, logprobs=0,
+        temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=4,
+        structured_outputs_regex="[0-9]+", generation_kwargs={},
+    )  # fmt: skip
+    return made
+
+
+def test_weights_by_nccl_are_set_up_with_deadlines_and_an_error_reaches_all_ranks(engine):
+    with pytest.raises(RuntimeError, match=rf"the vLLM server at {URL} failed \(deadline 5 s .*no weight-transfer"):
+        engine._init_vllm()
+    assert engine.vllm_client.deadline == 5.0
+
+
+def test_a_push_by_nccl_first_looks_on_all_ranks_whether_the_server_is_there(engine, monkeypatch):
+    from gsr_rl.server_engine import VLLMGeneration
+
+    monkeypatch.setattr(VLLMGeneration, "sync_weights", lambda self: pytest.fail("a push to a server that is away"))
+    engine.vllm_client = Client(URL, 1, 1.0)
+    with pytest.raises(RuntimeError, match=rf"the vLLM server at {URL} failed"):
+        engine.sync_weights()
+
+
+def test_a_server_is_asked_for_structured_outputs(engine):
+    engine.vllm_client = Client(URL, 1, 1.0)
+    engine.generate([[7], [7]], None, 2)
+    assert engine.vllm_client.asked["structured_outputs_regex"] == "[0-9]+"
 
 
 def keys(folder, port, **more) -> list[str]:
