@@ -77,8 +77,8 @@ class TrainingLog:
     def _warn(self, means: dict[str, float]) -> None:
         """Say what seems to be going wrong, each kind at most every `WARN_AGAIN_AFTER` generations."""
         self._generations += 1
-        last = {name: values[-1] for name, values in self.trainer._metrics["train"].items() if values}
-        for kind, text in warnings_of(last | means, self.trainer.args.num_generations).items():
+        pending = {name: values[-1] for name, values in self.trainer._metrics["train"].items() if values}
+        for kind, text in warnings_of(self.trainer.drift | pending | means, self.trainer.args.num_generations).items():
             if self._generations - self._warned.get(kind, -WARN_AGAIN_AFTER) >= WARN_AGAIN_AFTER:
                 self._warned[kind] = self._generations
                 logger.warning("step %d: %s", self.trainer.state.global_step, text)

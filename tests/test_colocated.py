@@ -49,3 +49,15 @@ def test_a_prompt_is_sent_once_for_all_its_completions_and_the_rows_come_in_the_
     assert completions == [[1, 0], [1, 1], [1, 2], [5, 0], [5, 1], [5, 2]]
     assert [row[0] for row in logprobs] == [[-0.0], [-1.0], [-2.0]] * 2
     assert made.generation_kwargs == {"min_tokens": 1}
+
+
+def test_a_sleeping_engine_is_woken_and_put_to_sleep_once_around_many_calls():
+    made, calls = engine(), []
+    made.enable_sleep_mode, made._llm_weights_sleeping = True, False
+    made.llm.wake_up, made.llm.sleep = lambda tags: calls.append(tags), lambda level: calls.append(level)
+    with made.awake():
+        for _ in range(3):
+            with made.awake():
+                made.generate([[1, 2]] * N, None, N)
+    assert calls == [["kv_cache"], 2]
+    assert made.enable_sleep_mode and made._llm_weights_sleeping
