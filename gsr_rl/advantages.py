@@ -19,9 +19,11 @@ def group_advantages(rewards: torch.Tensor, scale: bool) -> torch.Tensor:
             scored rollouts has none and gets advantage 0.
 
     Returns:
-        (N, G), 0 where unscored.
+        (N, G), 0 where unscored, and exactly 0 in a group whose scored rewards are all equal.
     """
-    centred = rewards - rewards.nanmean(dim=1, keepdim=True)
+    # From the largest on: the mean of equal rewards is rounded, that of zeros is not.
+    below = rewards - rewards.masked_fill(rewards.isnan(), -torch.inf).amax(dim=1, keepdim=True)
+    centred = below - below.nanmean(dim=1, keepdim=True)
     if scale:
         count = (~rewards.isnan()).sum(dim=1, keepdim=True)
         variance = centred.square().nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
@@ -42,13 +44,16 @@ def pass_at_k_advantages(rewards: torch.Tensor, k: int) -> torch.Tensor:
         k: Size of the subsets, at least 1.
 
     Returns:
-        (N, G). A problem with fewer than k + 1 scored candidates gets 0.
+        (N, G). A problem with fewer than k + 1 scored candidates gets 0, and one whose scored rewards are all equal
+        exactly 0.
     """
     advantages = torch.zeros_like(rewards)
     for row, group in enumerate(rewards.tolist()):
         scored = [i for i, reward in enumerate(group) if reward == reward]
         if len(scored) < k + 1:
             continue
+        top = max(group[i] for i in scored)
+        group = [reward - top for reward in group]  # from the largest on, as in `group_advantages`
         for i in scored:
             others = sorted(group[j] for j in scored if j != i)
             without = _expected_best(others, k)

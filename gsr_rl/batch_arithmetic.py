@@ -2,6 +2,7 @@
 
 from gsr_rl.configs import GSRConfig
 from gsr_rl.memory import memory_arithmetic, read_launch, read_shape
+from gsr_rl.problem_stream import sampling_limit
 
 
 def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int | str]:
@@ -17,6 +18,7 @@ def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * launch.processes
     problems = rows // args.block_size
     generated_problems = problems * args.num_windows
+    a_rank = generated_problems // launch.processes
     g = args.num_generations
     refining = "refinement" in args.stages
     tokens = g * (args.max_completion_length + (args.max_refinement_length if refining else 0))
@@ -28,7 +30,7 @@ def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int
         "rows of a problem (block)": args.block_size,
         "micro-batches a rank and optimizer step": args.gradient_accumulation_steps,
         "problems a generation": generated_problems,
-        "problems sampled a generation, at most": int(generated_problems * args.oversample),
+        "problems sampled a generation, at most": launch.processes * sampling_limit(a_rank, args.oversample),
         "candidates a generation": generated_problems * g,
         "candidate sets a generation": generated_problems * args.num_candidate_sets if refining else 0,
         "refinements a generation": generated_problems * g if refining else 0,

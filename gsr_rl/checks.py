@@ -27,9 +27,15 @@ __all__ = [
     "check_sft",
     "check_training_problems",
     "raise_if_any",
+    "when",
 ]
 
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
+
+
+def when(strategy) -> str:
+    """transformers' `eval_strategy` or `save_strategy` as a word; YAML reads an unquoted `no` as False."""
+    return "no" if strategy is False else str(getattr(strategy, "value", strategy))
 
 
 def raise_if_any(messages: list[str]) -> None:
@@ -95,8 +101,10 @@ def check_grpo(c) -> list[str]:
         found.append("candidate_weight and refinement_weight are both 0: nothing would be trained, set one above 0")
     if c.candidate_objective not in ("pass@1", "pass@k"):
         found.append(f"candidate_objective={c.candidate_objective!r}: use pass@1 or pass@k")
-    best_of = c.objective_k or k
-    if c.candidate_objective == "pass@k" and not 1 <= best_of < g:
+    best_of = k if c.objective_k is None else c.objective_k
+    if c.objective_k is not None and c.objective_k < 1:
+        found.append(f"objective_k={c.objective_k}: at least 1 is needed, or leave it out for num_candidates={k}")
+    elif c.candidate_objective == "pass@k" and best_of >= g:
         found.append(
             f"candidate_objective=pass@k with k={best_of} needs num_generations of at least {best_of + 1}, got {g}: "
             "raise num_generations, lower objective_k or use pass@1"
@@ -142,7 +150,7 @@ def _check_choice(c) -> list[str]:
         found.append(f"launch_config={c.launch_config}: there is no such file, give one of accelerate_configs/")
     if c.oversample < 1:
         found.append(f"oversample={c.oversample}: at least 1 is needed (1: no further problems)")
-    if str(getattr(c, "eval_strategy", "no")) != "no" and not c.eval_dataset_name:
+    if when(c.eval_strategy) != "no" and not c.eval_dataset_name:
         found.append(
             f"eval_strategy={c.eval_strategy} needs held-out problems: set eval_dataset_name, or eval_strategy to no"
         )
@@ -184,10 +192,10 @@ def _check_token_budget(c) -> list[str]:
 
 def _check_window(c) -> list[str]:
     """The engine's context window holds the longest prompt and its completion."""
+    limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
+    if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
+        return [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
     length = c.max_refinement_length or c.max_completion_length
-    if c.max_refinement_prompt_length < 1 or length < 1:
-        return [f"max_refinement_prompt_length={c.max_refinement_prompt_length} and the completion limit {length} "
-                "must be positive"]  # fmt: skip
     window = c.vllm_max_model_length or _model_window(getattr(c, "model_name_or_path", None))
     if c.use_vllm and c.refinement_weight > 0 and window and c.max_refinement_prompt_length + length > window:
         return [
@@ -244,7 +252,7 @@ def _check_batch(c) -> list[str]:
             f"an optimizer step would mix two generations: set steps_per_generation to {up}"
         )
     used_for = c.num_iterations * (per_generation or accumulate) // accumulate
-    if str(c.save_strategy) == "steps" and c.save_steps >= 1 and used_for > 1 and c.save_steps % used_for:
+    if when(c.save_strategy) == "steps" and c.save_steps >= 1 and used_for > 1 and c.save_steps % used_for:
         found.append(
             f"save_steps={c.save_steps} would cut a generation, which is used for {used_for} optimizer steps: set "
             f"save_steps to a multiple of {used_for}"

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,7 +132,7 @@ def print_help(program: str, everything: bool) -> None:
     lines = [
         f"usage: python {recipe} [--config FILE.yaml] [--KEY VALUE ...]",
         "",
-        "Keys come from the YAML file; a --KEY VALUE on the command line overrides it.",
+        "Keys come from the YAML file; a --KEY VALUE on the command line overrides it, --KEY null unsets it.",
     ]
     ours, inherited = {}, {}
     for key in keys_of(program).values():
@@ -260,4 +260,18 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         classes = [
             next(getattr(module, name) for module in modules if hasattr(module, name)) for name in PROGRAMS[program][0]
         ]
-        return TrlParser(classes).parse_args_and_config(argv)
+        parser, keys = TrlParser(classes), keys_of(program)
+        for action in parser._actions:
+            if action.type and action.nargs is None and keys[action.dest].type.endswith("| None"):
+                action.type = _or_null(action.type)
+        return parser.parse_args_and_config(argv)
+
+
+def _or_null(read):
+    """`read` for values of the command line, where `null` unsets what the YAML file sets."""
+
+    @wraps(read, updated=())
+    def read_or_null(text: str):
+        return None if text == "null" else read(text)
+
+    return read_or_null

@@ -31,6 +31,13 @@ __all__ = [
 ]
 
 
+def _say_no(config) -> None:
+    """An unquoted `no` of a YAML file, which is False, as transformers writes it."""
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(config, name) is False:
+            setattr(config, name, "no")
+
+
 @dataclass
 class GSRConfig(RefinementConfig, GRPOConfig):
     """Joint GRPO on candidates and refinements. Every key of TRL's GRPOConfig keeps its meaning.
@@ -178,6 +185,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     )
 
     def __post_init__(self):
+        _say_no(self)
         raise_if_any(check_grpo(self))
         if self.max_refinement_length is None:
             self.max_refinement_length = self.max_completion_length
@@ -345,6 +353,7 @@ class GSRSFTConfig(RefinementConfig, SFTConfig):
     )
 
     def __post_init__(self):
+        _say_no(self)
         raise_if_any(check_sft(self))
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         SFTConfig.__post_init__(self)

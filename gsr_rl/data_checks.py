@@ -127,8 +127,8 @@ def _check_jsonl(c) -> list[str]:
 def check_sampling(c) -> list[str]:
     """The keys of `EngineConfig`."""
     found = _check_engine(c)
-    for name in ("num_generations", "num_candidate_sets", "max_completion_length"):
-        if getattr(c, name) < 1:
+    for name in ("num_generations", "num_candidate_sets", "max_completion_length", "max_refinement_length"):
+        if getattr(c, name) is not None and getattr(c, name) < 1:
             found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
     for name in ("temperature", "refinement_temperature"):
         if getattr(c, name) < 0:

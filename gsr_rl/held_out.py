@@ -15,7 +15,7 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
     evenly, without being counted twice.
 
     Args:
-        trainer: A `GSRTrainer`.
+        trainer: A `GSRTrainer`, its model in evaluation mode.
         dataset: Rows with `problem`, `problem_id` and `answer`.
         prefix: Of the names of the metrics.
 
@@ -31,9 +31,7 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
     mine = range(rank * share, (rank + 1) * share)
     label = candidates_label(plan)
     sums: Sums = {}
-    was_training = trainer.model.training
-    trainer.model.eval()
-    try:
+    with trainer.engine_ready():
         for begin in range(0, share, args.eval_problems_per_call):
             indices = mine[begin : begin + args.eval_problems_per_call]
             rows = [dataset[min(index, len(dataset) - 1)] for index in indices]
@@ -41,8 +39,6 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
             counted = [block for block, index in zip(blocks, indices, strict=True) if index < len(dataset)]
             part = rollout_sums(counted, plan) | {"problems": [float(len(counted)), 0.0]}
             add_sums(sums, part)
-    finally:
-        trainer.model.train(was_training)
     sums["problems"][1] = 1.0 / world  # a sum, not a mean
     means = trainer.log_of_rollouts.means(sums)
     found = {"pass@1": means.get("candidate/accuracy", float("nan"))}

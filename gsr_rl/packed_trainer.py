@@ -14,9 +14,11 @@ from gsr_rl.micro_batches import token_passes
 from gsr_rl.packed_rows import pack_rows
 from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
 from gsr_rl.step_account import StepAccount
-from gsr_rl.windows import Batch
+from gsr_rl.windows import STAGES, Batch
 
 logger = logging.getLogger(__name__)
+
+DRIFT = "sampling_logp_difference"
 
 
 class PackedGRPOTrainer(GRPOTrainer):
@@ -31,6 +33,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         self.account = StepAccount()
         self._forward = None  # a forward's result, waiting for TRL's loss to take it
         self._loss_metrics: dict[str, list[tuple[float, float]]] = defaultdict(list)  # name -> (value, weight) a pass
+        self.drift: dict[str, float] = {}  # each stage's last distance of the engine's log-probabilities, by metric
         super().__init__(model, reward_funcs, args=args, **kwargs)
         if self.aux_loss_enabled:
             name = f"router_aux_loss_coef={self.router_aux_loss_coef} of {type(self.model).__name__}'s own config"
@@ -196,6 +199,8 @@ class PackedGRPOTrainer(GRPOTrainer):
                 metrics[name].append(extreme(values, default=float("nan")))
             elif weight > 0:
                 metrics[name].append(sum(value for value, _ in pairs) / weight)
+            if DRIFT in name and metrics.get(name):
+                self.drift[name] = metrics[name][-1]
 
     @contextmanager
     def _ratio_formed_in_loss(self):
@@ -215,9 +220,8 @@ class PackedGRPOTrainer(GRPOTrainer):
         Returns:
             (B, T) for the token modes, (B, 1) for the sequence modes.
         """
-        mask = rows["completion_mask"]
-        difference = ((logps - rows["sampling_per_token_logps"]) * mask).nan_to_num(nan=0.0)
-        self._log_drift(difference, mask)
+        difference = _difference(logps, rows)
+        self._log_drift(difference, rows["completion_mask"])
         mode = self.vllm_importance_sampling_mode
         if mode.startswith("sequence"):
             difference = difference.sum(dim=-1, keepdim=True)
@@ -228,13 +232,27 @@ class PackedGRPOTrainer(GRPOTrainer):
         outside = (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
         return ratio.masked_fill(outside, 0.0)
 
-    def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor) -> None:
+    def _log_sampling_drift(self, batch: Batch) -> None:
+        """The drift, stage by stage, of a batch whose log-probabilities are known before its loss."""
+        if {"old_per_token_logps", "sampling_per_token_logps"} <= batch.keys():
+            difference = _difference(batch["old_per_token_logps"], batch)
+            for index, stage in enumerate(STAGES):
+                own = (batch["stage"] == index).unsqueeze(1)
+                if stage in self.args.stages:
+                    self._log_drift(difference * own, batch["completion_mask"] * own, f"{stage}/")
+
+    def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor, prefix: str = "") -> None:
         """How far the engine's log-probabilities are from the trainer's, over all ranks."""
         size = difference.abs()
         sums = self.accelerator.reduce(torch.stack([size.sum(), mask.sum().to(size.dtype)]), reduction="sum")
         metrics = self._metrics["train"]
-        metrics["sampling_logp_difference/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
-        metrics["sampling_logp_difference/max"].append(self.accelerator.gather(size.max()).max().item())
+        metrics[f"{prefix}{DRIFT}/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
+        metrics[f"{prefix}{DRIFT}/max"].append(self.accelerator.gather(size.max()).max().item())
+
+
+def _difference(logps: torch.Tensor, rows: Batch) -> torch.Tensor:
+    """The trainer's log-probabilities minus the engine's, (B, T), 0 where a token is masked or the engine has none."""
+    return ((logps - rows["sampling_per_token_logps"]) * rows["completion_mask"]).nan_to_num(nan=0.0)
 
 
 def _cannot_share(model) -> str | None:

@@ -6,6 +6,7 @@ saved with each checkpoint.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ from gsr_rl.run_folder import atomic_write
 
 MEMORY = 0.5  # weight of a problem's newest pass rate in its running one
 FLOOR = 0.05  # weight of a problem that is always or never solved, where one solved half the time has 1
+
+
+def sampling_limit(wanted: int, oversample: float) -> int:
+    """Problems a rank samples at most for the `wanted` ones of its batch: `oversample` times as many, rounded up."""
+    return math.ceil(round(wanted * oversample, 6))
 
 
 class ProblemStream:

@@ -6,6 +6,7 @@ engine as soon as its own candidates are done and graded, beside other problems'
 come first. What is chosen and shown is the same either way.
 """
 
+import math
 import random
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -43,7 +44,13 @@ class Rollout:
 
     @property
     def scored(self) -> bool:
+        """Whether it has a grade; a reward it has only later."""
         return self.usable and self.correct is not None
+
+    @property
+    def counted(self) -> bool:
+        """Whether the loss counts it: it has a grade, its reward is a number, and its group is not dropped."""
+        return self.scored and not math.isnan(self.reward) and not self.dropped
 
 
 @dataclass

@@ -102,7 +102,7 @@ def _add_stage(add, stage: str, rollouts: list[Rollout]) -> None:
             add(f"{stage}/accuracy", rollout.correct)
             if not isnan(rollout.reward):
                 add(f"{stage}/reward", rollout.reward)
-            add(f"{stage}/advantage_abs", abs(rollout.advantage))
+                add(f"{stage}/advantage_abs", abs(rollout.advantage))
     answered = [r.vote_class for r in rollouts if r.scored and r.vote_class is not None]
     if answered:
         add(f"{stage}/distinct", len(set(answered)) / len(answered))

@@ -43,10 +43,11 @@ def set_advantages(blocks: list[Block], args) -> dict[str, list[float]]:
 
 
 def _credit(blocks: list[Block], candidate_rewards: torch.Tensor) -> torch.Tensor:
-    """Credit of every candidate, (N, G); 0 where the candidate is unscored."""
+    """Credit of every candidate, (N, G); 0 where it is unscored, and exactly 0 if all refinements have one reward."""
     credits = []
     for block in blocks:
-        means = [_mean([r.reward for r in one.refinements]) for one in block.sets]
+        top = max((r.reward for r in block.refinements if r.reward == r.reward), default=0.0)
+        means = [_mean([r.reward - top for r in one.refinements]) for one in block.sets]
         credits.append(candidate_credit([one.shown for one in block.sets], means, len(block.candidates)))
     return torch.tensor(credits).masked_fill(candidate_rewards.isnan(), 0.0)
 

@@ -4,16 +4,15 @@ Each override says in its first line what TRL does and what we do instead. TRL i
 each overridden method whose signature changes.
 """
 
+import logging
 import os
 import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from trl.extras.profiling import profiling_context
-from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
 from gsr_rl import windows
@@ -23,13 +22,16 @@ from gsr_rl.held_out import evaluate_held_out
 from gsr_rl.hub_trainer import PushesToHub
 from gsr_rl.micro_batches import share_out, token_passes
 from gsr_rl.packed_trainer import PackedGRPOTrainer
-from gsr_rl.problem_stream import ProblemStream
+from gsr_rl.problem_stream import ProblemStream, sampling_limit
 from gsr_rl.rollout import Block, Plan, TwoStageRollout
 from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.scoring import has_signal, set_advantages
 from gsr_rl.step_account import clock, unique_tokens
+from gsr_rl.trainer_engine import engine_in_place
 from gsr_rl.training_log import TrainingLog
 from gsr_rl.windows import STAGES
+
+logger = logging.getLogger(__name__)
 
 STREAM_STATE = "problem_stream.json"
 
@@ -41,7 +43,8 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     `problem_id` and `answer`. `blocks` holds the problems of the last rollout.
 
     Raises:
-        ValueError: No `GSRConfig`, a missing column, or a `rollout_func` (the two-stage rollout is ours).
+        ValueError: No `GSRConfig`, a missing column, or what would change the two-stage rollout: `rollout_func`,
+            `tools` or `environment_factory`.
     """
 
     _tag_names = ["trl", "grpo", "gsr"]  # noqa: RUF012 - TRL's own form
@@ -53,8 +56,9 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         for dataset in filter(None, (train_dataset, kwargs.get("eval_dataset"))):
             if missing := {"prompt", "problem", "problem_id", "answer"} - set(dataset.column_names):
                 raise ValueError(f"a data set lacks the columns {sorted(missing)}: see gsr_rl.problems")
-        if kwargs.get("rollout_func") is not None:
-            raise ValueError("rollout_func cannot be set: GSRTrainer brings its own two-stage rollout")
+        for name in ("rollout_func", "tools", "environment_factory"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} cannot be set: GSRTrainer brings its own two-stage rollout, leave it out")
         self.blocks: list[Block] = []
         self.rollout = TwoStageRollout(self)
         self.problems = ProblemStream(len(train_dataset), args.seed, args.shuffle_dataset, args.curriculum)
@@ -62,7 +66,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         self._seconds: dict[str, float] = defaultdict(float)
         self._useful_tokens: list[int] = []  # of each optimizer window of the generation batch
         callbacks = [*(kwargs.pop("callbacks", None) or []), json_lines_callback(args.output_dir)]
-        with _engine_in_place(args):
+        with engine_in_place(args):
             super().__init__(
                 model,
                 reward_funcs,
@@ -103,24 +107,33 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             return None
         return self.vllm_generation.stream()
 
-    def roll_out(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
-        """Push the weights if a step has changed them, then roll out these problems (every rank equally many)."""
+    @contextmanager
+    def engine_ready(self):
+        """Weights pushed if a step has changed them, and an engine with sleep mode awake, once for all inside."""
         if self.use_vllm and self.state.global_step != self._last_loaded_step:
             with profiling_context(self, "sync_weights"):
                 self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
         with self.vllm_generation.awake() if self.use_vllm else nullcontext():
+            yield
+
+    def roll_out(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
+        """Roll out these problems (every rank equally many) with the newest weights."""
+        with self.engine_ready():
             return self.rollout.run(rows, plan, indices)
 
     # The order of problems -------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset=None):
-        """TRL's order of problems comes from here; ours from `problems`, and this only counts rows and epochs."""
-        block = self.args.block_size
+        """TRL's order of problems comes from here; ours from `problems`, and this counts generations and epochs."""
+        rows = self.args.generation_batch_size
+        problems, wanted = len(self.train_dataset if dataset is None else dataset), rows // self.args.block_size
+        if problems < wanted and self.accelerator.is_main_process:
+            text = "%d problems are fewer than the %d of one generation, which holds some of them more than once"
+            logger.warning(text, problems, wanted)
         return RepeatSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=block,
-            batch_size=self.args.generation_batch_size // block,
+            data_source=range(max(1, problems // wanted)),
+            mini_repeat_count=rows,
             repeat_count=self.num_iterations * self.args.steps_per_generation,
             shuffle=False,
         )
@@ -202,7 +215,8 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         """TRL rolls out its rows, a prompt's being one advantage group; ours are by stage and candidate set."""
-        self.blocks = self._collect(len(inputs) // self.args.block_size)
+        with self.engine_ready() if self.args.oversample > 1 else nullcontext():  # awake from round to round
+            self.blocks = self._collect(len(inputs) // self.args.block_size)
         inputs = [dict(block.row) for block in self.blocks for _ in range(self.args.block_size)]
         with self._ratio_formed_in_loss():
             output = super()._generate_and_score_completions(inputs)
@@ -210,9 +224,14 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         device = output["advantages"].device
         output["advantages"] = torch.tensor([rollout.advantage for rollout, _ in flat], device=device)
         output["stage"] = torch.tensor([STAGES.index(stage) for _, stage in flat], device=device)
-        counted = torch.tensor([rollout.scored and not rollout.dropped for rollout, _ in flat], device=device)
+        counted = torch.tensor([rollout.counted for rollout, _ in flat], device=device)
         output["completion_mask"] = output["completion_mask"] * counted.unsqueeze(1)
         del output["num_items_in_batch"]  # counted for each stage and window instead
+        self._log_sampling_drift(output)
+        if self.log_completions:  # TRL has each row's solve prompt and an advantage over both stages
+            prompts = self.processing_class.batch_decode([rollout.prompt_ids for rollout, _ in flat])
+            self._logs["prompt"].extend(gather_object(prompts))
+            self._logs["advantages"].extend(gather_object([rollout.advantage for rollout, _ in flat]))
         self.log_of_rollouts.training(self.blocks)
         return output
 
@@ -223,7 +242,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         rank takes part in every round with equally many.
         """
         args, world, rank = self.args, self.accelerator.num_processes, self.accelerator.process_index
-        limit, sampled = max(wanted, int(wanted * args.oversample)), 0
+        limit, sampled = sampling_limit(wanted, args.oversample), 0
         kept: list[Block] = []
         silent: list[Block] = []
         number, seconds = wanted, defaultdict(float)
@@ -343,8 +362,13 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("there is no evaluation data set: set eval_dataset_name, or eval_strategy to no")
-        metrics = evaluate_held_out(self, dataset, metric_key_prefix)
-        self.log(dict(metrics))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            metrics = evaluate_held_out(self, dataset, metric_key_prefix)
+            self.log(dict(metrics))  # in training mode TRL would add and clear the step's metrics
+        finally:
+            self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -358,31 +382,3 @@ def _batch_of_blocks(prompts: list, trainer) -> dict[str, list]:
         "completion_ids": [rollout.completion_ids for rollout in flat],
         "logprobs": [rollout.logprobs for rollout in flat] if has_logprobs else None,
     }
-
-
-@contextmanager
-def _engine_in_place(args: GSRConfig):
-    """TRL's __init__ names its engine class as a module global; ours stands there while it runs."""
-    original = grpo_trainer.VLLMGeneration
-    if args.use_vllm and args.vllm_mode == "server":
-        from gsr_rl.server_engine import ServerVLLM
-
-        grpo_trainer.VLLMGeneration = partial(
-            ServerVLLM,
-            request_timeout=args.server_request_timeout,
-            exchange_folder=os.path.join(args.output_dir, "weights-for-server"),
-        )
-    elif args.use_vllm:
-        from gsr_rl.colocated import ColocatedVLLM
-        from gsr_rl.generation import cpu_environment
-
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
-            cpu_environment()
-        eager = on_cpu if args.vllm_enforce_eager is None else args.vllm_enforce_eager
-        options = {"dtype": args.vllm_dtype, "enforce_eager": eager}
-        grpo_trainer.VLLMGeneration = partial(ColocatedVLLM, seed=args.seed, engine_options=options)
-    try:
-        yield
-    finally:
-        grpo_trainer.VLLMGeneration = original

@@ -81,8 +81,8 @@ class TrainingLog:
 
     def _warn(self, means: dict[str, float]) -> None:
         """Say what seems to be going wrong."""
-        last = {name: values[-1] for name, values in self.trainer._metrics["train"].items() if values}
-        for kind, text in warnings_of(last | means, self.trainer.args.num_generations).items():
+        pending = {name: values[-1] for name, values in self.trainer._metrics["train"].items() if values}
+        for kind, text in warnings_of(self.trainer.drift | pending | means, self.trainer.args.num_generations).items():
             self._say(kind, text)
 
     def _say(self, kind: str, text: str) -> None:

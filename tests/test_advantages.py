@@ -84,6 +84,23 @@ def test_pass_at_k_needs_k_plus_one_scored_candidates():
     assert pass_at_k_advantages(torch.tensor([[1.0, 0.0, 0.0, nan]]), 2)[0, 3] == 0
 
 
+@given(
+    st.floats(-1e6, 1e6, width=32),
+    st.integers(2, 16),
+    st.integers(0, 2),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_group_of_equal_rewards_has_exactly_no_advantage(reward, scored, unscored, dtype):
+    rewards = torch.tensor([[reward] * scored + [nan] * unscored], dtype=dtype)
+    for objective, k, scale in (("pass@1", 1, True), ("pass@1", 1, False), *(("pass@k", k, False) for k in (1, 2, 4))):
+        values = candidate_advantages(rewards, objective, k, scale)
+        assert without_signal(values, 1).tolist() == [True], (objective, k, scale)
+
+
+def test_a_best_of_k_that_is_the_same_without_any_candidate_is_exactly_no_advantage():
+    assert pass_at_k_advantages(torch.tensor([[0.1, 1.1, 1.1, 1.1, 1.1, 1.1]]), 3).tolist() == [[0.0] * 6]
+
+
 def test_groups_whose_rewards_are_all_equal_are_without_signal():
     values = refinement_advantages(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), num_sets=2, scale=True)
     assert without_signal(values, 2).tolist() == [True, False]

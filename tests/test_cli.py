@@ -73,6 +73,17 @@ def test_statistics_of_the_stages_are_not_mixed():
     assert "scale_rewards=batch" in findings(scale_rewards="batch")
 
 
+@pytest.mark.parametrize("name", ["max_completion_length", "max_refinement_length", "max_refinement_prompt_length"])
+def test_a_limit_of_no_token_is_refused(name):
+    assert f"{name}=0: a number of tokens is expected, at least 1" in findings(**{name: 0})
+
+
+@pytest.mark.parametrize("objective", ["pass@1", "pass@k"])
+def test_the_best_of_no_candidate_is_refused(objective):
+    message = findings(objective_k=0, candidate_objective=objective)
+    assert message == "objective_k=0: at least 1 is needed, or leave it out for num_candidates=4"
+
+
 def test_a_missing_file_is_named():
     assert "no/such.jsonl: there is no such file" in findings(dataset_name="no/such.jsonl")
 
@@ -98,6 +109,21 @@ def test_the_command_line_overrides_the_file(tmp_path):
     path.write_text("num_generations: 4\nlearning_rate: 1.0e-5\n")
     values = cli.read_values("grpo", ["--config", str(path), "--num_generations", "8", "--learning_rate=2e-6"])
     assert values == {"num_generations": 8, "learning_rate": 2e-6}
+
+
+def test_null_on_the_command_line_unsets_what_the_file_sets(tmp_path):
+    words = ["--max_tokens_per_micro_batch", "null", "--top_entropy_quantile", "0.5", "--output_dir", str(tmp_path)]
+    _, args, _ = cli.parse("grpo", ["--config", str(ROOT / "recipes/tiny/grpo.yaml"), *words])
+    assert args.max_tokens_per_micro_batch is None and args.top_entropy_quantile == 0.5
+
+
+def test_an_unquoted_no_of_yaml_is_no(tmp_path):
+    path = tmp_path / "c.yaml"
+    strategies = "eval_strategy: no\nsave_strategy: no\nlogging_strategy: no\n"
+    path.write_text((ROOT / "recipes/tiny/grpo.yaml").read_text().replace('save_strategy: "no"', strategies))
+    _, args, _ = cli.parse("grpo", ["--config", str(path), "--output_dir", str(tmp_path)])
+    assert args.eval_strategy == args.save_strategy == args.logging_strategy == "no"
+    cli.check_values("grpo", GRPO | cli.read_values("grpo", ["--eval_strategy", "no"]))
 
 
 @pytest.mark.parametrize("program", sorted(cli.PROGRAMS))

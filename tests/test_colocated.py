@@ -59,3 +59,15 @@ def test_what_needs_text_goes_in_two_waves_and_the_rest_is_streamed(kwargs):
     made.generation_kwargs |= kwargs
     assert made.stream() is None
     made.generate([[1, 2]] * N, None, N)  # as TRL asks it
+
+
+def test_a_sleeping_engine_is_woken_and_put_to_sleep_once_around_many_calls():
+    made, calls = engine(), []
+    made.enable_sleep_mode, made._llm_weights_sleeping = True, False
+    made.llm.wake_up, made.llm.sleep = lambda tags: calls.append(tags), lambda level: calls.append(level)
+    with made.awake():
+        for _ in range(3):
+            with made.awake():
+                made.generate([[1, 2]] * N, None, N)
+    assert calls == [["kv_cache"], 2]
+    assert made.enable_sleep_mode and made._llm_weights_sleeping

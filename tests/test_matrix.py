@@ -73,8 +73,11 @@ OPTIONS = {
     "two iterations": {"num_iterations": 2, "max_steps": 4},
     "two windows": {"steps_per_generation": 4, "max_steps": 4},
     "reference model": {"beta": 0.1},
-    "entropy filter": {"top_entropy_quantile": 0.5},
+    "entropy filter": {"top_entropy_quantile": 0.5, "max_tokens_per_micro_batch": "null"},
     "sequence ratio": {"vllm_importance_sampling_mode": "sequence_mask", "importance_sampling_level": "sequence"},
+    **{
+        mode: {"vllm_importance_sampling_mode": mode} for mode in ("token_truncate", "token_mask", "sequence_truncate")
+    },
     "two waves": {"streamed_rollout": False},
     "stage rewards": {"reward_funcs": ["accuracy", "refinement/format"], "reward_weights": [1.0, 0.2]},
     **{loss: {"loss_type": loss} for loss in ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo")},
@@ -91,9 +94,10 @@ def test_every_option_runs_on_two_processes(launch, tmp_path, name):
     options = OPTIONS[name]
     steps = train(launch, tmp_path, "zero2_cpu", **options)
     stages = [stage for stage in ("candidate", "refinement") if options.get(f"{stage}_weight") != 0]
+    sampled = steps[:: 2 if name in ("two iterations", "two windows") else 1]
     for stage in stages:
-        assert all(log[f"{stage}/sampling_logp_difference/mean"] < (0.5 if len(steps) == 4 else 1e-3) for log in steps)
-        assert any(log[f"{stage}/no_signal"] < 1 for log in steps)
+        assert all(log[f"{stage}/sampling_logp_difference/mean"] < 1e-3 for log in sampled)
+        assert any(log[f"{stage}/no_signal"] < 1 for log in sampled)
     assert any(log["grad_norm"] > 0 for log in steps)
     if name == "oversample":
         assert max(log["oversample/sampled"] for log in steps) > 1

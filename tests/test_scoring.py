@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gsr_rl.advantages import candidate_credit
+from gsr_rl.problem_stream import sampling_limit
 from gsr_rl.rollout import Block, CandidateSet, Rollout
 from gsr_rl.scoring import has_signal, set_advantages
 from gsr_rl.trainer import GSRTrainer
@@ -72,6 +75,17 @@ def test_only_groups_without_signal_are_dropped_and_all_are_counted():
     assert not any(one.dropped for one in made.refinements)
 
 
+@given(st.floats(-1e6, 1e6, width=32), st.integers(0, 3), st.sampled_from(["pass@1", "pass@k"]))
+def test_a_problem_whose_rewards_are_all_equal_has_no_signal_whatever_the_objective(reward, unscored, objective):
+    sets = [([0, 1], [reward] * 3), ([2, 3], [reward] * (3 - unscored) + [nan] * unscored), ([4, 5], [reward] * 3)]
+    made = block([reward] * 8, *sets)
+    for scale in ("group", "none"):
+        given_args = args(candidate_credit=0.5, candidate_objective=objective, scale_rewards=scale)
+        counts = set_advantages([made], given_args)
+        assert counts == {"candidate/no_signal": [1.0, 1.0], "refinement/no_signal": [3.0, 3.0]}
+        assert not has_signal(made, ["candidate", "refinement"])
+
+
 def test_a_block_has_signal_if_any_trained_group_has():
     silent = block([1.0, 1.0], ([0, 1], [0.0, 0.0]))
     candidates_only = block([1.0, 0.0], ([0, 1], [0.0, 0.0]))
@@ -135,6 +149,12 @@ def test_oversampling_ends_at_its_limit_and_fills_up_with_what_there_is(monkeypa
     stand = Stand([False] * 100, oversample=2)
     assert len(stand.collect(3, monkeypatch)) == 3
     assert len(stand.drawn) == 12 and stand.counted == (6, 0, 3)
+
+
+def test_the_limit_of_oversampling_is_rounded_up(monkeypatch):
+    stand = Stand([False, False, True, True], oversample=1.5)
+    assert stand.collect(1, monkeypatch) == [2]
+    assert sampling_limit(10, 1.1) == 11 and sampling_limit(3, 1.0) == 3
 
 
 def test_a_rank_that_has_enough_goes_on_with_one_that_has_not(monkeypatch):

@@ -28,10 +28,19 @@ def fixed_run(launch, folder, model, accelerate=None, **overrides) -> dict:
         {"loss_type": "dapo", "candidate_objective": "pass@k"},
         *(
             pytest.param({"loss_type": loss_type, "num_candidate_sets": 2}, marks=pytest.mark.slow)
-            for loss_type in ("grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo")
+            for loss_type in ("grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo")
+        ),
+        *(
+            pytest.param({"loss_type": "dapo", "num_candidate_sets": 2} | more, marks=pytest.mark.slow)
+            for more in (
+                {"candidate_credit": 0.5},
+                {"candidate_weight": 3.0},
+                {"drop_from_denominator": True},
+                {"beta": 0.1},
+            )
         ),
     ],
-    ids=lambda overrides: overrides["loss_type"],
+    ids=lambda overrides: "-".join(map(str, overrides)) + "-" + overrides["loss_type"],
 )
 def test_one_process_and_two_make_the_same_gradient_and_update(launch, tiny_model, tmp_path, overrides):
     one = fixed_run(launch, tmp_path, tiny_model, per_device_train_batch_size=32, **overrides)

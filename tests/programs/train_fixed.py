@@ -60,12 +60,13 @@ class KeepGradient(TrainerCallback):
         self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
-def main(out: str, model: str, overrides: str = "{}") -> None:
+def make(folder: str, model: str, kind=FixedRollouts, reward_funcs=reward, callbacks=(), problems=32, **overrides):
+    """A trainer on the tiny world's problems, whose run folder this is, with these keys of its configuration."""
     skip_unused_extension()
-    rows = tiny_world.generate("mix", "train", 32, 0)
+    rows = tiny_world.generate("mix", "train", problems, 0)
     dataset = Dataset.from_list(training_rows(rows, "tiny"))
     values = dict(
-        output_dir=out + "_run",
+        output_dir=folder,
         per_device_train_batch_size=16,
         gradient_accumulation_steps=2,
         num_generations=4,
@@ -86,16 +87,19 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
         bf16=False,
         gradient_checkpointing=False,
     )
-    args = GSRConfig(**(values | json.loads(overrides)))
-    keep = KeepGradient()
-    trainer = FixedRollouts(
+    return kind(
         model,
-        reward_funcs=reward,
-        args=args,
+        reward_funcs=reward_funcs,
+        args=GSRConfig(**(values | overrides)),
         train_dataset=dataset,
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-        callbacks=[keep],
+        callbacks=[*callbacks],
     )
+
+
+def main(out: str, model: str, overrides: str = "{}") -> None:
+    keep = KeepGradient()
+    trainer = make(out + "_run", model, callbacks=[keep], **json.loads(overrides))
     start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
