@@ -169,7 +169,8 @@ def _votes(result: ProblemValues, one: _Problem, header: dict) -> None:
     right = sum(value == 1.0 for value in scored)
     seed = choice_seed(header["seed"], one.identity, "maj")
     values["pass@1"].append(mean(one.correct))
-    values[f"pass@{k}"].append(metrics.pass_at_k(len(scored), right, k) if len(scored) >= k else math.nan)
+    if k > 1:
+        values[f"pass@{k}"].append(metrics.pass_at_k(len(scored), right, k) if len(scored) >= k else math.nan)
     values[f"maj@{k + 1}"].append(metrics.maj_at_k(one.classes, one.correct, k + 1, seed=seed))
     values[f"maj@{k}"].append(mean(one.votes().values()))
     result.runs["pass@1"].append(one.correct)

@@ -39,7 +39,7 @@ def note(metric: str, k: int) -> str:
 
 def main_metrics(k: int) -> list[str]:
     """The columns of a comparison, in order."""
-    return ["pass@1", f"maj@{k}", f"selfref@{k}", f"pass@{k}", "refinement_gap"]
+    return list(dict.fromkeys(["pass@1", f"maj@{k}", f"selfref@{k}", f"pass@{k}", "refinement_gap"]))
 
 
 def figure(one: dict | None) -> str:

@@ -154,6 +154,13 @@ def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first)
         compare(far, first)
 
 
+def test_refinement_of_a_single_candidate_is_evaluated_too(run):
+    folder = run("single", num_candidates=1, max_problems=10)
+    values = json.loads((folder / "eval.json").read_text())["benchmarks"]["tiny/mix"]
+    assert values["pass@1"]["n"] == values["maj@1"]["n"] == values["selfref@1"]["n"] == 10
+    assert {"maj@2", "refinement_gap"} <= set(values)
+
+
 def test_frozen_candidates_are_the_other_runs_sets(run, first, samples):
     frozen = run("frozen", candidates_from=first / "samples.parquet", seed=5)
     rows = read_samples(frozen / "samples.parquet")[1]
