@@ -121,8 +121,8 @@ def frozen_sets(rows: list[dict], config) -> dict[str, tuple[list[dict], dict[in
     return {unit_id(row): (direct[unit_id(row)], sets[unit_id(row)]) for row in rows}
 
 
-def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], int]:
-    """The candidates of another run as units, and its seed, which gives the same candidate sets.
+def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], dict]:
+    """The candidates of another run as units, and its settings, whose `sets_seed` gives the same candidate sets.
 
     Raises:
         ValueError: The other run has other sizes or numbers of sets, other numbers of candidates, or lacks a problem.
@@ -144,4 +144,4 @@ def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], int]:
             for sample in direct[unit_id(row)]
         ]
         units.append({"unit": unit_id(row), "samples": samples})
-    return units, header["seed"]
+    return units, {"sets_seed": header["seed"], "candidates_model": header["model"]} | header

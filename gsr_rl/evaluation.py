@@ -81,7 +81,8 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         EngineError: An endpoint gave no answer for some problems. The others are stored.
     """
     frozen = frozen_sets(rows, config) if config.candidates_from and config.own_candidates else None
-    taken, seed = (None, config.seed) if config.own_candidates else candidates_of_file(rows, config)
+    taken, other = (None, None) if config.own_candidates else candidates_of_file(rows, config)
+    seed = other["sets_seed"] if other else config.seed
     stores = open_stores(rows, problem_config, config)
     with stores["candidates"].lock():
         if taken and not len(stores["candidates"].load("units")):
@@ -89,7 +90,7 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         units = {kind: store.load("units") for kind, store in stores.items()}
         planner = Planner(rows, config, units, frozen, seed)
         _sample_missing(planner, stores)
-    return list(_all_samples(planner)), header_of(config, rows) | {"sets_seed": seed}
+    return list(_all_samples(planner)), header_of(config, rows, other) | {"sets_seed": seed}
 
 
 def _sample_missing(planner: Planner, stores: dict) -> None:

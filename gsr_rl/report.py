@@ -83,8 +83,8 @@ def settings_lines(summary: dict) -> list[str]:
     lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
     versions = summary.get("versions") or {}
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    for key in ("reward_model", "candidates_from"):
-        if summary.get(key):
+    for key in ("reward_model", "candidates_from", "candidates_model"):
+        if summary.get(key) not in (None, summary["model"]):
             lines.append(f"{key.replace('_', ' ')}: {summary[key]}")
     return lines
 

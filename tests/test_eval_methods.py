@@ -273,6 +273,24 @@ def test_candidates_of_another_run_are_taken_with_its_sets(run, whole):
     assert values[0]["maj@3"] == values[1]["maj@3"] and values[0]["pass@1"] == values[1]["pass@1"]
 
 
+def test_taken_candidates_keep_their_model_their_sampling_and_their_sets_from_run_to_run(run):
+    few = {"max_problems": 8, "grouping": "resampled", "num_candidate_sets": 3, "methods": "selfref"}
+    folder = run("from_a", **few, temperature=0.4, top_p=0.9)
+    origin, samples = read_samples(folder / "samples.parquet")
+    model = folder.parent / "refiner"
+    model.mkdir()
+    chosen = lambda found: [s["candidates"] for s in found if s["method"] == "selfref"]  # noqa: E731
+    for name, seed in (("from_b", 1), ("from_c", 2)):
+        keys = few | {"candidates_from": folder / "samples.parquet", "own_candidates": "false", "model": model}
+        folder = run(name, **keys, seed=seed, max_completion_length=39, max_refinement_length=38)
+        header, rows = read_samples(folder / "samples.parquet")
+        assert header["sampling"]["candidate"] == {"temperature": 0.4, "top_p": 0.9, "max_tokens": 40}, name
+        assert header["sampling"]["refinement"]["max_tokens"] == 38
+        assert (header["model"], header["candidates_model"]) == (str(model), origin["model"]), name
+        assert (header["seed"], header["sets_seed"]) == (seed, 0) and chosen(rows) == chosen(samples), name
+        assert f"- candidates model: {origin['model']}" in (folder / "report.md").read_text()
+
+
 def test_candidates_of_another_run_need_the_same_numbers(run, whole, capsys):
     with pytest.raises(SystemExit):
         run("off", candidates_from=whole / "samples.parquet", own_candidates="false", num_generations=7)
