@@ -140,10 +140,14 @@ def disagreement(first: Sequence[float | None], second: Sequence[float | None] |
 
 @dataclass(frozen=True)
 class Ratio:
-    """A statistic: the sum of `numerator` over the sum of `denominator`, both of shape (problems,)."""
+    """A statistic: the sum of `numerator` over the sum of `denominator`, both of shape (problems,).
+
+    `scored` says which problems have a score; one that has may still count 0, as in a rate. Default: all.
+    """
 
     numerator: np.ndarray
     denominator: np.ndarray
+    scored: np.ndarray | None = None
 
     @property
     def value(self) -> float:
@@ -156,12 +160,16 @@ class Ratio:
         """The denominator: a number of problems, or for a rate their summed probability."""
         return math.fsum(self.denominator)
 
+    def over(self, problems: np.ndarray) -> "Ratio":
+        """The statistic over some of the problems (a mask); the others count nothing."""
+        return Ratio(np.where(problems, self.numerator, 0.0), np.where(problems, self.denominator, 0.0), problems)
+
 
 def share(values: Sequence[float | None]) -> Ratio:
     """The mean of `values`, one a problem, over the problems that have one."""
     array = np.array([math.nan if value is None else value for value in values], dtype=float)
     scored = ~np.isnan(array)
-    return Ratio(np.where(scored, array, 0.0), scored.astype(float))
+    return Ratio(np.where(scored, array, 0.0), scored.astype(float), scored)
 
 
 def fix_rate(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
@@ -179,7 +187,7 @@ def _rate(maj, selfref, fix: bool) -> Ratio:
     both = vote.denominator * refined.denominator
     weight = both * ((1 - vote.numerator) if fix else vote.numerator)
     hit = refined.numerator if fix else 1 - refined.numerator
-    return Ratio(weight * hit, weight)
+    return Ratio(weight * hit, weight, both > 0)
 
 
 def gap(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
@@ -284,10 +292,13 @@ def estimate(ratio: Ratio, weights: np.ndarray) -> dict[str, float | None]:
 
 
 def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dict[str, float | None]:
-    """`{"value", "low", "high"}` of `first` - `second`, paired by problem.
+    """`{"value", "low", "high"}` of `first` - `second`, paired by problem: over those that are scored on both sides.
 
     Where both are shares of 0 or 1, Newcombe's interval from their Wilson intervals, unless they are the same.
     """
+    sides = [one.scored for one in (first, second) if one.scored is not None]
+    if sides:
+        first, second = (one.over(np.logical_and.reduce(sides)) for one in (first, second))
     value = first.value - second.value
     if math.isnan(value):
         return _summary(value, math.nan, math.nan)

@@ -57,7 +57,9 @@ class ProblemValues:
         size = len(self.ids)
         sets = np.maximum(np.bincount([one[0] for one in self.sets], minlength=size), 1)
         top = np.bincount(places, weights=numerator, minlength=size) / sets
-        return Ratio(top, np.bincount(places, weights=denominator, minlength=size) / sets)
+        scored = [place for place, _, *both in self.sets if all(map(metrics.is_scored, both))]
+        bottom = np.bincount(places, weights=denominator, minlength=size) / sets
+        return Ratio(top, bottom, np.isin(np.arange(size), scored))
 
     def select(self, ids: list[str]) -> "ProblemValues":
         """Values, sets and rates of `ids`, in that order."""
