@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_rl import metrics
-from gsr_rl.power import power_note
+from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, problem_values
 from gsr_rl.samples import GRADINGS, read_samples
 
@@ -119,8 +119,11 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
     summary["runs"][name] = {metric: runs_of(groups) for metric, groups in values.runs.items()}
-    notes = {"refinement_gap": values.runs.get("refinement_gap"), "pass@1 of two models": _two_models(values)}
-    summary["power"][name] = {what: note for what, groups in notes.items() if groups and (note := power_note(groups))}
+    notes = {
+        "refinement_gap": power_note(variance(values.runs.get("refinement_gap", []))),
+        "pass@1 of two models": power_note(of_two_models(variance(values.runs["pass@1"]))),
+    }
+    summary["power"][name] = {what: note for what, note in notes.items() if note}
 
 
 def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
@@ -130,12 +133,6 @@ def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
     pairs = [(selfref, other) for other in others if other != maj] if selfref in known else []
     direct = ("pass@", "maj@", "selfref_")
     return pairs + [(other, maj) for other in others if not other.startswith(direct)]
-
-
-def _two_models(values: ProblemValues) -> list[list[float]]:
-    """Differences of one run from another of the same model: the noise that two equal models would differ by."""
-    groups = [[v for v in group if v == v] for group in values.runs["pass@1"]]
-    return [[a - b for a, b in zip(g[::2], g[1::2], strict=False)] for g in groups if len(g) > 1]
 
 
 def runs_of(groups: list[list[float]]) -> dict:
