@@ -13,7 +13,7 @@ from made_samples import HOSTILE, made_samples, write_run
 
 from gsr_rl.report import report_markdown
 from gsr_rl.report_html import examples, report_html
-from gsr_rl.report_plots import svgs
+from gsr_rl.report_plots import png, svgs
 from gsr_rl.samples import read_samples
 from gsr_rl.tables import Results, metrics_from_samples, over_seeds, runs_of, summarise
 
@@ -166,6 +166,12 @@ def test_plots_show_k_tokens_and_the_number_of_right_candidates(page):
     for words in ("number of candidates", "tokens spent", "number of right candidates"):
         assert any(words in title for title in found)
     assert svgs(page[1], "made") == found, "the same bytes every time"
+
+
+def test_the_picture_counts_the_problems_of_its_own_benchmark(page, monkeypatch):
+    axes, titles = pytest.importorskip("matplotlib.axes"), []
+    monkeypatch.setattr(axes.Axes, "set_title", lambda _, title: titles.append(title))
+    assert page[1]["num_problems"] == 120 and png(page[1]) and "made, n = 60" in titles
 
 
 def test_examples_are_triumphs_over_few_right_candidates_and_failures_over_many(page):
