@@ -13,7 +13,7 @@ from gsr_rl.candidates import choice_seed
 from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
 from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.generation import EngineError, Request, Sampling, open_configured
-from gsr_rl.prompts import get_template, selected_candidate, selection_template
+from gsr_rl.prompts import candidate_text, get_template, selected_candidate, selection_template
 from gsr_rl.refining import fit_prompts, solve_prompts
 from gsr_rl.samples import GRADINGS, header_of
 from gsr_rl.unit_stream import run_units
@@ -211,7 +211,7 @@ def _look_at(sample: dict, shown: list[tuple[int, str]]) -> None:
         place = selected_candidate(rewards.extract_answer(sample["text"], require_box=False), len(shown))
         sample["chosen"] = None if place is None else shown[place][0]
     elif shown:
-        sample["copied"] = sample["text"].strip() in {text.strip() for _, text in shown}
+        sample["copied"] = candidate_text(sample["text"]) in {text for _, text in shown}
 
 
 def _grade(units: list[dict], rows: dict[str, dict], planner: Planner) -> None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl import metrics
+from gsr_rl import evaluation, metrics
 from gsr_rl.eval_methods import foreign_problems
 from gsr_rl.report import figure
 from gsr_rl.samples import read_samples, write_samples
@@ -152,6 +152,16 @@ def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first)
     far = run("far", dataset_split="validation", max_problems=10)
     with pytest.raises(ValueError, match="no problem in common"):
         compare(far, first)
+
+
+@pytest.mark.parametrize(
+    ("text", "copied"),
+    [("<think>Both agree.</think>\n\nIt is 7.\n", True), ("It is 8.", False), ("<think>It is 7.", False)],
+)
+def test_a_copy_is_told_by_what_stands_after_the_thinking_part(text, copied):
+    sample = {"method": "selfref", "text": text}
+    evaluation._look_at(sample, [(0, "It is 9."), (3, "It is 7.")])
+    assert sample["copied"] is copied
 
 
 def test_refinement_of_a_single_candidate_is_evaluated_too(run):
