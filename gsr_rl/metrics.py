@@ -310,15 +310,26 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     return _summary(value, *_percentiles(_resampled(first, weights) - _resampled(second, weights)))
 
 
-def estimate_over_seeds(ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0) -> dict:
+def estimate_over_seeds(
+    ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0, signed: bool = False
+) -> dict:
     """The mean over several seeds' runs on the same problems, resampling seeds and problems.
+
+    Wilson's interval where a share is 0 on all seeds, or 1 on all: of one seed's problems, as they are the same ones.
+
+    Args:
+        ratios: The statistic of each seed.
+        signed: It is a difference: 0 everywhere is no share of 0.
 
     Returns:
         `{"value", "low", "high", "seeds": [value of each seed]}`.
     """
+    values = [ratio.value for ratio in ratios]
+    each = {"seeds": [round(v, _DIGITS) for v in values]}
+    if not signed and len(set(values)) == 1 and all(map(_is_degenerate, ratios)):
+        return _summary(values[0], *wilson(values[0], min(ratio.count for ratio in ratios))) | each
     weights = bootstrap_weights(len(ratios[0].numerator), resamples, seed)
     draws = np.stack([_resampled(ratio, weights) for ratio in ratios], axis=1)  # (resamples, seeds)
     chosen = np.random.default_rng(seed + 1).integers(0, len(ratios), size=draws.shape)
     means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
-    values = [ratio.value for ratio in ratios]
-    return _summary(sum(values) / len(values), *_percentiles(means)) | {"seeds": [round(v, _DIGITS) for v in values]}
+    return _summary(sum(values) / len(values), *_percentiles(means)) | each

@@ -16,6 +16,7 @@ COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", 
 NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
                "order_disagreement", "resample_disagreement", "order_sensitivity")  # fmt: skip
 
+SIGNED = ("refinement_gap", "order_sensitivity")  # differences
 SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings hold it
     "num_candidates": ("k",),
     "num_generations": ("num_samples",),
@@ -242,6 +243,7 @@ def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[
         found[name] = {}
         for metric in ratios[0]:
             if all(metric in one and not math.isnan(one[metric].value) for one in ratios):
-                figure = metrics.estimate_over_seeds([one[metric] for one in ratios])
+                of_seeds = [one[metric] for one in ratios]
+                figure = metrics.estimate_over_seeds(of_seeds, signed=metric in SIGNED)
                 found[name][metric] = figure | {"sd": runs_of([figure["seeds"]])["sd"]}
     return found

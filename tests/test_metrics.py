@@ -268,6 +268,16 @@ def test_without_scored_problems_there_is_no_figure():
     assert metrics.estimate_difference(share([None, None]), share([1, 0]), weights)["value"] is None
 
 
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.277533), (1.0, 0.722467, 1.0)])
+def test_a_share_of_nothing_or_all_on_every_seed_has_the_interval_of_one_seeds_problems(value, low, high):
+    one = metrics.estimate_over_seeds([share([value] * 10)] * 3)
+    assert one == {"value": value, "low": low, "high": high, "seeds": [value] * 3}
+    none = metrics.estimate_over_seeds([share([0.0] * 10)] * 3, signed=True)
+    assert (none["low"], none["high"]) == (0.0, 0.0), "a gap of nothing on every problem"
+    mixed = metrics.estimate_over_seeds([share([1.0] * 10), share([0.0] * 10)])
+    assert (mixed["value"], mixed["low"], mixed["high"]) == (0.5, 0.0, 1.0)
+
+
 def test_seeds_that_disagree_widen_the_interval():
     rng = np.random.default_rng(2)
     same = [share((rng.random(500) < 0.5).astype(float)) for _ in range(3)]
