@@ -116,8 +116,14 @@ def frozen_sets(rows: list[dict], config) -> dict[str, tuple[list[dict], dict[in
     Raises:
         ValueError: The other run has other sizes of sets, lacks a problem, or refined nothing.
     """
-    _, direct, sets = _read_other(config)
-    _check_holds(rows, sets, config)
+    header, direct, sets = _read_other(config)
+    _check_holds(rows, direct, config)
+    if not sets:
+        raise ValueError(
+            f"candidates_from={config.candidates_from} has refined nothing (methods: {', '.join(header['methods'])}), "
+            "so there are no sets to refine over: run it again with selfref among its methods, which samples no "
+            "candidates anew, or take its candidates by own_candidates=false"
+        )
     return {unit_id(row): (direct[unit_id(row)], sets[unit_id(row)]) for row in rows}
 
 

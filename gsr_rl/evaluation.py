@@ -15,6 +15,7 @@ from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.generation import EngineError, Request, Sampling, open_configured
 from gsr_rl.prompts import candidate_text, get_template, selected_candidate, selection_template
 from gsr_rl.refining import fit_prompts, solve_prompts
+from gsr_rl.reward_model import RewardModel, check_reward_model
 from gsr_rl.samples import GRADINGS, header_of
 from gsr_rl.unit_stream import run_units
 
@@ -96,6 +97,9 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
 def _sample_missing(planner: Planner, stores: dict) -> None:
     """Every kind's missing units, in order; one engine for all that it samples, then the reward model."""
     config, rows, units = planner.config, planner.rows, planner.units
+    unscored = [row for row in rows if unit_id(row) not in units["scores"]] if "scores" in stores else []
+    if unscored:
+        check_reward_model(config.reward_model)
     engine = None
     try:
         for kind, store in stores.items():
@@ -116,8 +120,8 @@ def _sample_missing(planner: Planner, stores: dict) -> None:
     finally:
         if engine is not None:
             engine.close()
-    if "scores" in stores and (left := [row for row in rows if unit_id(row) not in units["scores"]]):
-        _score(planner, stores["scores"], left)
+    if unscored:
+        _score(planner, stores["scores"], unscored)
         units["scores"] = stores["scores"].load("units")
 
 
@@ -250,8 +254,6 @@ def _grade_selections(units: list[dict], rows: dict[str, dict], planner: Planner
 
 def _score(planner: Planner, store, rows: list[dict]) -> None:
     """The reward model's score of every candidate, in shards."""
-    from gsr_rl.reward_model import RewardModel
-
     config = planner.config
     model = RewardModel(config.reward_model, config.reward_batch_size)
     try:
