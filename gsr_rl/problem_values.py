@@ -189,8 +189,9 @@ def _votes(result: ProblemValues, one: _Problem, header: dict) -> None:
 def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
     """selfref@k, the gap, the vote at equal tokens, and what refinements take from their candidates."""
     k, votes = one.k, one.votes()
-    refined, gaps, equal, spent = [], [], [], []
+    refined, gaps, equal, capped, spent = [], [], [], [], []
     each, seed = mean(one.tokens), choice_seed(0, one.identity, "tokens")
+    most = sum(map(metrics.is_scored, one.correct))
     for sample in sorted(one.by_method["selfref"], key=lambda sample: sample["index"]):
         index, value = sample["index"], one.value(sample)
         result.sets.append((place, one.right(index), value, votes[index]))
@@ -199,6 +200,7 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
         spent.append(one.set_tokens(index) + sample["tokens"])
         count = spent[-1] / each if each else float(k)
         equal.append(metrics.maj_at_count(one.classes, one.correct, count, seed=seed))
+        capped.append(float(spent[-1] * len(one.tokens) > most * sum(one.tokens)) if most else math.nan)
         if sample["skipped"]:
             continue
         if sample.get("copied") is not None:
@@ -211,6 +213,7 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
     result.values[f"selfref@{k}"].append(mean(refined))
     result.values["refinement_gap"].append(mean(gaps))
     result.values["maj@tokens"].append(mean(equal))
+    result.values["maj@tokens_capped"].append(mean(capped))
     result.runs[f"selfref@{k}"].append(refined)
     result.runs["refinement_gap"].append(gaps)
     result.spent[f"selfref@{k}"].append(mean(spent))

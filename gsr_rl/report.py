@@ -8,6 +8,7 @@ NOTES = {
     "maj": "the vote over the same candidates, ties by expectation",
     "maj+1": "the vote with one candidate more: as many completions as refinement takes",
     "maj@tokens": "the vote over as many candidates as refinement takes tokens",
+    "maj@tokens_capped": "refinements with more tokens than all candidates, which maj@tokens then is the vote over",
     "selfref": "the refinement over the k candidates",
     "refinement_gap": "selfref - maj on the same candidates",
     "selfref_none": "refinement prompt without candidates",

@@ -14,7 +14,7 @@ COLUMNS = ["benchmark", "part", "problem_id", "method", "index", "round", "order
 COLUMNS += ["copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
 COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
 NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
-               "order_disagreement", "resample_disagreement", "order_sensitivity")  # fmt: skip
+               "order_disagreement", "resample_disagreement", "order_sensitivity", "maj@tokens_capped")  # fmt: skip
 
 SIGNED = ("refinement_gap", "order_sensitivity")  # differences
 SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings hold it

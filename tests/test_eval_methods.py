@@ -173,18 +173,21 @@ def test_figures_of_the_methods_are_what_the_samples_say(whole, problems):
 
 def test_tokens_spent_add_up(whole, problems):
     spent = json.loads((whole / "eval.json").read_text())["tokens"]["tiny/mix"]
-    totals, rounds = [], []
+    totals, rounds, capped = [], [], []
     for methods in problems.values():
         direct = {sample["index"]: sample["tokens"] for sample in methods["direct"]}
         for one in methods["selfref"]:
             candidates = sum(direct[i] for i in one["candidates"])
             totals.append(candidates + one["tokens"])
+            capped.append(totals[-1] > sum(direct.values()))
             first, second = (
                 [s["tokens"] for s in methods["rounds"] if s["index"] == one["index"] and s["round"] == number]
                 for number in (1, 2)
             )
             rounds.append(candidates + sum(first) + sum(second) / 3)
     assert spent["selfref@3"] == pytest.approx(sum(totals) / len(totals), abs=1e-3)
+    values = json.loads((whole / "eval.json").read_text())["benchmarks"]["tiny/mix"]
+    assert values["maj@tokens_capped"]["value"] == pytest.approx(sum(capped) / len(capped), abs=1e-6)
     assert spent["rounds_2"] == pytest.approx(sum(rounds) / len(rounds), abs=1e-3)
 
 

@@ -118,7 +118,8 @@ def test_figures_are_what_the_stored_samples_say(first, samples):
     for name, numbers in means.items():
         assert values[name]["value"] == pytest.approx(sum(numbers) / len(numbers), abs=1e-6), name
         assert values[name]["low"] <= values[name]["value"] <= values[name]["high"]
-    further = {"maj@4", "maj@tokens", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate"}
+    further = {"maj@4", "maj@tokens", "maj@tokens_capped", "fix_rate", "break_rate"}
+    further |= {"copy_rate", "novel_answer", "rescue_rate"}
     assert set(values) == set(means) | further
     assert sum(one["n"] for one in summary["by_num_correct"]["tiny/mix"].values()) == 120
     assert list(summary["by_num_correct"]["tiny/mix"]) == ["0", "1", "2", "3"]
@@ -169,6 +170,16 @@ def test_refinement_of_a_single_candidate_is_evaluated_too(run):
     values = json.loads((folder / "eval.json").read_text())["benchmarks"]["tiny/mix"]
     assert values["pass@1"]["n"] == values["maj@1"]["n"] == values["selfref@1"]["n"] == 10
     assert {"maj@2", "refinement_gap"} <= set(values)
+
+
+def test_a_vote_at_equal_tokens_says_where_it_lacks_candidates(run):
+    folder = run("few", num_generations=4, max_problems=30)
+    header, samples = read_samples(folder / "samples.parquet")
+    for sample in samples:
+        sample["tokens"] = 10 if sample["method"] == "direct" else 5 + 10 * (sample["index"] == 1)
+    write_samples(folder / "samples.parquet", samples, header)
+    values = metrics_from_samples(folder).problems["lenient"]["tiny/mix"].values
+    assert values["maj@tokens_capped"] == [0.5] * 30, "3 candidates and 15 tokens are more than the 4 that there are"
 
 
 def test_frozen_candidates_are_the_other_runs_sets(run, first, samples):
