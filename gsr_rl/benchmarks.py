@@ -79,8 +79,8 @@ def load(name: str, problem_config, files: dict[str, str] | None = None) -> list
 
     Args:
         name: As in the module's list.
-        problem_config: A `ProblemConfig`, for `max_problems`, `problem_seed`, `dataset_kwargs` and the columns of a
-            file that is no known set.
+        problem_config: A `ProblemConfig`, for `max_problems`, `problem_seed`, `dataset_kwargs`, and for the columns
+            and the unusable rows of local files.
         files: Local files that stand in for sets.
 
     Returns:
@@ -94,7 +94,7 @@ def load(name: str, problem_config, files: dict[str, str] | None = None) -> list
     if source.people is not None:
         rows = _knights(source, problem_config)
     elif source.known:
-        rows = _known(source)
+        rows = _known(source, problem_config)
     else:
         rows = _other(source, name, problem_config)
     limit = problem_config.max_problems
@@ -120,10 +120,16 @@ def _read(source: Source, name: str, **values):
     return problems
 
 
-def _known(source: Source) -> list[dict]:
+def _known(source: Source, problem_config) -> list[dict]:
+    from gsr_rl.problems import ANSWER_COLUMNS, PROBLEM_COLUMNS
+
     known = source.known
     if source.file:
-        problems = _read(source, source.file)
+        columns = {
+            "problem_column": list(dict.fromkeys([known.problem, *PROBLEM_COLUMNS])),
+            "answer_column": list(dict.fromkeys([known.answer, *ANSWER_COLUMNS])),
+        }
+        problems = _read(source, source.file, **columns | _keys_of_a_file(problem_config))
     else:
         columns = {"problem_column": known.problem, "answer_column": known.answer}
         how = {"dataset_split": known.split, "dataset_config": known.config, "unusable_rows": "drop"}
@@ -131,6 +137,12 @@ def _known(source: Source) -> list[dict]:
     for message in check_rows(source, problems.counts["rows read"], problems.rows):
         raise ValueError(message)
     return problems.rows
+
+
+def _keys_of_a_file(problem_config) -> dict:
+    """What the configuration says of a local file's rows."""
+    keys = ("problem_column", "answer_column", "unusable_rows")
+    return {key: value for key in keys if (value := getattr(problem_config, key))}
 
 
 def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
@@ -176,7 +188,7 @@ def answers_fingerprint(answers: list[str]) -> str:
 
 def _knights(source: Source, problem_config) -> list[dict]:
     if source.file:
-        rows = _read(source, source.file).rows
+        rows = _read(source, source.file, **_keys_of_a_file(problem_config)).rows
         for place, row in enumerate(rows, 1):
             count = len(knights_knaves.people(row["answer"]))
             if not count or (source.people and count != source.people):

@@ -122,23 +122,23 @@ def _check_methods(c) -> list[str]:
 
 
 def _check_reward_model(c) -> list[str]:
-    """A local reward model has one label, or two (wrong, right); one of the Hub is looked at when it is loaded."""
+    """A local reward model is one; one of the Hub is asked for its configuration before anything is sampled."""
     found = check_model(c, "reward_model")
     path = Path(str(c.reward_model)) / "config.json"
     if found or not path.is_file():
         return found
-    config = json.loads(path.read_text(encoding="utf-8"))
+    return reward_model_messages(c.reward_model, json.loads(path.read_text(encoding="utf-8")))
+
+
+def reward_model_messages(name: str, config: dict) -> list[str]:
+    """What is wrong with a reward model of this config.json: a classifier with one label or two is expected."""
     kinds = config.get("architectures") or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         return [
-            f"reward_model={c.reward_model} is a {', '.join(kinds) or 'model of no stated kind'}: a model with a "
+            f"reward_model={name} is a {', '.join(kinds) or 'model of no stated kind'}: a model with a "
             "...ForSequenceClassification head is expected"
         ]
-    return labels_message(c.reward_model, len(config.get("id2label") or {0: 0, 1: 1}))
-
-
-def labels_message(name: str, number: int) -> list[str]:
-    """What is wrong with a reward model of so many labels."""
+    number = len(config.get("id2label") or {0: 0, 1: 1})
     if number in (1, 2):
         return []
     return [f"reward_model={name} has {number} labels: one (a score) or two (wrong, right) are expected"]

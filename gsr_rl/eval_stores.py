@@ -116,13 +116,19 @@ def frozen_sets(rows: list[dict], config) -> dict[str, tuple[list[dict], dict[in
     Raises:
         ValueError: The other run has other sizes of sets, lacks a problem, or refined nothing.
     """
-    _, direct, sets = _read_other(config)
-    _check_holds(rows, sets, config)
+    header, direct, sets = _read_other(config)
+    _check_holds(rows, direct, config)
+    if not sets:
+        raise ValueError(
+            f"candidates_from={config.candidates_from} has refined nothing (methods: {', '.join(header['methods'])}), "
+            "so there are no sets to refine over: run it again with selfref among its methods, which samples no "
+            "candidates anew, or take its candidates by own_candidates=false"
+        )
     return {unit_id(row): (direct[unit_id(row)], sets[unit_id(row)]) for row in rows}
 
 
-def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], int]:
-    """The candidates of another run as units, and its seed, which gives the same candidate sets.
+def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], dict]:
+    """The candidates of another run as units, and its settings, whose `sets_seed` gives the same candidate sets.
 
     Raises:
         ValueError: The other run has other sizes or numbers of sets, other numbers of candidates, or lacks a problem.
@@ -144,4 +150,4 @@ def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], int]:
             for sample in direct[unit_id(row)]
         ]
         units.append({"unit": unit_id(row), "samples": samples})
-    return units, header["seed"]
+    return units, {"sets_seed": header["seed"], "candidates_model": header["model"]} | header

@@ -13,8 +13,9 @@ from gsr_rl.candidates import choice_seed
 from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
 from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.generation import EngineError, Request, Sampling, open_configured
-from gsr_rl.prompts import get_template, selected_candidate, selection_template
+from gsr_rl.prompts import candidate_text, get_template, selected_candidate, selection_template
 from gsr_rl.refining import fit_prompts, solve_prompts
+from gsr_rl.reward_model import RewardModel, check_reward_model
 from gsr_rl.samples import GRADINGS, header_of
 from gsr_rl.unit_stream import run_units
 
@@ -81,7 +82,8 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         EngineError: An endpoint gave no answer for some problems. The others are stored.
     """
     frozen = frozen_sets(rows, config) if config.candidates_from and config.own_candidates else None
-    taken, seed = (None, config.seed) if config.own_candidates else candidates_of_file(rows, config)
+    taken, other = (None, None) if config.own_candidates else candidates_of_file(rows, config)
+    seed = other["sets_seed"] if other else config.seed
     stores = open_stores(rows, problem_config, config)
     with stores["candidates"].lock():
         if taken and not len(stores["candidates"].load("units")):
@@ -89,12 +91,15 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         units = {kind: store.load("units") for kind, store in stores.items()}
         planner = Planner(rows, config, units, frozen, seed)
         _sample_missing(planner, stores)
-    return list(_all_samples(planner)), header_of(config, rows) | {"sets_seed": seed}
+    return list(_all_samples(planner)), header_of(config, rows, other) | {"sets_seed": seed}
 
 
 def _sample_missing(planner: Planner, stores: dict) -> None:
     """Every kind's missing units, in order; one engine for all that it samples, then the reward model."""
     config, rows, units = planner.config, planner.rows, planner.units
+    unscored = [row for row in rows if unit_id(row) not in units["scores"]] if "scores" in stores else []
+    if unscored:
+        check_reward_model(config.reward_model)
     engine = None
     try:
         for kind, store in stores.items():
@@ -115,8 +120,8 @@ def _sample_missing(planner: Planner, stores: dict) -> None:
     finally:
         if engine is not None:
             engine.close()
-    if "scores" in stores and (left := [row for row in rows if unit_id(row) not in units["scores"]]):
-        _score(planner, stores["scores"], left)
+    if unscored:
+        _score(planner, stores["scores"], unscored)
         units["scores"] = stores["scores"].load("units")
 
 
@@ -210,7 +215,7 @@ def _look_at(sample: dict, shown: list[tuple[int, str]]) -> None:
         place = selected_candidate(rewards.extract_answer(sample["text"], require_box=False), len(shown))
         sample["chosen"] = None if place is None else shown[place][0]
     elif shown:
-        sample["copied"] = sample["text"].strip() in {text.strip() for _, text in shown}
+        sample["copied"] = candidate_text(sample["text"]) in {text for _, text in shown}
 
 
 def _grade(units: list[dict], rows: dict[str, dict], planner: Planner) -> None:
@@ -249,8 +254,6 @@ def _grade_selections(units: list[dict], rows: dict[str, dict], planner: Planner
 
 def _score(planner: Planner, store, rows: list[dict]) -> None:
     """The reward model's score of every candidate, in shards."""
-    from gsr_rl.reward_model import RewardModel
-
     config = planner.config
     model = RewardModel(config.reward_model, config.reward_batch_size)
     try:

@@ -77,11 +77,15 @@ def read_hub(config, options: dict) -> Iterator[dict]:
 
 
 def columns_of(config) -> tuple[list[str] | None, list[str] | None]:
-    """The problem and the answer column: the config's, or the known set's; None where neither says."""
+    """The problem and the answer columns: the config's, or the known set's; None where neither says."""
     known = HUB_SETS.get(str(config.dataset_name))
     problem = config.problem_column or (known.problem if known else None)
     answer = config.answer_column or (known.answer if known else None)
-    return [problem] if problem else None, [answer] if answer else None
+    return _names(problem), _names(answer)
+
+
+def _names(columns: str | list[str] | None) -> list[str] | None:
+    return [columns] if isinstance(columns, str) else columns
 
 
 def filters_of(config) -> dict:

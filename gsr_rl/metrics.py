@@ -140,10 +140,14 @@ def disagreement(first: Sequence[float | None], second: Sequence[float | None] |
 
 @dataclass(frozen=True)
 class Ratio:
-    """A statistic: the sum of `numerator` over the sum of `denominator`, both of shape (problems,)."""
+    """A statistic: the sum of `numerator` over the sum of `denominator`, both of shape (problems,).
+
+    `scored` says which problems have a score; one that has may still count 0, as in a rate. Default: all.
+    """
 
     numerator: np.ndarray
     denominator: np.ndarray
+    scored: np.ndarray | None = None
 
     @property
     def value(self) -> float:
@@ -156,12 +160,16 @@ class Ratio:
         """The denominator: a number of problems, or for a rate their summed probability."""
         return math.fsum(self.denominator)
 
+    def over(self, problems: np.ndarray) -> "Ratio":
+        """The statistic over some of the problems (a mask); the others count nothing."""
+        return Ratio(np.where(problems, self.numerator, 0.0), np.where(problems, self.denominator, 0.0), problems)
+
 
 def share(values: Sequence[float | None]) -> Ratio:
     """The mean of `values`, one a problem, over the problems that have one."""
     array = np.array([math.nan if value is None else value for value in values], dtype=float)
     scored = ~np.isnan(array)
-    return Ratio(np.where(scored, array, 0.0), scored.astype(float))
+    return Ratio(np.where(scored, array, 0.0), scored.astype(float), scored)
 
 
 def fix_rate(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
@@ -179,7 +187,7 @@ def _rate(maj, selfref, fix: bool) -> Ratio:
     both = vote.denominator * refined.denominator
     weight = both * ((1 - vote.numerator) if fix else vote.numerator)
     hit = refined.numerator if fix else 1 - refined.numerator
-    return Ratio(weight * hit, weight)
+    return Ratio(weight * hit, weight, both > 0)
 
 
 def gap(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
@@ -284,10 +292,13 @@ def estimate(ratio: Ratio, weights: np.ndarray) -> dict[str, float | None]:
 
 
 def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dict[str, float | None]:
-    """`{"value", "low", "high"}` of `first` - `second`, paired by problem.
+    """`{"value", "low", "high"}` of `first` - `second`, paired by problem: over those that are scored on both sides.
 
     Where both are shares of 0 or 1, Newcombe's interval from their Wilson intervals, unless they are the same.
     """
+    sides = [one.scored for one in (first, second) if one.scored is not None]
+    if sides:
+        first, second = (one.over(np.logical_and.reduce(sides)) for one in (first, second))
     value = first.value - second.value
     if math.isnan(value):
         return _summary(value, math.nan, math.nan)
@@ -299,15 +310,26 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     return _summary(value, *_percentiles(_resampled(first, weights) - _resampled(second, weights)))
 
 
-def estimate_over_seeds(ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0) -> dict:
+def estimate_over_seeds(
+    ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0, signed: bool = False
+) -> dict:
     """The mean over several seeds' runs on the same problems, resampling seeds and problems.
+
+    Wilson's interval where a share is 0 on all seeds, or 1 on all: of one seed's problems, as they are the same ones.
+
+    Args:
+        ratios: The statistic of each seed.
+        signed: It is a difference: 0 everywhere is no share of 0.
 
     Returns:
         `{"value", "low", "high", "seeds": [value of each seed]}`.
     """
+    values = [ratio.value for ratio in ratios]
+    each = {"seeds": [round(v, _DIGITS) for v in values]}
+    if not signed and len(set(values)) == 1 and all(map(_is_degenerate, ratios)):
+        return _summary(values[0], *wilson(values[0], min(ratio.count for ratio in ratios))) | each
     weights = bootstrap_weights(len(ratios[0].numerator), resamples, seed)
     draws = np.stack([_resampled(ratio, weights) for ratio in ratios], axis=1)  # (resamples, seeds)
     chosen = np.random.default_rng(seed + 1).integers(0, len(ratios), size=draws.shape)
     means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
-    values = [ratio.value for ratio in ratios]
-    return _summary(sum(values) / len(values), *_percentiles(means)) | {"seeds": [round(v, _DIGITS) for v in values]}
+    return _summary(sum(values) / len(values), *_percentiles(means)) | each

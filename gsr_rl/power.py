@@ -7,7 +7,7 @@ sqrt((between + within / R) / P): more runs take away only the second part.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gsr_rl.metrics import Z95, is_scored
 
@@ -78,9 +78,18 @@ def runs_needed(parts: Variance, difference: float, problems: int | None = None)
     return max(1, math.ceil(parts.within / left)) if left > 0 else None
 
 
-def power_note(groups: Sequence[Sequence[float | None]]) -> dict | None:
-    """The note on one difference, for eval.json; None with fewer than two problems."""
-    parts = variance(groups)
+def of_two_models(parts: Variance | None) -> Variance | None:
+    """Of the difference of two equal models with as many runs each as one has: the same on every problem.
+
+    None if one run a problem does not tell.
+    """
+    if parts is None or parts.within is None:
+        return None
+    return replace(parts, between=0.0, within=2 * parts.within)
+
+
+def power_note(parts: Variance | None) -> dict | None:
+    """The note on one difference, for eval.json; None without its variance."""
     if parts is None:
         return None
     needed = {

@@ -57,7 +57,9 @@ class ProblemValues:
         size = len(self.ids)
         sets = np.maximum(np.bincount([one[0] for one in self.sets], minlength=size), 1)
         top = np.bincount(places, weights=numerator, minlength=size) / sets
-        return Ratio(top, np.bincount(places, weights=denominator, minlength=size) / sets)
+        scored = [place for place, _, *both in self.sets if all(map(metrics.is_scored, both))]
+        bottom = np.bincount(places, weights=denominator, minlength=size) / sets
+        return Ratio(top, bottom, np.isin(np.arange(size), scored))
 
     def select(self, ids: list[str]) -> "ProblemValues":
         """Values, sets and rates of `ids`, in that order."""
@@ -169,7 +171,8 @@ def _votes(result: ProblemValues, one: _Problem, header: dict) -> None:
     right = sum(value == 1.0 for value in scored)
     seed = choice_seed(header["seed"], one.identity, "maj")
     values["pass@1"].append(mean(one.correct))
-    values[f"pass@{k}"].append(metrics.pass_at_k(len(scored), right, k) if len(scored) >= k else math.nan)
+    if k > 1:
+        values[f"pass@{k}"].append(metrics.pass_at_k(len(scored), right, k) if len(scored) >= k else math.nan)
     values[f"maj@{k + 1}"].append(metrics.maj_at_k(one.classes, one.correct, k + 1, seed=seed))
     values[f"maj@{k}"].append(mean(one.votes().values()))
     result.runs["pass@1"].append(one.correct)
@@ -186,8 +189,9 @@ def _votes(result: ProblemValues, one: _Problem, header: dict) -> None:
 def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
     """selfref@k, the gap, the vote at equal tokens, and what refinements take from their candidates."""
     k, votes = one.k, one.votes()
-    refined, gaps, equal, spent = [], [], [], []
+    refined, gaps, equal, capped, spent = [], [], [], [], []
     each, seed = mean(one.tokens), choice_seed(0, one.identity, "tokens")
+    most = sum(map(metrics.is_scored, one.correct))
     for sample in sorted(one.by_method["selfref"], key=lambda sample: sample["index"]):
         index, value = sample["index"], one.value(sample)
         result.sets.append((place, one.right(index), value, votes[index]))
@@ -196,6 +200,7 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
         spent.append(one.set_tokens(index) + sample["tokens"])
         count = spent[-1] / each if each else float(k)
         equal.append(metrics.maj_at_count(one.classes, one.correct, count, seed=seed))
+        capped.append(float(spent[-1] * len(one.tokens) > most * sum(one.tokens)) if most else math.nan)
         if sample["skipped"]:
             continue
         if sample.get("copied") is not None:
@@ -208,6 +213,7 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
     result.values[f"selfref@{k}"].append(mean(refined))
     result.values["refinement_gap"].append(mean(gaps))
     result.values["maj@tokens"].append(mean(equal))
+    result.values["maj@tokens_capped"].append(mean(capped))
     result.runs[f"selfref@{k}"].append(refined)
     result.runs["refinement_gap"].append(gaps)
     result.spent[f"selfref@{k}"].append(mean(spent))

@@ -116,7 +116,10 @@ def read_problems(config) -> Problems:
 
 
 def plain_config(name: str, **values) -> SimpleNamespace:
-    """What `read_problems` needs to know of a set called `name`: `ProblemConfig`'s defaults and these values."""
+    """What `read_problems` needs to know of a set called `name`: `ProblemConfig`'s defaults and these values.
+
+    The columns may be lists here: the first that a row has a usable value in.
+    """
     defaults = {"dataset_split": "test", "dataset_config": None, "dataset_kwargs": None, "problem_column": None}
     defaults |= {"answer_column": None, "max_problems": None, "problem_seed": 0, "row_filters": None}
     defaults |= {"unusable_rows": "error", "decontaminate_against": None}
@@ -285,7 +288,7 @@ def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
     problem_keys, answer_keys = problem_keys or PROBLEM_COLUMNS, answer_keys or ANSWER_COLUMNS
     filters, need_answer = hub_sets.filters_of(config), getattr(config, "need_answer", True)
     found: dict[str, dict] = {}
-    named = bool(config.answer_column)
+    named = config.answer_column == "solution"
     texts: set[str] = set()
     columns: dict[str, None] = {}
     counts: Counter = Counter({"rows read": 0})

@@ -8,6 +8,7 @@ NOTES = {
     "maj": "the vote over the same candidates, ties by expectation",
     "maj+1": "the vote with one candidate more: as many completions as refinement takes",
     "maj@tokens": "the vote over as many candidates as refinement takes tokens",
+    "maj@tokens_capped": "refinements with more tokens than all candidates, which maj@tokens then is the vote over",
     "selfref": "the refinement over the k candidates",
     "refinement_gap": "selfref - maj on the same candidates",
     "selfref_none": "refinement prompt without candidates",
@@ -39,7 +40,7 @@ def note(metric: str, k: int) -> str:
 
 def main_metrics(k: int) -> list[str]:
     """The columns of a comparison, in order."""
-    return ["pass@1", f"maj@{k}", f"selfref@{k}", f"pass@{k}", "refinement_gap"]
+    return list(dict.fromkeys(["pass@1", f"maj@{k}", f"selfref@{k}", f"pass@{k}", "refinement_gap"]))
 
 
 def figure(one: dict | None) -> str:
@@ -83,8 +84,8 @@ def settings_lines(summary: dict) -> list[str]:
     lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
     versions = summary.get("versions") or {}
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    for key in ("reward_model", "candidates_from"):
-        if summary.get(key):
+    for key in ("reward_model", "candidates_from", "candidates_model"):
+        if summary.get(key) not in (None, summary["model"]):
             lines.append(f"{key.replace('_', ' ')}: {summary[key]}")
     return lines
 

@@ -2,8 +2,29 @@
 
 import gc
 
-from gsr_rl.eval_checks import labels_message
+from gsr_rl.eval_checks import reward_model_messages
 from gsr_rl.prompts import candidate_text
+
+
+def check_reward_model(name: str) -> None:
+    """Look at the model's configuration alone.
+
+    Args:
+        name: Path or Hub name.
+
+    Raises:
+        ValueError: It cannot be read, or is no classifier with one label or two.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"reward_model={name} cannot be read ({error}): name a folder or a model on the Hub"
+        ) from None
+    for message in reward_model_messages(name, config.to_dict()):
+        raise ValueError(message)
 
 
 class RewardModel:
@@ -11,11 +32,8 @@ class RewardModel:
 
     Args:
         name: Path or Hub name of an `AutoModelForSequenceClassification` with one label (a score) or two (wrong,
-            right).
+            right): `check_reward_model`.
         batch_size: Solutions scored at once.
-
-    Raises:
-        ValueError: The model has another number of labels.
     """
 
     def __init__(self, name: str, batch_size: int = 8):
@@ -25,8 +43,6 @@ class RewardModel:
         self.batch_size = batch_size
         self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
         self._model = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto").eval()
-        for message in labels_message(name, self._model.config.num_labels):
-            raise ValueError(message)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self._model.config.pad_token_id is None:  # it finds a row's last token by it

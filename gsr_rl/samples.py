@@ -56,13 +56,20 @@ def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[di
     return json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
 
 
-def header_of(config, rows: list[dict]) -> dict:
-    """The settings that belong to the figures: model, K, sampling of each stage, seed, versions, hardware."""
+def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
+    """The settings that belong to the figures: model, K, sampling of each stage, seed, versions, hardware.
+
+    Args:
+        config, rows: An `EvalConfig` and the problems.
+        other: The settings of the run whose candidates are taken (`eval_stores.candidates_of_file`).
+    """
     from gsr_rl.prompts import get_template
     from gsr_rl.run_folder import hardware, versions
 
+    candidate = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_completion_length}
     return {
         "model": config.model,
+        "candidates_model": other["candidates_model"] if other else config.model,
         "k": config.num_candidates,
         "num_problems": len(rows),
         "num_samples": config.num_generations,
@@ -71,11 +78,7 @@ def header_of(config, rows: list[dict]) -> dict:
         "methods": list(config.methods),
         "seed": config.seed,
         "sampling": {
-            "candidate": {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "max_tokens": config.max_completion_length,
-            },
+            "candidate": other["sampling"]["candidate"] if other else candidate,
             "refinement": {
                 "temperature": config.refinement_temperature,
                 "top_p": config.refinement_top_p,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_rl import metrics
-from gsr_rl.power import power_note
+from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, problem_values
 from gsr_rl.samples import GRADINGS, read_samples
 
@@ -14,7 +14,25 @@ COLUMNS = ["benchmark", "part", "problem_id", "method", "index", "round", "order
 COLUMNS += ["copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
 COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
 NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
-               "order_disagreement", "resample_disagreement", "order_sensitivity")  # fmt: skip
+               "order_disagreement", "resample_disagreement", "order_sensitivity", "maj@tokens_capped")  # fmt: skip
+
+SIGNED = ("refinement_gap", "order_sensitivity")  # differences
+SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings hold it
+    "num_candidates": ("k",),
+    "num_generations": ("num_samples",),
+    "num_candidate_sets": ("num_candidate_sets",),
+    "own_candidates": ("own_candidates",),
+    "reward_model": ("reward_model",),
+    "temperature": ("sampling", "candidate", "temperature"),
+    "top_p": ("sampling", "candidate", "top_p"),
+    "max_completion_length": ("sampling", "candidate", "max_tokens"),
+    "refinement_temperature": ("sampling", "refinement", "temperature"),
+    "refinement_top_p": ("sampling", "refinement", "top_p"),
+    "max_refinement_length": ("sampling", "refinement", "max_tokens"),
+    "prompt_template": ("sampling", "prompt_template"),
+    "max_refinement_prompt_length": ("sampling", "max_refinement_prompt_length"),
+    "unfinished_candidates": ("sampling", "unfinished_candidates"),
+}
 
 __all__ = ["NO_ACCURACY", "ProblemValues", "Results", "compare", "metrics_from_samples", "over_seeds", "summarise"]
 
@@ -102,8 +120,11 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
     summary["runs"][name] = {metric: runs_of(groups) for metric, groups in values.runs.items()}
-    notes = {"refinement_gap": values.runs.get("refinement_gap"), "pass@1 of two models": _two_models(values)}
-    summary["power"][name] = {what: note for what, groups in notes.items() if groups and (note := power_note(groups))}
+    notes = {
+        "refinement_gap": power_note(variance(values.runs.get("refinement_gap", []))),
+        "pass@1 of two models": power_note(of_two_models(variance(values.runs["pass@1"]))),
+    }
+    summary["power"][name] = {what: note for what, note in notes.items() if note}
 
 
 def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
@@ -113,12 +134,6 @@ def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
     pairs = [(selfref, other) for other in others if other != maj] if selfref in known else []
     direct = ("pass@", "maj@", "selfref_")
     return pairs + [(other, maj) for other in others if not other.startswith(direct)]
-
-
-def _two_models(values: ProblemValues) -> list[list[float]]:
-    """Differences of one run from another of the same model: the noise that two equal models would differ by."""
-    groups = [[v for v in group if v == v] for group in values.runs["pass@1"]]
-    return [[a - b for a, b in zip(g[::2], g[1::2], strict=False)] for g in groups if len(g) > 1]
 
 
 def runs_of(groups: list[list[float]]) -> dict:
@@ -177,6 +192,38 @@ def compare(
     return found
 
 
+def _check_seeds(runs: list[Results], grading: str) -> None:
+    """Runs that are put together have the same benchmarks and settings, and each a seed of its own."""
+    first = runs[0]
+    for run in runs[1:]:
+        if set(run.problems[grading]) != set(first.problems[grading]):
+            here, there = (", ".join(sorted(one.problems[grading])) for one in (first, run))
+            raise ValueError(
+                f"from_samples: the benchmarks are {here} in one run and {there} in another: evaluate the same ones"
+            )
+        for key, path in SEED_KEYS.items():
+            here, there = _setting(first.header, path), _setting(run.header, path)
+            if here != there and None not in (here, there):
+                raise ValueError(
+                    f"from_samples: {key} is {here} in one run and {there} in another: evaluate both with the same "
+                    f"{key}, or look at each run alone"
+                )
+    seeds = [run.header["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        models = ", ".join(f"seed {run.header['seed']} of {run.header['model']}" for run in runs)
+        raise ValueError(
+            f"from_samples: a seed repeats ({models}): name one run of each seed. Two models are compared by "
+            "gsr_rl.tables.compare, and models trained with several seeds are each evaluated with --seed of their own"
+        )
+
+
+def _setting(header: dict, path: tuple[str, ...]):
+    """A setting of a run; None if it does not say."""
+    for key in path:
+        header = (header or {}).get(key)
+    return header
+
+
 def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[str, dict]]:
     """Every metric over runs of several seeds on the same problems, resampling seeds and problems.
 
@@ -184,13 +231,11 @@ def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[
         `{benchmark: {METRIC: {"value", "low", "high", "seeds": [...], "sd"}}}`; `sd` is that of the seeds' values.
 
     Raises:
-        ValueError: The runs have no benchmark in common, or not the same problems of one.
+        ValueError: The runs differ in more than the seed and the model that was trained with it, or a seed repeats.
     """
-    shared = [name for name in runs[0].problems[grading] if all(name in run.problems[grading] for run in runs)]
-    if not shared:
-        raise ValueError("from_samples: the runs have no benchmark in common")
+    _check_seeds(runs, grading)
     found: dict[str, dict[str, dict]] = {}
-    for name in shared:
+    for name in runs[0].problems[grading]:
         ids = runs[0].problems[grading][name].ids
         if any(set(run.problems[grading][name].ids) != set(ids) for run in runs):
             raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
@@ -198,6 +243,7 @@ def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[
         found[name] = {}
         for metric in ratios[0]:
             if all(metric in one and not math.isnan(one[metric].value) for one in ratios):
-                figure = metrics.estimate_over_seeds([one[metric] for one in ratios])
+                of_seeds = [one[metric] for one in ratios]
+                figure = metrics.estimate_over_seeds(of_seeds, signed=metric in SIGNED)
                 found[name][metric] = figure | {"sd": runs_of([figure["seeds"]])["sd"]}
     return found

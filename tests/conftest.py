@@ -51,6 +51,20 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def reward_model(tmp_path_factory, tiny_model):
+    """A random sequence-classification model with the tiny world's tokenizer: its path."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    path = tmp_path_factory.mktemp("reward_model")
+    config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
+    torch.manual_seed(1)
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def launch():
     """Run a Python program, under `accelerate launch` if an accelerate config is named, and return its output.
 

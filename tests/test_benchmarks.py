@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from benchmark_rows import path_of
+from benchmark_rows import path_of, rows_of
 
 from gsr_rl import benchmarks, knights_knaves
 from gsr_rl.benchmark_manifest import BENCHMARKS, FORMS
@@ -52,9 +52,27 @@ def test_a_file_that_holds_another_set_is_refused(name, file, message):
         load(name, path_of(file))
 
 
-def write(tmp_path, answers):
+def test_a_file_of_the_hubs_own_columns_loads_as_one_of_ours(tmp_path):
+    names = {"problem": "question", "answer": "final_answer"}
+    raw = [{names.get(k, k): [v] if k == "answer" else v for k, v in row.items()} for row in rows_of("olympiadbench")]
+    path = tmp_path / "raw.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in raw))
+    wanted = [(row["problem"], row["answer"]) for row in load("olympiadbench", path_of("olympiadbench"))]
+    assert [(row["problem"], row["answer"]) for row in load("olympiadbench", path)] == wanted
+
+
+def test_the_columns_and_the_unusable_rows_of_a_benchmarks_file_are_as_the_keys_say(tmp_path):
+    path = write(tmp_path, [*range(39), ""], "expected")
+    with pytest.raises(ValueError, match=r"looked for answer or solution.*--answer_column"):
+        load("amc23", path)
+    with pytest.raises(ValueError, match=r"row 40: no usable answer .*--unusable_rows drop"):
+        load("amc23", path, answer_column="expected")
+    assert len(load("amc23", path, answer_column="expected", unusable_rows="drop")) == 39
+
+
+def write(tmp_path, answers, column="answer"):
     path = tmp_path / "rows.jsonl"
-    rows = [{"problem": f"Problem {place}", "answer": answer} for place, answer in enumerate(answers)]
+    rows = [{"problem": f"Problem {place}", column: answer} for place, answer in enumerate(answers)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

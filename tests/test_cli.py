@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gsr_rl import cli
 
@@ -102,6 +103,14 @@ def test_a_number_that_is_no_number_is_named():
 def test_every_finding_is_reported_at_once():
     message = findings(num_candidates=9, scale_rewards="batch")
     assert "num_candidates=9" in message and "scale_rewards=batch" in message
+
+
+@pytest.mark.parametrize("program", ["distill", "grpo", "eval"])
+def test_the_budgets_of_the_7b_recipes_fit_the_models_window(program):
+    c = yaml.safe_load((ROOT / "recipes" / "Qwen2.5-7B-Instruct" / f"{program}.yaml").read_text())
+    window = c.get("max_model_length") or c["vllm_max_model_length"]
+    assert c["max_refinement_prompt_length"] + c["max_refinement_length"] <= window <= 32768
+    assert c["max_completion_length"] < window
 
 
 def test_the_command_line_overrides_the_file(tmp_path):

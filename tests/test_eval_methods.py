@@ -45,20 +45,6 @@ class CountingEngine(FixedEngine):
 
 
 @pytest.fixture(scope="module")
-def reward_model(tmp_path_factory, tiny_model):
-    """A random sequence-classification model with the tiny world's tokenizer: its path."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
-
-    path = tmp_path_factory.mktemp("reward_model")
-    config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
-    torch.manual_seed(1)
-    LlamaForSequenceClassification(config).save_pretrained(path)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
     (folder / "model").mkdir()
@@ -187,18 +173,21 @@ def test_figures_of_the_methods_are_what_the_samples_say(whole, problems):
 
 def test_tokens_spent_add_up(whole, problems):
     spent = json.loads((whole / "eval.json").read_text())["tokens"]["tiny/mix"]
-    totals, rounds = [], []
+    totals, rounds, capped = [], [], []
     for methods in problems.values():
         direct = {sample["index"]: sample["tokens"] for sample in methods["direct"]}
         for one in methods["selfref"]:
             candidates = sum(direct[i] for i in one["candidates"])
             totals.append(candidates + one["tokens"])
+            capped.append(totals[-1] > sum(direct.values()))
             first, second = (
                 [s["tokens"] for s in methods["rounds"] if s["index"] == one["index"] and s["round"] == number]
                 for number in (1, 2)
             )
             rounds.append(candidates + sum(first) + sum(second) / 3)
     assert spent["selfref@3"] == pytest.approx(sum(totals) / len(totals), abs=1e-3)
+    values = json.loads((whole / "eval.json").read_text())["benchmarks"]["tiny/mix"]
+    assert values["maj@tokens_capped"]["value"] == pytest.approx(sum(capped) / len(capped), abs=1e-6)
     assert spent["rounds_2"] == pytest.approx(sum(rounds) / len(rounds), abs=1e-3)
 
 
@@ -273,6 +262,33 @@ def test_candidates_of_another_run_are_taken_with_its_sets(run, whole):
     assert values[0]["maj@3"] == values[1]["maj@3"] and values[0]["pass@1"] == values[1]["pass@1"]
 
 
+def test_taken_candidates_keep_their_model_their_sampling_and_their_sets_from_run_to_run(run):
+    few = {"max_problems": 8, "grouping": "resampled", "num_candidate_sets": 3, "methods": "selfref"}
+    folder = run("from_a", **few, temperature=0.4, top_p=0.9)
+    origin, samples = read_samples(folder / "samples.parquet")
+    model = folder.parent / "refiner"
+    model.mkdir()
+    chosen = lambda found: [s["candidates"] for s in found if s["method"] == "selfref"]  # noqa: E731
+    for name, seed in (("from_b", 1), ("from_c", 2)):
+        keys = few | {"candidates_from": folder / "samples.parquet", "own_candidates": "false", "model": model}
+        folder = run(name, **keys, seed=seed, max_completion_length=39, max_refinement_length=38)
+        header, rows = read_samples(folder / "samples.parquet")
+        assert header["sampling"]["candidate"] == {"temperature": 0.4, "top_p": 0.9, "max_tokens": 40}, name
+        assert header["sampling"]["refinement"]["max_tokens"] == 38
+        assert (header["model"], header["candidates_model"]) == (str(model), origin["model"]), name
+        assert (header["seed"], header["sets_seed"]) == (seed, 0) and chosen(rows) == chosen(samples), name
+        assert f"- candidates model: {origin['model']}" in (folder / "report.md").read_text()
+
+
+def test_frozen_candidates_of_a_run_that_refined_nothing_are_refused_with_the_mend(run, capsys):
+    folder = run("unrefined", max_problems=5, methods="select")
+    with pytest.raises(SystemExit) as stopped:
+        run("frozen", max_problems=5, candidates_from=folder / "samples.parquet")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and CountingEngine.opened == 0
+    assert "has refined nothing (methods: select)" in error and "with selfref among its methods" in error
+
+
 def test_candidates_of_another_run_need_the_same_numbers(run, whole, capsys):
     with pytest.raises(SystemExit):
         run("off", candidates_from=whole / "samples.parquet", own_candidates="false", num_generations=7)
@@ -345,20 +361,3 @@ def test_a_selection_prompt_shows_what_a_refinement_prompt_shows_and_asks_for_a_
     (refine,), (select,) = (refinement_prompt("P?", ["a", "b"], t) for t in (template, selection_template(template)))
     assert "# Candidate solution 2\nb" in select["content"] and "put its number" in select["content"]
     assert refine["content"] != select["content"] and "complete solution" not in select["content"]
-
-
-def test_a_reward_model_scores_texts_one_by_one_as_in_a_batch(reward_model):
-    from gsr_rl.reward_model import RewardModel
-
-    texts = ["12+5=17\\boxed{17}", "17", "", "<think>never ends", "12+5=17*3=51-8=43\\boxed{43}"]
-    batched = RewardModel(reward_model, 3).scores("12+5", texts)
-    single = [RewardModel(reward_model, 1).scores("12+5", [text])[0] for text in texts]
-    assert batched[2] is batched[3] is None
-    assert batched == [None if one is None else pytest.approx(one, abs=1e-4) for one in single]
-    assert len({round(one, 3) for one in batched if one is not None}) == 3
-
-
-def test_a_model_of_another_kind_is_no_reward_model(run, tiny_model, capsys):
-    with pytest.raises(SystemExit):
-        run("no", methods="best_of_n", reward_model=tiny_model)
-    assert "...ForSequenceClassification head is expected" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl import metrics
+from gsr_rl import evaluation, metrics
 from gsr_rl.eval_methods import foreign_problems
 from gsr_rl.report import figure
 from gsr_rl.samples import read_samples, write_samples
@@ -118,7 +118,8 @@ def test_figures_are_what_the_stored_samples_say(first, samples):
     for name, numbers in means.items():
         assert values[name]["value"] == pytest.approx(sum(numbers) / len(numbers), abs=1e-6), name
         assert values[name]["low"] <= values[name]["value"] <= values[name]["high"]
-    further = {"maj@4", "maj@tokens", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate"}
+    further = {"maj@4", "maj@tokens", "maj@tokens_capped", "fix_rate", "break_rate"}
+    further |= {"copy_rate", "novel_answer", "rescue_rate"}
     assert set(values) == set(means) | further
     assert sum(one["n"] for one in summary["by_num_correct"]["tiny/mix"].values()) == 120
     assert list(summary["by_num_correct"]["tiny/mix"]) == ["0", "1", "2", "3"]
@@ -152,6 +153,33 @@ def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first)
     far = run("far", dataset_split="validation", max_problems=10)
     with pytest.raises(ValueError, match="no problem in common"):
         compare(far, first)
+
+
+@pytest.mark.parametrize(
+    ("text", "copied"),
+    [("<think>Both agree.</think>\n\nIt is 7.\n", True), ("It is 8.", False), ("<think>It is 7.", False)],
+)
+def test_a_copy_is_told_by_what_stands_after_the_thinking_part(text, copied):
+    sample = {"method": "selfref", "text": text}
+    evaluation._look_at(sample, [(0, "It is 9."), (3, "It is 7.")])
+    assert sample["copied"] is copied
+
+
+def test_refinement_of_a_single_candidate_is_evaluated_too(run):
+    folder = run("single", num_candidates=1, max_problems=10)
+    values = json.loads((folder / "eval.json").read_text())["benchmarks"]["tiny/mix"]
+    assert values["pass@1"]["n"] == values["maj@1"]["n"] == values["selfref@1"]["n"] == 10
+    assert {"maj@2", "refinement_gap"} <= set(values)
+
+
+def test_a_vote_at_equal_tokens_says_where_it_lacks_candidates(run):
+    folder = run("few", num_generations=4, max_problems=30)
+    header, samples = read_samples(folder / "samples.parquet")
+    for sample in samples:
+        sample["tokens"] = 10 if sample["method"] == "direct" else 5 + 10 * (sample["index"] == 1)
+    write_samples(folder / "samples.parquet", samples, header)
+    values = metrics_from_samples(folder).problems["lenient"]["tiny/mix"].values
+    assert values["maj@tokens_capped"] == [0.5] * 30, "3 candidates and 15 tokens are more than the 4 that there are"
 
 
 def test_frozen_candidates_are_the_other_runs_sets(run, first, samples):

@@ -233,6 +233,23 @@ def test_differences_are_paired():
     assert metrics.estimate_difference(share(base), share(base), weights) == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_a_difference_counts_the_problems_that_are_scored_on_both_sides():
+    weights = metrics.bootstrap_weights(6)
+    first, second = [1, 0, 1, 0, None, 1], [0, 0, 1, None, 1, 1]
+    kept = [one and two for one, two in zip(share(first).denominator, share(second).denominator, strict=True)]
+    pair = [share([v if keep else None for v, keep in zip(side, kept, strict=True)]) for side in (first, second)]
+    one = metrics.estimate_difference(share(first), share(second), weights)
+    assert one["value"] == 0.25, "3 of 4 against 2 of 4, not 3 of 5 against 3 of 5"
+    assert one == metrics.estimate_difference(*pair, weights)
+
+
+def test_a_problem_without_weight_in_one_rate_is_still_part_of_the_difference():
+    maj, refined = [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
+    first, second = metrics.fix_rate(maj, refined), metrics.fix_rate([0.0, 0.0, 1.0, None], refined)
+    one = metrics.estimate_difference(first, second, metrics.bootstrap_weights(4))
+    assert one["value"] == pytest.approx(1 / 2 - 2 / 2), "the last is unscored on one side, the others are not"
+
+
 @pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.277533), (1.0, 0.722467, 1.0)])
 def test_a_share_of_nothing_or_all_has_wilsons_interval(value, low, high):
     one = metrics.estimate(share([value] * 10), metrics.bootstrap_weights(10))
@@ -249,6 +266,16 @@ def test_without_scored_problems_there_is_no_figure():
     weights = metrics.bootstrap_weights(2)
     assert metrics.estimate(share([None, None]), weights) == {"value": None, "low": None, "high": None, "n": 0}
     assert metrics.estimate_difference(share([None, None]), share([1, 0]), weights)["value"] is None
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.277533), (1.0, 0.722467, 1.0)])
+def test_a_share_of_nothing_or_all_on_every_seed_has_the_interval_of_one_seeds_problems(value, low, high):
+    one = metrics.estimate_over_seeds([share([value] * 10)] * 3)
+    assert one == {"value": value, "low": low, "high": high, "seeds": [value] * 3}
+    none = metrics.estimate_over_seeds([share([0.0] * 10)] * 3, signed=True)
+    assert (none["low"], none["high"]) == (0.0, 0.0), "a gap of nothing on every problem"
+    mixed = metrics.estimate_over_seeds([share([1.0] * 10), share([0.0] * 10)])
+    assert (mixed["value"], mixed["low"], mixed["high"]) == (0.5, 0.0, 1.0)
 
 
 def test_seeds_that_disagree_widen_the_interval():

@@ -33,7 +33,7 @@ def test_one_run_does_not_tell_the_parts_apart():
 
 def test_unscored_values_are_left_out():
     assert power.variance([[0.0, 1.0, None], [float("nan")], [1.0, 1.0]]) == power.variance([[0.0, 1.0], [1.0, 1.0]])
-    assert power.variance([[1.0, 0.0]]) is None and power.power_note([]) is None
+    assert power.variance([[1.0, 0.0]]) is None and power.power_note(power.variance([])) is None
 
 
 def test_no_number_of_runs_makes_up_for_too_few_problems():
@@ -56,9 +56,21 @@ def test_what_the_note_names_sees_the_difference_in_80_of_100_cases(way):
     assert 0.75 < seen / 1000 < 0.86
 
 
+@pytest.mark.parametrize("runs", [2, 5])
+def test_two_equal_models_differ_by_what_the_note_says(runs):
+    rng = np.random.default_rng(3)
+    skill = rng.random(300)
+    accuracies = (rng.random((2000, 2, 300, runs)) < skill[:, None]).mean(axis=(2, 3))
+    spread = (accuracies[:, 0] - accuracies[:, 1]).std()
+    samples = (rng.random((300, runs)) < skill[:, None]).astype(float).tolist()
+    note = power.power_note(power.of_two_models(power.variance(samples)))
+    assert note["runs"] == runs and note["between"] == 0.0
+    assert note["detectable"] == pytest.approx((power.Z95 + power.Z80) * spread, rel=0.12)
+
+
 def test_the_note_agrees_with_itself():
     rng = np.random.default_rng(2)
-    note = power.power_note(groups(rng, 200, 4, 0.0, 0.02, 0.1).tolist())
+    note = power.power_note(power.variance(groups(rng, 200, 4, 0.0, 0.02, 0.1).tolist()))
     parts = Variance(note["between"], note["within"], 200, 4)
     assert note["detectable"] == pytest.approx(power.detectable(parts), rel=1e-4)
     assert power.problems_needed(parts, note["detectable"]) == pytest.approx(200, abs=1)

@@ -13,9 +13,9 @@ from made_samples import HOSTILE, made_samples, write_run
 
 from gsr_rl.report import report_markdown
 from gsr_rl.report_html import examples, report_html
-from gsr_rl.report_plots import svgs
+from gsr_rl.report_plots import png, svgs
 from gsr_rl.samples import read_samples
-from gsr_rl.tables import metrics_from_samples, over_seeds, runs_of, summarise
+from gsr_rl.tables import Results, metrics_from_samples, over_seeds, runs_of, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ("eval.json", "report.md", "report.html", "report.png")
@@ -72,13 +72,34 @@ def test_several_runs_give_a_table_over_seeds(tmp_path):
 
 def test_runs_on_other_problems_are_not_put_together(tmp_path):
     write_run(tmp_path / "a", 10)
-    write_run(tmp_path / "b", 12)
+    write_run(tmp_path / "b", 12, seed=1)
     runs = [metrics_from_samples(tmp_path / name) for name in "ab"]
     with pytest.raises(ValueError, match="different problems of made"):
         over_seeds(runs)
     write_run(tmp_path / "c", 10, benchmarks=("far",))
-    with pytest.raises(ValueError, match="no benchmark in common"):
+    with pytest.raises(ValueError, match="benchmarks are made in one run and far in another: evaluate the same"):
         over_seeds([runs[0], metrics_from_samples(tmp_path / "c")])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "a seed repeats (seed 0 of made/model, seed 0 of made/other): name one run of each seed"),
+        ({"seed": 1, "k": 2}, "num_candidates is 3 in one run and 2 in another: evaluate both with the same"),
+        ({"seed": 1, "reward_model": "b"}, None),
+        ({"seed": 1, "sampling": {"candidate": {"top_p": 0.9}}}, "top_p is 1.0 in one run and 0.9 in another"),
+        ({"seed": 1, "sampling": {"refinement": {"max_tokens": 9}}}, "max_refinement_length is 40 in one run and 9"),
+    ],
+)
+def test_runs_of_seeds_differ_in_nothing_but_seed_and_model(tmp_path, changed, message):
+    write_run(tmp_path, 10)
+    one = metrics_from_samples(tmp_path)
+    other = Results(one.header | {"model": "made/other"} | changed, one.problems, one.counts)
+    if message is None:
+        assert over_seeds([one, other])["made"]["pass@1"]["sd"] == 0.0
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        over_seeds([one, other])
 
 
 def test_spread_over_runs_by_hand():
@@ -145,6 +166,12 @@ def test_plots_show_k_tokens_and_the_number_of_right_candidates(page):
     for words in ("number of candidates", "tokens spent", "number of right candidates"):
         assert any(words in title for title in found)
     assert svgs(page[1], "made") == found, "the same bytes every time"
+
+
+def test_the_picture_counts_the_problems_of_its_own_benchmark(page, monkeypatch):
+    axes, titles = pytest.importorskip("matplotlib.axes"), []
+    monkeypatch.setattr(axes.Axes, "set_title", lambda _, title: titles.append(title))
+    assert page[1]["num_problems"] == 120 and png(page[1]) and "made, n = 60" in titles
 
 
 def test_examples_are_triumphs_over_few_right_candidates_and_failures_over_many(page):
