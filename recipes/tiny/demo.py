@@ -133,6 +133,8 @@ def main() -> None:
     begin = time.monotonic()
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
     total = args.install_seconds
+    for name, _, command in [step for group in steps(args) for step in group]:
+        chain.seconds_of(name, command, args.output_dir)  # refuses what was run with other arguments
     for group in steps(args):
         processes = 2 if group[0][0] in ("sft", "grpo") else len(group)
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
