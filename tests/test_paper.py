@@ -1,4 +1,4 @@
-"""The tiny world's experiments: what is run, what is refused, what README shows, and that compared arms cost the same."""
+"""The tiny world's experiments: what is run, what is refused, what README shows; compared arms cost the same."""
 
 import dataclasses
 import importlib
@@ -54,7 +54,7 @@ def test_a_mark_without_a_command_counts_and_other_arguments_are_refused(paper, 
     chain.run("eval", command("validation"), folder, 1)
     chain.run("eval", command("validation"), folder, 1)
     assert ran == [command("validation")]
-    with pytest.raises(SystemExit, match="--dataset_split validation is now --dataset_split test.*delete"):
+    with pytest.raises(SystemExit, match=r"--dataset_split validation is now --dataset_split test.*delete"):
         chain.run("eval", command("test"), folder, 1)
     folder = folder.rename(tmp_path / "moved")
     assert chain.seconds_of("eval", command("validation"), folder) is not None, "a folder may be moved"
@@ -69,7 +69,7 @@ def test_the_demo_refuses_a_folder_of_another_split_before_it_runs_anything(pape
     kept = {"seconds": 1, "command": demo.chain._in_folder(command, tmp_path)}
     (tmp_path / "done" / f"{name}.json").write_text(json.dumps(kept))
     monkeypatch.setattr("sys.argv", ["demo.py", "--output_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match="eval_grpo.*validation is now --dataset_split test"):
+    with pytest.raises(SystemExit, match=r"eval_grpo.*validation is now --dataset_split test"):
         demo.main()
     assert not ran
 
@@ -107,7 +107,7 @@ def test_committed_figures_were_made_by_the_commands_of_the_arms(paper, clone, n
 
 
 def test_figures_made_with_other_arguments_are_refused(paper, clone):
-    with pytest.raises(SystemExit, match="base.json.*--dataset_split test is now --dataset_split validation"):
+    with pytest.raises(SystemExit, match=r"base.json.*--dataset_split test is now --dataset_split validation"):
         another(clone, split="validation").left("base")
     with pytest.raises(SystemExit, match="--max_problems 2000 is now --max_problems 500"):
         another(clone, num_problems=500).left("grpo")
