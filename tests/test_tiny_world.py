@@ -183,6 +183,12 @@ def test_every_text_comes_back_exactly_from_its_tokens(tokenizer):
             assert tokenizer.unk_token_id not in ids
 
 
+def test_the_tokenizer_carries_no_knights_and_knaves(tokenizer):
+    text = "Zoe says that Max is a knave. Max says that Zoe is a knight. Who is who?"
+    ids = tokenizer.encode(text)
+    assert tokenizer.unk_token_id in ids and tokenizer.decode(ids) != text
+
+
 def test_tokens_are_few(tokenizer):
     assert len(tokenizer) == len(vocabulary()) < 200
     assert len(tokenizer.encode("47+5*3-8*7")) == 5

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +46,39 @@ def evaluate(out: Path, seed: int, model: str, split: str, num_problems: int, fr
     return ["python", *_program("eval", out, seed, (*keys, *more))]
 
 
+def seconds_of(name: str, command: list[str], folder: Path) -> float | None:
+    """The seconds of a command that has ended; None if it has not.
+
+    A folder may be moved, so its own path in the arguments says nothing. Old marks have no command.
+    """
+    mark = folder / "done" / f"{name}.json"
+    if not mark.is_file():
+        return None
+    done, asked = json.loads(mark.read_text() or "{}"), _in_folder(command, folder)
+    if (before := done.get("command", asked)) != asked:
+        raise SystemExit(
+            f"[{name}] in {folder} was run with other arguments: {changes(before, asked)}. Give another folder, or "
+            f"delete {mark} and what that run and those after it have made"
+        )
+    return done.get("seconds", 0.0)
+
+
+def _in_folder(command: list[str], folder: Path) -> str:
+    return shlex.join(command).replace(str(folder), "FOLDER")
+
+
+def changes(before: str, now: str) -> str:
+    """The options that differ between two commands: `--seed 0 is now --seed 1`."""
+    old, new = (dict(pairwise(shlex.split(one))) for one in (before, now))
+    keys = [key for key in old | new if key.startswith("--") and old.get(key) != new.get(key)]
+    told = lambda key, options: f"{key} {options[key]}" if key in options else f"no {key}"  # noqa: E731
+    return ", ".join(f"{told(key, old)} is now {told(key, new)}" for key in keys) or f"`{before}` is now `{now}`"
+
+
 def run(name: str, command: list[str], folder: Path, threads: int) -> float:
-    """Run one command, its output into a log file. Returns its seconds, which are kept for a resume."""
-    done = folder / "done" / f"{name}.json"
-    if done.is_file():
-        return json.loads(done.read_text())["seconds"]
+    """Run one command, its output into a log file. Returns its seconds, which are kept with it for a resume."""
+    if (seconds := seconds_of(name, command, folder)) is not None:
+        return seconds
     log = folder / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n[{name}] {shlex.join(command)}\n    log: {log}", flush=True)
@@ -67,6 +96,7 @@ def run(name: str, command: list[str], folder: Path, threads: int) -> float:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\n[{name}] failed with exit code {code}; the whole log is {log}")
     print(f"[{name}] {seconds:.0f} s", flush=True)
-    done.parent.mkdir(exist_ok=True)
-    done.write_text(json.dumps({"seconds": round(seconds, 1)}))
+    mark = folder / "done" / f"{name}.json"
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_text(json.dumps({"seconds": round(seconds, 1), "command": _in_folder(command, folder)}))
     return seconds

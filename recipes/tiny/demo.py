@@ -16,7 +16,7 @@ from pathlib import Path
 
 import chain
 import yaml
-from paper_tables import COLUMNS
+from paper_tables import SHOWN, metric
 
 ARMS = Path(__file__).with_name("arms.yaml")
 ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
@@ -70,6 +70,8 @@ def summarise(folder: Path, seconds: dict[str, float]) -> dict:
         },
         "within": {name: run["differences"][benchmark] for name, run in runs.items()},
         "differences": differences,
+        "claims": claims(results),
+        "k": runs["base"]["k"],
         "num_problems": runs["base"]["num_problems"],
         "seed": runs["sft"]["seed"],
         "versions": runs["base"]["versions"],
@@ -77,32 +79,50 @@ def summarise(folder: Path, seconds: dict[str, float]) -> dict:
     }
 
 
-def claims(folder: Path) -> dict[str, dict]:
+def claims(results: dict) -> dict[str, dict]:
     """The paired difference behind each claim; it holds where the whole interval is above zero."""
-    from gsr_rl.tables import compare, metrics_from_samples
+    from gsr_rl.tables import compare
 
-    results = {name: metrics_from_samples(folder / f"eval_{name}") for name in ROWS}
     found = {}
     for claim in yaml.safe_load(ARMS.read_text())["tables"]["demo"]["claims"]:
         (new, high), (old, low) = claim["new"], claim["old"]
-        differences = next(iter(compare(results[new], results[old], pairs=[(high, low)]).values()))
+        pair = tuple(metric(column, results[new].header["k"]) for column in (high, low))
+        differences = next(iter(compare(results[new], results[old], pairs=[pair]).values()))
         found[claim["text"]] = next(iter(differences.values()))
     return found
 
 
+def columns(summary: dict) -> list[str]:
+    """The table's columns, by the evaluation's names."""
+    return [metric(column, summary["k"]) for column in SHOWN]
+
+
+def report(summary: dict) -> str:
+    """summary.md: the table of the three models, and the claims."""
+    from gsr_rl.report import figure, markdown_table
+
+    names = columns(summary)
+    rows = [[label, *(figure(summary[name].get(column)) for column in names)] for name, label in ROWS.items()]
+    found = [[text, figure(one), "yes" if one["low"] > 0 else "no"] for text, one in summary["claims"].items()]
+    return (
+        f"{markdown_table(['', *names], rows)}\n\n{markdown_table(['claim', 'difference, points', 'holds'], found)}\n"
+    )
+
+
 def plot(path: Path, summary: dict) -> None:
-    """The table as bars with intervals."""
+    """The table's accuracies as bars with intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
+    names = [column for column in columns(summary) if column != "refinement_gap"]
     for place, (name, label) in enumerate(ROWS.items()):
-        values = [summary[name].get(column) for column in COLUMNS]
-        shown = [(i, v) for i, v in enumerate(values) if v and v["value"] is not None and i != 4]
+        values = [summary[name].get(column) for column in names]
+        shown = [(i, v) for i, v in enumerate(values) if v and v["value"] is not None]
         centres = [100 * v["value"] for _, v in shown]
         errors = [[100 * abs(v["value"] - v[side]) for _, v in shown] for side in ("low", "high")]
         axes.bar([i + 0.27 * (place - 1) for i, _ in shown], centres, 0.25, yerr=errors, capsize=2, label=label)
-    axes.set_xticks(range(len(COLUMNS)), [column if column != "refinement_gap" else "" for column in COLUMNS])
+    axes.set_xticks(range(len(names)), names)
     axes.set_ylabel(f"problems right, % (n = {summary['num_problems']})")
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -113,6 +133,8 @@ def main() -> None:
     begin = time.monotonic()
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
     total = args.install_seconds
+    for name, _, command in [step for group in steps(args) for step in group]:
+        chain.seconds_of(name, command, args.output_dir)  # refuses what was run with other arguments
     for group in steps(args):
         processes = 2 if group[0][0] in ("sft", "grpo") else len(group)
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
@@ -123,20 +145,15 @@ def main() -> None:
             seconds[phase] += wall
         total += max(walls)
 
-    from gsr_rl.report import figure, markdown_table
     from gsr_rl.run_folder import atomic_write
 
     seconds["total"] = total
     summary = summarise(args.output_dir, {name: round(value, 1) for name, value in seconds.items()})
-    summary["claims"] = claims(args.output_dir)
     atomic_write(args.output_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     plot(args.output_dir / "plot.png", summary)
-    rows = [[label, *(figure(summary[name].get(column)) for column in COLUMNS)] for name, label in ROWS.items()]
-    table = markdown_table(["", *COLUMNS], rows)
-    found = [[text, figure(one), "yes" if one["low"] > 0 else "no"] for text, one in summary["claims"].items()]
-    report = f"{table}\n\n{markdown_table(['claim', 'difference, points', 'holds'], found)}\n"
-    atomic_write(args.output_dir / "summary.md", report)
-    print(f"\n{summary['num_problems']} {args.split} problems, percent with 95 % intervals\n\n{report}")
+    text = report(summary)
+    atomic_write(args.output_dir / "summary.md", text)
+    print(f"\n{summary['num_problems']} {args.split} problems, percent with 95 % intervals\n\n{text}")
     print(f"{time.monotonic() - begin:.0f} s; in {args.output_dir}: summary.md, summary.json, plot.png")
 
 

@@ -4,13 +4,16 @@ Intervals over seeds resample both the seeds and the problems.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 BEGIN, END = "<!-- made by recipes/tiny/paper.py --report -->", "<!-- end -->"
+RESULTS, SEEDS = ROOT / "results" / "paper", [0, 1, 2]  # what README shows
 # K is an arm's own number of candidates.
 COLUMNS = ["pass@1", "maj@K", "selfref@K", "pass@K", "refinement_gap", "selfref_frozen", "selfref_foreign"]
 COLUMNS += ["selfref_none", "maj@K+1", "maj@tokens"]
@@ -22,22 +25,48 @@ def metric(column: str, k: int) -> str:
     return column.replace("@K+1", f"@{k + 1}").replace("@K", f"@{k}")
 
 
-def write(tables: dict, results: Path, seeds: list[int]) -> None:
-    """All tables into tables.md, their plots beside it, and the demo's into README."""
+def write(tables: dict, results: Path) -> None:
+    """All tables of the seeds that are there into tables.md, their plots beside it, and the demo's into README."""
     from gsr_rl.run_folder import atomic_write
 
+    seeds = sorted(int(folder.name.removeprefix("seed")) for folder in results.glob("seed[0-9]*"))
     lines = ["# Experiments in the tiny world", "", "Made by `python recipes/tiny/paper.py`; settings of the arms:"]
-    lines += ["[arms.yaml](../../recipes/tiny/arms.yaml).", ""]
+    lines += ["[arms.yaml](../../recipes/tiny/arms.yaml).", "", narrow(len(seeds)), ""]
     for name, config in tables.items():
         if arms := load(config, results, seeds):
             lines += section(config, arms)
-            if "plot" in config:
-                draw(config["plot"], arms, results / f"{name}.png")
-                lines += [f"![{config['title']}]({name}.png)", ""]
+            for against in config.get("plots", []):
+                draw(against, arms, results / f"{name}_{against}.png")
+                lines += [f"![{config['title']}: {against}]({name}_{against}.png)", ""]
     atomic_write(results / "tables.md", "\n".join(lines))
-    text = README.read_text(encoding="utf-8")
-    atomic_write(README, with_block(text, readme_block(tables["demo"], results, seeds)))
     print("\n".join(lines))
+    if why := not_for_readme(tables["demo"], results):
+        return print(f"README is left as it is: {why}")
+    text = README.read_text(encoding="utf-8")
+    atomic_write(README, with_block(text, readme_block(tables["demo"], results, SEEDS)))
+
+
+def not_for_readme(config: dict, results: Path) -> str | None:
+    """Why README does not show these results; None if it does."""
+    if results.resolve() != RESULTS:
+        return f"its table is made from {RESULTS.relative_to(ROOT)}, not from {results}"
+    for path in (results / f"seed{seed}" / f"{arm}.json" for seed in SEEDS for arm in config["arms"]):
+        if not path.is_file():
+            return f"there is no {path}"
+        if (split := json.loads(path.read_text(encoding="utf-8"))["split"]) != "test":
+            return f"{path} is of the {split} problems, not of the test problems"
+    return None
+
+
+def narrow(seeds: int) -> str:
+    """What intervals over a few seeds do not say."""
+    if seeds < 2:
+        return "One seed: the intervals say nothing of the spread between seeds."
+    share = math.sqrt((seeds - 1) / seeds)
+    return (
+        f"Resampling {seeds} seeds shows {share:.2f} of the deviation between seeds, so intervals over seeds are "
+        "somewhat narrow."
+    )
 
 
 def with_block(text: str, block: str) -> str:
@@ -143,7 +172,7 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
         ratios = [share(a[high] - b.loc[a.index][low]) for a, b in pairs]
         weights = bootstrap_weights(len(arms[new].frames[0]))
         each, over = [estimate(ratio, weights) for ratio in ratios], estimate_over_seeds(ratios)
-        holding = sum(verdict(claim, one) == "holds" for one in each)
+        holding = sum(verdict(claim, one) == "reproduced" for one in each)
         word = f"{verdict(claim, over)}, {holding} of {len(each)} seeds alone"
         rows.append([claim["text"], *map(figure, each), figure(over), word])
     seeds = next(iter(arms.values())).seeds
@@ -151,12 +180,12 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
 
 
 def verdict(claim: dict, one: dict) -> str:
-    """`holds`, `the opposite` or `not shown`: which side of the claim's bound the interval lies on."""
+    """`reproduced`, `opposite` or `not reproduced`: which side of the claim's bound the interval lies on."""
     if "at_most" in claim:
         bound = claim["at_most"] / 100
-        return "holds" if one["high"] <= bound else "the opposite" if one["low"] > bound else "not shown"
+        return "reproduced" if one["high"] <= bound else "opposite" if one["low"] > bound else "not reproduced"
     bound = claim.get("at_least", 0) / 100
-    return "holds" if one["low"] > bound else "the opposite" if one["high"] < bound else "not shown"
+    return "reproduced" if one["low"] > bound else "opposite" if one["high"] < bound else "not reproduced"
 
 
 def right_candidates_table(arms: dict[str, Arm]) -> str:
@@ -179,7 +208,7 @@ def right_candidates_table(arms: dict[str, Arm]) -> str:
 
 
 def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
-    """A plot of refinement, vote and gap against K (`candidates`) or the number of `parameters`."""
+    """A plot of refinement, vote and gap against K (`candidates`), `parameters` or pass@1 (`accuracy`)."""
     import matplotlib
 
     from gsr_rl.metrics import estimate_over_seeds
@@ -188,7 +217,13 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    column, label = {"candidates": ("k", "candidates shown (K)"), "parameters": ("parameters", "parameters")}[against]
+    label = {"candidates": "candidates shown (K)", "parameters": "parameters", "accuracy": "pass@1, %"}[against]
+
+    def place(arm: Arm) -> float:
+        if against == "accuracy":
+            return 100 * estimate_over_seeds(arm.shares("pass@1"))["value"]
+        return arm.settings[0]["k" if against == "candidates" else against]
+
     lines: dict[str, list[Arm]] = {}
     for name, arm in arms.items():
         stem = name.rstrip("0123456789").removesuffix("_").removesuffix("_k")
@@ -196,13 +231,14 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axis, metric_name in zip(axes, ("selfref@K", "maj@K", "refinement_gap"), strict=True):
         for name, ones in lines.items():
-            points = sorted((one.settings[0][column], estimate_over_seeds(one.shares(metric_name))) for one in ones)
+            points = [(place(one), estimate_over_seeds(one.shares(metric_name))) for one in sorted(ones, key=place)]
             x, y = [point[0] for point in points], [100 * point[1]["value"] for point in points]
             low = [100 * (one["value"] - one["low"]) for _, one in points]
             high = [100 * (one["high"] - one["value"]) for _, one in points]
             axis.errorbar(x, y, yerr=[low, high], marker="o", capsize=2, label=name)
         axis.set(title=f"{metric_name}, %", xlabel=label)
-        axis.set_xscale("log", base=2 if against == "candidates" else 10)
+        if against != "accuracy":
+            axis.set_xscale("log", base=2 if against == "candidates" else 10)
         axis.grid(alpha=0.3)
     axes[0].legend()
     with atomic_path(path) as temporary:
@@ -225,4 +261,4 @@ def readme_block(config: dict, results: Path, seeds: list[int]) -> str:
         f"{len(one.frames[0])} test problems, {len(one.seeds)} seeds; percent, 95 % intervals over seeds and problems:"
     )
     table = markdown_table(["", *titles(COLUMNS[:5], arms)], rows)
-    return "\n\n".join([head, table, claims_table(config["claims"], arms)])
+    return "\n\n".join([head, table, narrow(len(one.seeds)), claims_table(config["claims"], arms)])

@@ -1,0 +1,141 @@
+"""The arms of arms.yaml on one seed as steps: commands in the order in which they can be run, and which are left."""
+
+import argparse
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import chain
+
+STATE = Path("runs/paper")
+
+
+def needed(arms: dict, wanted: list[str]) -> list[str]:
+    """The wanted arms and those that they start from, in an order in which they can be run."""
+    found: list[str] = []
+    for name in wanted:
+        start = [arms[name]["from"]] if "from" in arms[name] else []
+        found += [arm for arm in [*needed(arms, start), name] if arm not in found]
+    return found
+
+
+def words(keys: dict) -> list[str]:
+    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+
+
+@dataclass
+class Step:
+    """A command: its name, its kind among the minutes of arms.yaml, the folder of its log, its threads."""
+
+    name: str
+    kind: str
+    command: list[str]
+    folder: Path
+    threads: int
+
+    @property
+    def ended(self) -> bool:
+        return chain.seconds_of(self.name, self.command, self.folder) is not None
+
+
+@dataclass
+class Seed:
+    """All arms of one seed: where their models are, and the steps that make them."""
+
+    number: int
+    config: dict
+    args: argparse.Namespace
+
+    @property
+    def out(self) -> Path:
+        return self.args.state_dir / f"seed{self.number}"
+
+    def target(self, name: str) -> Path:
+        """Where an arm's figures go."""
+        return self.args.results_dir / f"seed{self.number}" / f"{name}.json"
+
+    def model(self, name: str) -> str:
+        """The folder of an arm's model."""
+        arm = self.config["arms"][name]
+        if "program" not in arm:
+            return arm["model"] if "model" in arm else self.model(arm["from"])
+        return f"{self.args.state_dir / name}/base" if arm["program"] == "base" else str(self.out / name)
+
+    def rows(self, name: str) -> str:
+        """The file of the SFT rows of this name."""
+        spec = self.config["rows"][name]
+        return (
+            f"{self.out}/{spec['of']}_steps/{spec['part']}.jsonl"
+            if "of" in spec
+            else f"{self.out}/{name}/sft_rows.jsonl"
+        )
+
+    def row_steps(self, name: str) -> list[Step]:
+        """What makes these SFT rows, from the start."""
+        spec, before = dict(self.config["rows"][name]), []
+        if "of" in spec:
+            folder = self.out / f"{spec['of']}_steps"
+            command = ["python", "recipes/tiny/known_steps.py", "--rows", self.rows(spec["of"])]
+            command += ["--output_dir", str(folder), "--seed", str(self.number)]
+            return [*self.row_steps(spec["of"]), Step(folder.name, "rows", command, self.out, 2)]
+        if "student" in spec:
+            student = spec.pop("student")
+            before, spec["student_model"] = self.model_steps(student), self.model(student)
+        command = chain.distill(self.out / name, self.number, *words(spec))
+        return [*before, Step(name, "distill", command, self.out, 2)]
+
+    def model_steps(self, name: str) -> list[Step]:
+        """What makes an arm's model, from the start; the last one is the arm's own training if it has one."""
+        arm = self.config["arms"][name]
+        program, keys = arm.get("program"), words(arm.get("keys", {}))
+        before = self.model_steps(arm["from"]) if "from" in arm else []
+        if program is None:
+            return before
+        if program == "base":  # one for all seeds
+            command = ["python", "recipes/tiny/make_models.py", "--base_only"]
+            command += ["--output_dir", str(self.args.state_dir / name), *keys]
+            return [Step(name, "base", command, self.args.state_dir, 1)]
+        start = self.model(arm["from"])
+        if program == "sft":
+            rows = arm.get("rows", "distill")
+            before = [*before, *self.row_steps(rows)]
+            command = chain.sft(self.out / name, self.number, start, self.rows(rows), *keys)
+        else:
+            command = chain.grpo(self.out / name, self.number, start, *keys)
+        return [*before, Step(name, program, command, self.out, 1)]
+
+    def steps(self, name: str) -> list[Step]:
+        """All that an arm's figures come from, its evaluation last."""
+        keys = self.config["arms"][name].get("eval", {})
+        alone = name == "base" or {"dataset_name", "dataset_kwargs", "num_candidates"} & set(keys)
+        frozen = [] if alone else self.steps("base")
+        folder = self.out / f"eval_{name}"
+        asked = (self.args.split, self.args.num_problems, None if alone else self.out / "eval_base", *words(keys))
+        command = chain.evaluate(folder, self.number, self.model(name), *asked)
+        return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out, 2)]
+
+    def commands(self, name: str) -> list[str]:
+        """An arm's steps as they are kept with its figures: as if its models were where they are by default."""
+        state = str(self.args.state_dir)
+        return [shlex.join(step.command).replace(state, str(STATE)) for step in self.steps(name)]
+
+    def left(self, name: str) -> list[Step]:
+        """The steps of an arm that are to be run: none if its figures are there.
+
+        Raises:
+            SystemExit: Its figures, or a step, were made with other arguments.
+        """
+        target = self.target(name)
+        if not target.is_file():
+            return [step for step in self.steps(name) if not step.ended]
+        asked = self.commands(name)
+        for kept in json.loads(target.read_text())["commands"]:
+            if kept not in asked:
+                out = kept.split(" --output_dir ")[1].split()[0]
+                now = next((one for one in asked if f" --output_dir {out} " in f"{one} "), "nothing")
+                raise SystemExit(
+                    f"{target} was made with other arguments: {chain.changes(kept, now)}. Give another --results_dir "
+                    f"and --state_dir, or delete it, {out} and its mark in {self.out}/done"
+                )
+        return []

@@ -1,0 +1,229 @@
+"""The tiny world's experiments: what is run, what is refused, what README shows; compared arms cost the same."""
+
+import dataclasses
+import importlib
+import json
+import runpy
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+TINY = ROOT / "recipes" / "tiny"
+CONFIG = yaml.safe_load((TINY / "arms.yaml").read_text())
+COMMITTED = ROOT / "results" / "paper"
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(TINY))
+    return importlib.import_module("paper")
+
+
+@pytest.fixture
+def clone(tmp_path, paper):
+    """Seed 0 as in a fresh clone: the figures of three arms are committed, no model and no sample is there."""
+    shutil.copytree(COMMITTED / "seed0", tmp_path / "results" / "seed0")
+    args = Namespace(state_dir=tmp_path / "state", results_dir=tmp_path / "results", split="test", num_problems=2000)
+    return paper.Seed(0, CONFIG, args)
+
+
+def another(seed, **changes):
+    """The same seed with other arguments, or with another arm's keys."""
+    arms = CONFIG["arms"] | changes.pop("arms", {})
+    return dataclasses.replace(seed, config=CONFIG | {"arms": arms}, args=Namespace(**(vars(seed.args) | changes)))
+
+
+# What is run --------------------------------------------------------------------------------------------------
+
+
+def test_a_mark_without_a_command_counts_and_other_arguments_are_refused(paper, tmp_path, monkeypatch):
+    chain, ran = paper.chain, []
+    fake = lambda command, **_: ran.append(command) or Namespace(returncode=0)  # noqa: E731
+    monkeypatch.setattr(chain, "subprocess", Namespace(run=fake, STDOUT=None))
+    folder = tmp_path / "one"
+    command = lambda split: ["python", "x.py", "--output_dir", f"{folder}/eval", "--dataset_split", split]  # noqa: E731
+    mark = folder / "done" / "eval.json"
+    mark.parent.mkdir(parents=True)
+    for old, seconds in (("", 0.0), ("{}", 0.0), ('{"seconds": 7}', 7)):
+        mark.write_text(old)
+        assert chain.run("eval", command("test"), folder, 1) == seconds and not ran
+    mark.unlink()
+    chain.run("eval", command("validation"), folder, 1)
+    chain.run("eval", command("validation"), folder, 1)
+    assert ran == [command("validation")]
+    with pytest.raises(SystemExit, match=r"--dataset_split validation is now --dataset_split test.*delete"):
+        chain.run("eval", command("test"), folder, 1)
+    folder = folder.rename(tmp_path / "moved")
+    assert chain.seconds_of("eval", command("validation"), folder) is not None, "a folder may be moved"
+
+
+def test_the_demo_refuses_a_folder_of_another_split_before_it_runs_anything(paper, tmp_path, monkeypatch):
+    demo = importlib.import_module("demo")
+    monkeypatch.setattr(demo.chain, "subprocess", None)  # a step that is run would fail
+    validation = Namespace(output_dir=tmp_path, seed=0, split="validation", num_problems=2000)
+    name, _, command = demo.steps(validation)[-1][-1]
+    (tmp_path / "done").mkdir()
+    kept = {"seconds": 1, "command": demo.chain._in_folder(command, tmp_path)}
+    (tmp_path / "done" / f"{name}.json").write_text(json.dumps(kept))
+    monkeypatch.setattr("sys.argv", ["demo.py", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"eval_grpo.*validation is now --dataset_split test"):
+        demo.main()
+
+
+def test_a_new_arm_in_a_fresh_clone_makes_what_it_starts_from_and_leaves_committed_figures(paper, clone, monkeypatch):
+    ran, kept = [], []
+
+    def run(name, command, folder, threads):
+        ran.append(name)
+        for word in command:  # what a command reads was made before it
+            if word.startswith(str(clone.out)) and word != str(clone.out / name):
+                assert Path(word).relative_to(clone.out).parts[0] in ran, (name, word)
+        return 1.0
+
+    monkeypatch.setattr(paper.chain, "run", run)
+    monkeypatch.setattr(paper, "keep", lambda target, *_: kept.append(target.stem))
+    before = {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
+    for name in paper.needed(CONFIG["arms"], ["base", "grpo", "candidate_only", "grpo_cold", "sft_known"]):
+        paper.run(clone, name)
+    assert ran[:5] == ["distill", "sft", "candidate_only", "eval_base", "eval_candidate_only"]
+    assert ran[5:8] == ["distill", "sft", "grpo"] and ran[-1] == "eval_sft_known" and "eval_sft" not in ran
+    assert kept == ["candidate_only", "grpo_cold", "sft_known"]
+    assert before == {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_committed_figures_were_made_by_the_commands_of_the_arms(paper, clone, number):
+    seed = dataclasses.replace(another(clone, results_dir=COMMITTED), number=number)
+    done = sorted(path.stem for path in (COMMITTED / f"seed{number}").glob("*.json"))
+    assert {"base", "sft", "grpo"} <= set(done)
+    for name in done:
+        assert seed.left(name) == []
+        kept = json.loads(seed.target(name).read_text())
+        assert kept["split"] == "test" and kept["hardware"]["cores"] > 0
+
+
+def test_figures_made_with_other_arguments_are_refused(paper, clone):
+    with pytest.raises(SystemExit, match=r"base.json.*--dataset_split test is now --dataset_split validation"):
+        another(clone, split="validation").left("base")
+    with pytest.raises(SystemExit, match="--max_problems 2000 is now --max_problems 500"):
+        another(clone, num_problems=500).left("grpo")
+    changed = {"sft": CONFIG["arms"]["sft"] | {"keys": {"learning_rate": 0.1}}}
+    with pytest.raises(SystemExit, match=r"sft.json.*no --learning_rate is now --learning_rate 0\.1"):
+        another(clone, arms=changed).left("sft")
+    assert another(clone, state_dir=Path("elsewhere")).left("sft") == [], "where the models are says nothing"
+
+
+def test_the_plan_gives_the_hours_of_each_table_and_of_what_is_left(paper, clone):
+    new = another(clone, results_dir=clone.out)
+    lines = paper.plan(CONFIG, [clone, new], ["demo", "stages"]).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    # of a seed: distillation 2, SFT 4 + 1, the base's evaluation 1, each GRPO arm 8 + 1 minutes
+    assert cells[0] == ["demo", "3", "0.3", "0.3"] and cells[2][:3] == ["all", "5", "0.6"]
+    assert paper.plan(CONFIG, [clone], ["demo"]).splitlines()[2].split("|")[4].strip() == "0.0"
+    assert set(CONFIG["minutes"]) >= {s.kind for arm in CONFIG["arms"] for s in clone.steps(arm)}
+
+
+# What README shows --------------------------------------------------------------------------------------------
+
+
+def test_readme_shows_test_problems_of_all_seeds_in_the_default_folder_and_nothing_else(paper, tmp_path, monkeypatch):
+    tables, readme, results = paper.paper_tables, tmp_path / "README.md", tmp_path / "results" / "paper"
+    shutil.copytree(COMMITTED, results)
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    monkeypatch.setattr(tables, "README", readme)
+    demo = {"demo": CONFIG["tables"]["demo"]}
+    monkeypatch.setattr(tables, "section", lambda *_: [])
+
+    def write(folder, changes=None):
+        for path, content in (changes or {}).items():
+            path.write_text(content)
+        readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+        tables.write(demo, folder)
+        return "after GRPO" in readme.read_text()
+
+    assert not write(results), "another folder"
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", results)
+    assert write(results) and "somewhat narrow" in readme.read_text()
+    one = results / "seed1" / "sft.json"
+    test = one.read_text()
+    assert not write(results, {one: test.replace('"split": "test"', '"split": "validation"')})
+    one.unlink()
+    assert not write(results), "an arm of a seed is missing"
+    assert write(results, {one: test})
+
+
+# Compared arms cost the same ------------------------------------------------------------------------------------
+
+
+def grpo_figures(name: str) -> dict:
+    """What an arm of GRPO takes: by the batch arithmetic of two processes."""
+    from gsr_rl.batch_arithmetic import batch_arithmetic
+    from gsr_rl.configs import GSRConfig
+
+    values = yaml.safe_load((TINY / "grpo.yaml").read_text()) | CONFIG["arms"][name].get("keys", {})
+    values["launch_config"] = str(ROOT / "accelerate_configs" / "zero2_cpu.yaml")
+    known = {field.name for field in dataclasses.fields(GSRConfig)}
+    args = GSRConfig(**{key: value for key, value in values.items() if key in known})
+    found = batch_arithmetic(args)
+    rollouts = found["candidates a generation"] + found["refinements a generation"]
+    tokens, updates = found["new tokens a generation, at most"], found["updates on a generation"]
+    return {"rollouts": rollouts, "tokens": tokens, "updates": updates, "steps": args.max_steps} | {
+        "problems": found["problems a generation"]
+    }
+
+
+def test_arms_of_grpo_have_the_same_steps_problems_rollouts_and_token_limits():
+    arms = [name for name, arm in CONFIG["arms"].items() if arm.get("program") == "grpo"]
+    figures = {name: grpo_figures(name) for name in arms}
+    assert len(arms) >= 8 and figures["grpo"]["rollouts"] == 1024 and figures["grpo"]["steps"] == 110
+    assert all(one == figures["grpo"] for one in figures.values()), figures
+
+
+def test_arms_of_sft_have_the_same_rows_and_steps_or_the_same_tokens():
+    from gsr_rl import tiny_world
+    from gsr_rl.prompts import get_template, prompt_token_ids, refinement_prompt, solve_prompt
+    from gsr_rl.tiny_model import build_tokenizer
+
+    tokenizer, template = build_tokenizer(), get_template("tiny")
+
+    def row_tokens(candidates: int, **kind) -> float:
+        found = []
+        for row in tiny_world.generate("mix", "sft", 400, 0, **kind):
+            text = tiny_world.solve(row)
+            prompt = refinement_prompt(row["problem"], [text] * candidates, template) if candidates else None
+            ids = prompt_token_ids(tokenizer, prompt or solve_prompt(row["problem"], template))
+            found.append(len(ids) + len(tokenizer(text)["input_ids"]) + 1)
+        return sum(found) / len(found)
+
+    direct, refinement, right = row_tokens(0), row_tokens(4), row_tokens(0, chain_share=1310 / 2221)
+    plain = yaml.safe_load((TINY / "sft.yaml").read_text())
+    batch = 2 * plain["per_device_train_batch_size"] * plain["gradient_accumulation_steps"]
+    arms = {name: plain | CONFIG["arms"][name].get("keys", {}) for name in CONFIG["arms"] if name.startswith("sft")}
+    steps = {name: arms[name]["num_train_epochs"] * -(-arms[name]["max_rows"] // batch) for name in arms
+             if "max_rows" in arms[name]}  # fmt: skip
+    for number in (0, 1, 2):
+        sft = json.loads((COMMITTED / f"seed{number}" / "sft.json").read_text())
+        for name in ("sft_direct", "sft_refine"):
+            assert steps[name] == pytest.approx(sft["optimizer_steps"], rel=0.01)
+        rows = sft["training_tokens"] / plain["num_train_epochs"] / ((direct + refinement) / 2)
+        assert rows == pytest.approx(7700, rel=0.02)
+        for name, length in (("sft_direct_tokens", direct), ("sft_direct_right", right)):
+            tokens = arms[name]["max_rows"] * arms[name]["num_train_epochs"] * length
+            assert tokens == pytest.approx(sft["training_tokens"], rel=0.02), name
+
+
+def test_rows_of_known_steps_and_of_any_are_as_many_of_both_stages(tmp_path, monkeypatch):
+    row = lambda stage, text: {"stage": stage, "candidates": ["47+5=52"], "completion": [{"content": text}]}  # noqa: E731
+    rows = [row("candidate", "47+5=52")] * 5 + [row("refinement", "47+5=52")] * 3 + [row("refinement", "47+5=53")] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    words = ["known_steps.py", "--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    runpy.run_path(str(TINY / "known_steps.py"), run_name="__main__")
+    for name in ("known", "any"):
+        made = [json.loads(line)["stage"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert (made.count("candidate"), made.count("refinement")) == (3, 3)
