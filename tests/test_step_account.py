@@ -94,7 +94,7 @@ def test_frozen_layers_have_no_product_for_the_gradient_of_their_weights():
     assert account.operations == 2 * (TOKENS * layers + SCORED * head) + 3 * 4 * PAIRS * 2 * 8
 
 
-def test_useful_tokens_count_a_stages_prompts_once_and_are_what_one_pass_a_part_computes():
+def test_useful_tokens_count_a_stages_prompts_once_and_are_what_one_pass_a_stage_computes():
     def rows(prompt, lengths, stage):
         mask = (torch.arange(6) < torch.tensor(lengths)[:, None]).long()
         return {
