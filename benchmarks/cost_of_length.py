@@ -24,7 +24,7 @@ from step_time import (
     load_model,
     make_rows,
     make_trainer,
-    one_pass_a_stage,
+    one_pass_a_part,
     our_step,
     timed,
     trl_step,
@@ -77,7 +77,7 @@ def main() -> None:
     for length in LENGTHS:
         rows = make_rows(PROBLEM + K * length, REFINEMENT, G, model.config.vocab_size, 1)
         tokens, work = operations(model, rows)
-        step = partial(our_step, ours, one_pass_a_stage([rows]))
+        step = partial(our_step, ours, one_pass_a_part([rows]))
         (seconds,) = in_turn(args.repeats, step)
         theirs = timed(partial(trl_step, stock, [rows], 1))
         first = first or seconds / work

@@ -251,11 +251,9 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         check_values(program, read_values(program, argv))
         from trl import TrlParser
 
-        from gsr_rl.cpu_memory import keep_freed_memory
         from gsr_rl.deepspeed_cpu import skip_unused_extension
 
         skip_unused_extension()
-        keep_freed_memory()
         modules = [importlib.import_module("gsr_rl.configs"), importlib.import_module("trl")]
         classes = [
             next(getattr(module, name) for module in modules if hasattr(module, name)) for name in PROGRAMS[program][0]

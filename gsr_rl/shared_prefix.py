@@ -162,17 +162,20 @@ def _unbatched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float) -> torch.Tensor:
     """Attention by any kernel of PyTorch: a bucket's queries over its prompt's keys and its own, side by side.
 
-    The sequence is cut by one `split`, whose backward is one `cat`; a slice's would fill the whole sequence each time.
+    The sequence is cut by one `split`, whose backward is one `cat`; a slice's would fill the whole sequence each time,
+    and so would that of an index `[0]` where `squeeze` stands.
     """
-    sizes = [part.stop - part.start for group in groups for part in (group, *group.buckets)]
-    pieces = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+    sizes = [part.stop - part.start for group in groups for part in (group, *group.buckets) if part.stop > part.start]
+    whole = (query, key, value)
+    pieces = zip(*(x.split(sizes, dim=2) for x in whole), strict=True) if len(sizes) > 1 else iter([whole])
     parts = []
     for group in groups:
-        prompt, length = next(pieces), group.stop - group.start
+        length = group.stop - group.start
         if length:
-            parts.append(_attend(*prompt, scaling)[0].transpose(0, 1))
+            prompt = next(pieces)
+            parts.append(_attend(*prompt, scaling).squeeze(0).transpose(0, 1))
         for bucket in group.buckets:
-            q, k, v = (_batched(x[0].transpose(0, 1), bucket) for x in next(pieces))
+            q, k, v = (_batched(x.squeeze(0).transpose(0, 1), bucket) for x in next(pieces))
             mask = None
             if length:
                 k, v = (
