@@ -212,6 +212,18 @@ def test_intervals_of_rates_and_of_the_gap_over_several_sets_cover_too():
     assert all(0.91 < number / trials < 0.985 for number in hits.values()), hits
 
 
+@pytest.mark.parametrize(("spread", "low", "high"), [(0.0, 0.94, 1.0), (0.02, 0.9, 0.99), (0.08, 0.7, 0.9)])
+def test_intervals_over_three_seeds_cover_less_the_more_the_seeds_differ(spread, low, high):
+    """150 problems of different difficulty; `spread` is the deviation of the seeds' true accuracies."""
+    rng, trials, hits = np.random.default_rng(5), 300, 0
+    for _ in range(trials):
+        skill = 0.25 + 0.5 * rng.random(150) + spread * rng.standard_normal((3, 1))
+        runs = (rng.random((3, 150)) < skill).astype(float)
+        one = metrics.estimate_over_seeds([share(run) for run in runs], resamples=200)
+        hits += one["low"] <= 0.5 <= one["high"]
+    assert low < hits / trials < high, hits / trials
+
+
 def test_sums_do_not_depend_on_the_order_of_the_problems():
     rng = np.random.default_rng(4)
     values, order = rng.random(999), rng.permutation(999)
