@@ -18,6 +18,8 @@ from gsr_rl.windows import STAGES, Batch
 
 logger = logging.getLogger(__name__)
 
+LEAST_PACKING_SAVING = 0.05  # of a pass's operations: packing costs a small model about as much
+
 DRIFT = "sampling_logp_difference"
 
 
@@ -77,9 +79,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             result, self._forward = self._forward, None
             return result
         if not self.shares_prefixes:
-            rows, width = input_ids.shape
-            scored = logits_to_keep if input_ids.is_cuda else width - 1  # off CUDA TRL's head scores prompts too
-            self.account.add_padded(rows, width, scored, torch.is_grad_enabled())
+            self.account.add_padded(*_padded_size(input_ids, logits_to_keep), torch.is_grad_enabled())
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
@@ -114,6 +114,12 @@ class PackedGRPOTrainer(GRPOTrainer):
             input_ids, mask = input_ids[:1], attention_mask[:1].clone()
             mask[:, -logits_to_keep:] = 0
         packed = pack_rows(input_ids, mask, logits_to_keep, self.least_saving)
+        size = _padded_size(input_ids, logits_to_keep)
+        if mask.all() and self.account.saving(packed, *size) < LEAST_PACKING_SAVING:
+            self.account.add_padded(*size, torch.is_grad_enabled())
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, mask, logits_to_keep, compute_entropy=True
+            )[:2]
         self.account.add_packed(packed, torch.is_grad_enabled())
         with self.accelerator.autocast():
             return log_probs_and_entropies(model, packed)
@@ -253,6 +259,12 @@ class PackedGRPOTrainer(GRPOTrainer):
 def _difference(logps: torch.Tensor, rows: Batch) -> torch.Tensor:
     """The trainer's log-probabilities minus the engine's, (B, T), 0 where a token is masked or the engine has none."""
     return ((logps - rows["sampling_per_token_logps"]) * rows["completion_mask"]).nan_to_num(nan=0.0)
+
+
+def _padded_size(input_ids: torch.Tensor, logits_to_keep: int) -> tuple[int, int, int]:
+    """Rows, width, and positions a row that reach TRL's head: off CUDA the prompt's too."""
+    rows, width = input_ids.shape
+    return rows, width, logits_to_keep if input_ids.is_cuda else width - 1
 
 
 def _cannot_share(model) -> str | None:
