@@ -302,12 +302,16 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     value = first.value - second.value
     if math.isnan(value):
         return _summary(value, math.nan, math.nan)
-    if _is_degenerate(first) and _is_degenerate(second):
+    if _is_degenerate(first) and _is_degenerate(second) and not _same(first, second):
         (low1, high1), (low2, high2) = wilson(first.value, first.count), wilson(second.value, second.count)
         low = value - math.hypot(first.value - low1, high2 - second.value)
         high = value + math.hypot(high1 - first.value, second.value - low2)
         return _summary(value, max(-1.0, low), min(1.0, high))
     return _summary(value, *_percentiles(_resampled(first, weights) - _resampled(second, weights)))
+
+
+def _same(first: Ratio, second: Ratio) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(vars(first).values(), vars(second).values(), strict=True))
 
 
 def estimate_over_seeds(

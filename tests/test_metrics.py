@@ -212,7 +212,7 @@ def test_intervals_of_rates_and_of_the_gap_over_several_sets_cover_too():
     assert all(0.91 < number / trials < 0.985 for number in hits.values()), hits
 
 
-@pytest.mark.parametrize(("spread", "low", "high"), [(0.0, 0.94, 1.0), (0.02, 0.9, 0.99), (0.08, 0.7, 0.9)])
+@pytest.mark.parametrize(("spread", "low", "high"), [(0.0, 0.94, 1.0), (0.02, 0.9, 0.99), (0.08, 0.85, 0.96)])
 def test_intervals_over_three_seeds_cover_less_the_more_the_seeds_differ(spread, low, high):
     """150 problems of different difficulty; `spread` is the deviation of the seeds' true accuracies."""
     rng, trials, hits = np.random.default_rng(5), 300, 0
