@@ -4,17 +4,19 @@
 
 SmolLM2-135M in float32, 8 refinements of 64 tokens over a problem of 64 tokens and K = 4 candidates, whose length
 doubles from point to point. The ideal grows with the unique tokens (prompt once, completions) and with attention's
-pairs of positions, counted as in a training step's account, from the first point's time. Medians; TRL's padded rows,
-at one row a micro-batch, stand beside them, run once. Ends with one line of JSON: the worst ratio of a point's growth
-to the ideal's.
+pairs of positions, counted as in a training step's account, from the first point's time. Medians of runs in turn, one
+of each length after the other; TRL's padded rows, at one row a micro-batch, stand beside them, run once. Ends with one
+line of JSON: the worst ratio of a point's growth to the ideal's.
 """
 
 import argparse
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import torch
+from process_memory import keep_freed_memory
 from step_time import (
     PROBLEM,
     REFINEMENT,
@@ -68,22 +70,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch")
     parser.add_argument("--plot", help="write the plot to this file")
     args = parser.parse_args()
+    if args.plot:
+        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     model = load_model("smollm2")
     ours = make_trainer(GSRTrainer, model, G, REFINEMENT)
     stock = make_trainer(GRPOTrainer, load_model("smollm2"), G, REFINEMENT)
-    points, first = [], None
+    batches = [make_rows(PROBLEM + K * length, REFINEMENT, G, model.config.vocab_size, 1) for length in LENGTHS]
+    sizes = [operations(model, rows) for rows in batches]
+    times = in_turn(args.repeats, *(partial(our_step, ours, one_pass_a_part([rows])) for rows in batches))
+    ideal = [times[0] * work / sizes[0][1] for _, work in sizes]
+    points = []
     print(f"{'K x L':>6}{'tokens':>8}{'ours s':>9}{'ideal s':>9}{'over':>7}{'TRL s':>9}")
-    for length in LENGTHS:
-        rows = make_rows(PROBLEM + K * length, REFINEMENT, G, model.config.vocab_size, 1)
-        tokens, work = operations(model, rows)
-        step = partial(our_step, ours, one_pass_a_part([rows]))
-        (seconds,) = in_turn(args.repeats, step)
+    for length, rows, (tokens, _), ours_s, ideal_s in zip(LENGTHS, batches, sizes, times, ideal, strict=True):
         theirs = timed(partial(trl_step, stock, [rows], 1))
-        first = first or seconds / work
-        points.append((K * length, tokens, seconds, first * work, theirs))
+        points.append((K * length, tokens, ours_s, ideal_s, theirs))
         print(
-            f"{K * length:6}{tokens:8}{seconds:9.2f}{first * work:9.2f}{seconds / work / first:7.2f}{theirs:9.2f}",
+            f"{K * length:6}{tokens:8}{ours_s:9.2f}{ideal_s:9.2f}{ours_s / ideal_s:7.2f}{theirs:9.2f}",
             flush=True,
         )
     if args.plot:

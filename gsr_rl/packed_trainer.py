@@ -11,14 +11,15 @@ from trl import GRPOTrainer
 
 from gsr_rl.checks import ROUTER_LOSS
 from gsr_rl.micro_batches import token_passes
-from gsr_rl.packed_rows import pack_rows
+from gsr_rl.packed_rows import pack_rows, prompt_groups
 from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
 from gsr_rl.step_account import StepAccount
 from gsr_rl.windows import STAGES, Batch
 
 logger = logging.getLogger(__name__)
 
-LEAST_PACKING_SAVING = 0.05  # of a pass's operations: packing costs a small model about as much
+LEAST_PACKING_SAVING = 0.05  # of a pass's operations in linear layers, and
+PACKING_COST = 1 / 8  # of what sharing a prompt must save
 
 DRIFT = "sampling_logp_difference"
 
@@ -113,16 +114,26 @@ class PackedGRPOTrainer(GRPOTrainer):
         else:  # another rank has more passes
             input_ids, mask = input_ids[:1], attention_mask[:1].clone()
             mask[:, -logits_to_keep:] = 0
-        packed = pack_rows(input_ids, mask, logits_to_keep, self.least_saving)
-        size = _padded_size(input_ids, logits_to_keep)
-        if mask.all() and self.account.saving(packed, *size) < LEAST_PACKING_SAVING:
-            self.account.add_padded(*size, torch.is_grad_enabled())
+        if mask.all() and not self._packing_pays(input_ids, mask, logits_to_keep):
+            self.account.add_padded(*_padded_size(input_ids, logits_to_keep), torch.is_grad_enabled())
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, mask, logits_to_keep, compute_entropy=True
             )[:2]
+        packed = pack_rows(input_ids, mask, logits_to_keep, self.least_saving)
         self.account.add_packed(packed, torch.is_grad_enabled())
         with self.accelerator.autocast():
             return log_probs_and_entropies(model, packed)
+
+    def _packing_pays(self, input_ids, mask, logits_to_keep) -> bool:
+        """Whether packing rows without padding saves enough: prompts, last tokens, further positions of the head."""
+        rows, width, padded_scored = _padded_size(input_ids, logits_to_keep)
+        prompt = width - logits_to_keep
+        sharing = [(len(group) - 1) * prompt for group in prompt_groups(input_ids[:, :prompt], mask[:, :prompt])]
+        shared = sum(tokens for tokens in sharing if tokens >= self.least_saving)
+        padded = self.account.linear_operations(rows * width, rows * padded_scored)
+        saved = padded - self.account.linear_operations(rows * (width - 1) - shared, rows * logits_to_keep)
+        least = self.account.linear_operations(PACKING_COST * self.least_saving, 0)
+        return saved > max(LEAST_PACKING_SAVING * padded, least)
 
     def _planned(self, input_ids, attention_mask, logits_to_keep) -> list[torch.Tensor]:
         """Rows of each pass within the token budget, as many passes on every rank (empty ones at the end)."""

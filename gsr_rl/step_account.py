@@ -48,11 +48,9 @@ class StepAccount:
         """Count a pass of padded rows, of which `scored` positions a row reach the head."""
         self._add(rows * width, rows * scored, rows * width * (width + 1) / 2, with_gradient)
 
-    def saving(self, packed: PackedRows, rows: int, width: int, scored: int) -> float:
-        """Share of the linear layers' operations that the packed pass saves of a padded one."""
-        padded = rows * (width * self.layer_weights + scored * self.head_weights)
-        ours = packed.input_ids.shape[1] * self.layer_weights + len(packed.scored) * self.head_weights
-        return 1 - ours / padded if padded else 0.0
+    def linear_operations(self, tokens: float, scored: int) -> float:
+        """Of the linear layers, forward and backward, for tokens of which so many positions reach the head."""
+        return 6 * (tokens * self.layer_weights + scored * self.head_weights)
 
     def _add(self, tokens: float, scored: float, pairs: float, with_gradient: bool) -> None:
         self.tokens += tokens

@@ -76,25 +76,34 @@ def test_log_probabilities_without_gradient_come_back_in_the_batchs_order(tiny_m
     assert torch.allclose(entropies, plain_entropies, atol=1e-5)
 
 
-def test_rows_that_packing_would_not_make_less_are_run_as_they_are(tiny_model, tmp_path):
+@pytest.mark.parametrize(
+    "prompts, completion, least_saving, computed",
+    [
+        ("distinct", 58, 0, 4 * 60),  # the last tokens alone would be saved
+        ("equal", 40, 0, 20 + 4 * 39),
+        ("distinct", 8, 0, 4 * 9),  # a tenth
+        ("distinct", 8, 1000, 4 * 10),  # four tokens, less than packing costs such a model
+    ],
+)
+def test_rows_of_which_packing_would_save_little_are_run_as_they_are(
+    tiny_model, tmp_path, prompts, completion, least_saving, computed
+):
     trainer = make_trainer(tiny_model, tmp_path)
-    trainer.least_saving = 0
-    ids = torch.randint(5, 20, (4, 60), generator=torch.Generator().manual_seed(0))
-    found = {}
-    for name, completion in (("apart", 58), ("shared", 40)):
-        if name == "shared":
-            ids[:, :20] = ids[0, :20].clone()
-        trainer.account.reset()
-        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, torch.ones_like(ids), completion, compute_entropy=True
-        )
-        found[name] = trainer.account.tokens
-        plain, plain_entropies, _ = GRPOTrainer._get_per_token_logps_and_entropies(
-            trainer, trainer.model, ids, torch.ones_like(ids), completion, compute_entropy=True
-        )
-        assert torch.allclose(logps, plain, atol=1e-5)
-        assert torch.allclose(entropies, plain_entropies, atol=1e-5)
-    assert found == {"apart": 4 * 60, "shared": 20 + 4 * 39}
+    trainer.least_saving = least_saving
+    width = 10 if completion == 8 else 60
+    ids = torch.randint(5, 20, (4, width), generator=torch.Generator().manual_seed(0))
+    if prompts == "equal":
+        ids[:, : width - completion] = ids[0, : width - completion].clone()
+    trainer.account.reset()
+    logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, torch.ones_like(ids), completion, compute_entropy=True
+    )
+    assert trainer.account.tokens == computed
+    plain, plain_entropies, _ = GRPOTrainer._get_per_token_logps_and_entropies(
+        trainer, trainer.model, ids, torch.ones_like(ids), completion, compute_entropy=True
+    )
+    assert torch.allclose(logps, plain, atol=1e-5)
+    assert torch.allclose(entropies, plain_entropies, atol=1e-5)
 
 
 def test_a_second_trainer_of_a_prepared_model_has_a_reference_that_shares_prompts_too(tiny_model, tmp_path):
