@@ -6,9 +6,11 @@ Where rows share a prompt, each of its completions follows it at restarted posit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 LENGTH_SLACK = 16  # tokens by which, or a fourth by which, completions that are attended together may differ in length
 
@@ -27,6 +29,11 @@ class Bucket:
     length: int
     index: torch.Tensor | None
     valid: torch.Tensor | None
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each completion, (rows,)."""
+        return torch.full((self.rows,), self.length) if self.valid is None else self.valid.sum(dim=1).cpu()
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,24 @@ class PackedRows:
     columns: torch.Tensor
     shape: tuple[int, int]  # (B, T)
     groups: tuple[Group, ...]
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """Flex attention's mask of (N, N): what is causal within a group, from a completion to its prompt and itself."""
+        sizes, owners = [], []  # of the runs of tokens: their length, and (group, completion, or -1 of the prompt)
+        for number, group in enumerate(self.groups):
+            lengths = torch.cat([torch.tensor([group.stop - group.start]), *(one.lengths for one in group.buckets)])
+            sizes.append(lengths)
+            owners.append(torch.stack([torch.full_like(lengths, number), torch.arange(len(lengths)) - 1]))
+        device = self.input_ids.device
+        owner = torch.cat(owners, dim=1).repeat_interleave(torch.cat(sizes), dim=1).to(device)
+
+        def sees(batch, head, query, key):
+            group, row = owner[0, query] == owner[0, key], owner[1, key]
+            return group & ((row < 0) | (row == owner[1, query])) & (key <= query)
+
+        length = self.input_ids.shape[1]
+        return create_block_mask(sees, None, None, length, length, device=device, _compile=True)
 
 
 def prompt_groups(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> list[list[int]]:

@@ -7,7 +7,7 @@ packed sequence is ever built.
 
 `share_prefixes(model)` prepares a model once, `gsr_rl.packed_rows` makes the packed sequence, and
 `log_probs_and_entropies` runs one pass through TRL's fused output head, which sees only the positions that predict a
-completion's token.
+completion's token. With `attn_implementation: flex_attention` PyTorch's flex attention computes it from a mask of blocks.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from gsr_rl.packed_rows import Bucket, Group, PackedRows
 
-NAME = "shared_prefix_sdpa"  # of the registered attention, in the config of a prepared model
+NAMES = {"sdpa": "shared_prefix_sdpa", "flex_attention": "shared_prefix_flex"}  # registered, by what they stand for
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 SHARING_COST = 100_000_000  # floating-point operations of a layer, forward and backward
 
@@ -50,7 +51,7 @@ def unsupported(model) -> str | None:
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         return f"its rotary embedding ({rope}) depends on the length of the batch"
-    if config._attn_implementation not in ("sdpa", NAME):
+    if config._attn_implementation not in (*NAMES, *NAMES.values()):
         return f"attn_implementation is {config._attn_implementation}, and `attn_implementation: sdpa` shares prompts"
     return None
 
@@ -67,7 +68,8 @@ def share_prefixes(model) -> None:
     reason = unsupported(model)
     if reason is not None:
         raise ValueError(f"{type(model).__name__} cannot compute a prompt once for all its completions: {reason}")
-    model.config.get_text_config()._attn_implementation = NAME
+    config = model.config.get_text_config()
+    config._attn_implementation = NAMES.get(config._attn_implementation, config._attn_implementation)
     if _keep_scored not in model.base_model._forward_hooks.values():
         model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
 
@@ -79,8 +81,16 @@ def _attention(module, query, key, value, attention_mask, packed_rows=None, **kw
     return packed_attention(query, key, value, packed_rows, kwargs.get("scaling")), None
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+def _flex_attention(module, query, key, value, attention_mask, packed_rows=None, **kwargs):
+    """transformers' flex attention, for packed rows with their own mask of blocks."""
+    if packed_rows is not None:
+        (query, key, value), attention_mask = _autocast(query, key, value), packed_rows.block_mask
+    return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+for _kind, _function in (("sdpa", _attention), ("flex_attention", _flex_attention)):
+    AttentionInterface.register(NAMES[_kind], _function)
+    AttentionMaskInterface.register(NAMES[_kind], ALL_MASK_ATTENTION_FUNCTIONS[_kind])
 
 
 def _keep_scored(module, args, kwargs, output):
@@ -139,12 +149,16 @@ def packed_attention(
         (1, N, H, D).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = _autocast(query, key, value)
     if query.device.type == "cpu" and any(group.stop > group.start for group in packed.groups):
         return _MergedAttention.apply(query, key, value, packed.groups, scaling)
     return _joined_attention(query, key, value, packed.groups, scaling)
+
+
+def _autocast(*states: torch.Tensor) -> list[torch.Tensor]:
+    """In the type of autocast where that is on: rotary embeddings leave queries and keys in float32."""
+    device = states[0].device.type
+    return [x.to(torch.get_autocast_dtype(device)) for x in states] if torch.is_autocast_enabled(device) else [*states]
 
 
 def _batched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """The packed forward against the plain one: padded rows through the same model, and a float64 reference."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LlamaConfig,
@@ -17,9 +19,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.integrations import flex_attention as integration
 from trl.trainer.utils import add_fused_lm_head
 
-from gsr_rl import shared_prefix
+from gsr_rl import packed_rows, shared_prefix
 from gsr_rl.packed_rows import pack_rows
 from gsr_rl.shared_prefix import log_probs_and_entropies, share_prefixes, unsupported
 
@@ -59,9 +62,21 @@ def model(request):
     return make_model(request.param)
 
 
-@pytest.fixture(params=["merged", "joined"])
-def kernel(request, monkeypatch):
-    """Both ways of attending: the CPU's kernel, and the one for every other device."""
+def not_compiled(*states, training=False, **kwargs):
+    return flex_attention.flex_attention(*states, **kwargs)
+
+
+@pytest.fixture(params=["merged", "joined", "flex"])
+def kernel(request, monkeypatch, model):
+    """The ways of attending: the CPU's kernel, the one for every other device, and flex attention.
+
+    Flex attention is not compiled here, and made to give gradients on a CPU, which it has but refuses.
+    """
+    if request.param == "flex":
+        monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
+        monkeypatch.setattr(integration, "compile_friendly_flex_attention", not_compiled)
+        monkeypatch.setattr(packed_rows, "create_block_mask", partial(flex_attention.create_block_mask, _compile=False))
+        monkeypatch.setattr(model.config, "_attn_implementation", shared_prefix.NAMES["flex_attention"])
     if request.param == "joined":
         stand_in = type("Joined", (), {"apply": staticmethod(shared_prefix._joined_attention)})
         monkeypatch.setattr(shared_prefix, "_MergedAttention", stand_in)
@@ -169,7 +184,7 @@ def test_packed_rows_are_as_near_to_float64_as_padded_rows_with_the_same_gradien
         assert ours[2].abs().max() == 0  # a differentiable zero
 
 
-def test_a_prompt_and_two_completions_packed_by_hand():
+def test_a_prompt_and_two_completions_packed_by_hand(monkeypatch):
     ids = torch.tensor([[0, 7, 8, 5, 6, 0, 0], [0, 7, 8, 1, 2, 3, 4], [0, 0, 9, 3, 0, 0, 0]])
     mask = torch.tensor([[0, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0]])
     found = pack_rows(ids, mask, 4)
@@ -179,6 +194,18 @@ def test_a_prompt_and_two_completions_packed_by_hand():
     assert found.scored.tolist() == [1, 2, 3, 4, 1, 5, 6]
     assert found.rows.tolist() == [1, 1, 1, 1, 0, 0, 2]
     assert found.columns.tolist() == [0, 1, 2, 3, 0, 1, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(packed_rows, "create_block_mask", partial(flex_attention.create_block_mask, _compile=False))
+        sees = found.block_mask.mask_mod
+    assert flex_attention.create_mask(sees, None, None, 7, 7, "cpu")[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0],  # the second completion: its prompt and itself
+        [0, 0, 0, 0, 0, 0, 1],  # another problem
+    ]
 
 
 def test_a_prompt_too_short_to_share_is_packed_with_each_of_its_completions():
@@ -344,7 +371,7 @@ def test_a_model_that_attends_otherwise_is_told_apart(keys, reason):
     assert reason in unsupported(Qwen2ForCausalLM(config))
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
 def test_another_attention_is_refused_with_the_one_that_shares_prompts(name):
     model = make_model("llama")
     model.config._attn_implementation = name
