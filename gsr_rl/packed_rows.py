@@ -67,7 +67,7 @@ class PackedRows:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """Flex attention's mask of (N, N): what is causal within a group, from a completion to its prompt and itself."""
+        """Flex attention's mask, (N, N) in blocks: a prompt is causal, a completion sees its prompt and itself."""
         sizes, owners = [], []  # of the runs of tokens: their length, and (group, completion, or -1 of the prompt)
         for number, group in enumerate(self.groups):
             lengths = torch.cat([torch.tensor([group.stop - group.start]), *(one.lengths for one in group.buckets)])

@@ -7,7 +7,7 @@ packed sequence is ever built.
 
 `share_prefixes(model)` prepares a model once, `gsr_rl.packed_rows` makes the packed sequence, and
 `log_probs_and_entropies` runs one pass through TRL's fused output head, which sees only the positions that predict a
-completion's token. With `attn_implementation: flex_attention` PyTorch's flex attention computes it from a mask of blocks.
+completion's token. With `attn_implementation: flex_attention` PyTorch's flex attention does it from a mask of blocks.
 """
 
 from collections.abc import Sequence

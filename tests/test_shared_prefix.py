@@ -27,6 +27,7 @@ from gsr_rl.packed_rows import pack_rows
 from gsr_rl.shared_prefix import log_probs_and_entropies, share_prefixes, unsupported
 
 VOCABULARY, TEMPERATURE, PAD = 61, 0.7, 0
+BLOCK_MASK = partial(flex_attention.create_block_mask, _compile=False)
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
@@ -75,7 +76,7 @@ def kernel(request, monkeypatch, model):
     if request.param == "flex":
         monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
         monkeypatch.setattr(integration, "compile_friendly_flex_attention", not_compiled)
-        monkeypatch.setattr(packed_rows, "create_block_mask", partial(flex_attention.create_block_mask, _compile=False))
+        monkeypatch.setattr(packed_rows, "create_block_mask", BLOCK_MASK)
         monkeypatch.setattr(model.config, "_attn_implementation", shared_prefix.NAMES["flex_attention"])
     if request.param == "joined":
         stand_in = type("Joined", (), {"apply": staticmethod(shared_prefix._joined_attention)})
@@ -194,10 +195,8 @@ def test_a_prompt_and_two_completions_packed_by_hand(monkeypatch):
     assert found.scored.tolist() == [1, 2, 3, 4, 1, 5, 6]
     assert found.rows.tolist() == [1, 1, 1, 1, 0, 0, 2]
     assert found.columns.tolist() == [0, 1, 2, 3, 0, 1, 0]
-    with monkeypatch.context() as patched:
-        patched.setattr(packed_rows, "create_block_mask", partial(flex_attention.create_block_mask, _compile=False))
-        sees = found.block_mask.mask_mod
-    assert flex_attention.create_mask(sees, None, None, 7, 7, "cpu")[0, 0].int().tolist() == [
+    monkeypatch.setattr(packed_rows, "create_block_mask", BLOCK_MASK)
+    assert flex_attention.create_mask(found.block_mask.mask_mod, None, None, 7, 7, "cpu")[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],
