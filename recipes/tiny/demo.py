@@ -16,7 +16,7 @@ from pathlib import Path
 
 import chain
 import yaml
-from paper_tables import SHOWN, metric
+from paper_arms import SHOWN, metric
 
 ARMS = Path(__file__).with_name("arms.yaml")
 ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}

@@ -18,6 +18,7 @@ import chain
 import pandas as pd
 import paper_tables
 import yaml
+from paper_arms import COLUMNS, metric
 from paper_steps import STATE, Seed, Step, needed
 
 ARMS = Path(__file__).with_name("arms.yaml")
@@ -59,10 +60,10 @@ def keep(target: Path, evaluation: Path, training: Path, model: str, about: dict
     tables = []
     for part, one in parts.items():
         if part != whole or len(parts) == 1:
-            named = {column: one.values.get(paper_tables.metric(column, one.k)) for column in paper_tables.COLUMNS}
+            named = {column: one.values.get(metric(column, one.k)) for column in COLUMNS}
             named = {column: values or [float("nan")] * len(one.ids) for column, values in named.items()}
             tables.append(pd.DataFrame({"problem_id": one.ids, "part": part} | named))
-    figures = pd.concat(tables).astype(dict.fromkeys(paper_tables.COLUMNS, "float32"))
+    figures = pd.concat(tables).astype(dict.fromkeys(COLUMNS, "float32"))
     summary = json.loads((evaluation / "eval.json").read_text())
     logs = training / "metrics.jsonl"
     steps = [json.loads(line) for line in logs.read_text().splitlines()] if logs.is_file() else []

@@ -5,24 +5,14 @@ Intervals over seeds resample both the seeds and the problems.
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+from paper_arms import COLUMNS, SHOWN, Arm, load, titles
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- made by recipes/tiny/paper.py --report -->", "<!-- end -->"
 RESULTS, SEEDS = ROOT / "results" / "paper", [0, 1, 2]  # what README shows
-# K is an arm's own number of candidates.
-COLUMNS = ["pass@1", "maj@K", "selfref@K", "pass@K", "refinement_gap", "selfref_frozen", "selfref_foreign"]
-COLUMNS += ["selfref_none", "maj@K+1", "maj@tokens"]
-SHOWN = COLUMNS[:8]
-
-
-def metric(column: str, k: int) -> str:
-    """What the evaluation calls a column: `maj@K+1` is `maj@5` for k = 4."""
-    return column.replace("@K+1", f"@{k + 1}").replace("@K", f"@{k}")
 
 
 def write(tables: dict, results: Path) -> None:
@@ -75,51 +65,6 @@ def with_block(text: str, block: str) -> str:
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 
 
-@dataclass
-class Arm:
-    """Of each seed: figures by problem, all in the order of the first seed's problems, and settings and costs."""
-
-    name: str
-    seeds: list[int]
-    frames: list[pd.DataFrame]
-    settings: list[dict]
-
-    @property
-    def k(self) -> int:
-        return self.settings[0]["k"]
-
-    def shares(self, column: str, part: str | None = None) -> list:
-        """A column as a ratio for each seed, over one part of the problems or over all."""
-        from gsr_rl.metrics import share
-
-        return [
-            share(frame[column] if part is None else frame[frame["part"] == part][column]) for frame in self.frames
-        ]
-
-    def mean(self, *keys: str) -> float:
-        """The mean over seeds of a number in the settings."""
-        total = 0
-        for one in self.settings:
-            for key in keys:
-                one = one[key]
-            total += one
-        return total / len(self.settings)
-
-
-def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
-    """The arms of a table that have been run, on the seeds that all of those have; {} if a claim could not be told."""
-    files = {name: [results / f"seed{seed}" / f"{name}.json" for seed in seeds] for name in config["arms"]}
-    found = {name: paths for name, paths in files.items() if any(path.is_file() for path in paths)}
-    run = [place for place in range(len(seeds)) if all(paths[place].is_file() for paths in found.values())]
-    arms = {}
-    for name, paths in found.items() if run else ():
-        frames = [pd.read_parquet(paths[place].with_suffix(".parquet")).set_index("problem_id") for place in run]
-        settings = [json.loads(paths[place].read_text(encoding="utf-8")) for place in run]
-        arms[name] = Arm(name, [seeds[place] for place in run], [f.loc[frames[0].index] for f in frames], settings)
-    told = [claim for claim in config["claims"] if {claim["new"][0], claim["old"][0]} <= set(arms)]
-    return arms if told else {}
-
-
 def section(config: dict, arms: dict[str, Arm]) -> list[str]:
     """A table's part of tables.md."""
     one = next(iter(arms.values()))
@@ -131,12 +76,6 @@ def section(config: dict, arms: dict[str, Arm]) -> list[str]:
     if config.get("by_num_correct"):
         lines += [right_candidates_table(arms), ""]
     return [*lines, claims_table(config["claims"], arms), ""]
-
-
-def titles(columns: list[str], arms: dict[str, Arm]) -> list[str]:
-    """Columns as they are shown: with the number itself where all arms have the same K."""
-    numbers = {arm.k for arm in arms.values()}
-    return [metric(column, *numbers) for column in columns] if len(numbers) == 1 else columns
 
 
 def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
