@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/SmolLM2-chain_sum"))
     parser.add_argument("--direct", type=int, default=200, help="worked sums, for the base")
-    parser.add_argument("--refinements", type=int, default=128, help="refinements, for the teacher")
+    parser.add_argument("--refinements", type=int, default=640, help="refinements, for the teacher")
     parser.add_argument("--num_candidates", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
