@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from gsr_rl.checks import raise_if_any
-from gsr_rl.data_checks import check_model
 from gsr_rl.data_configs import COMPLETION_LENGTHS, EngineAccess, RefinementConfig
 from gsr_rl.model_settings import refinement_settings
 from gsr_rl.solving import MODES, SolveSettings
+from gsr_rl.value_checks import check_model
 
 
 @dataclass

@@ -4,20 +4,19 @@ A check takes any object with the fields as attributes (a config, or the plain v
 it imports TRL) and returns a list of messages.
 """
 
-import json
-import os
 from pathlib import Path
 
 from gsr_rl.data_checks import (
-    LOCAL_SUFFIXES,
     check_candidate_choice,
     check_distillation,
     check_problems,
     check_sampling,
     check_training_problems,
+    from_hub,
 )
 from gsr_rl.hub_configs import check_hub
 from gsr_rl.run_folder import read_refinement_settings
+from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, one_of
 
 __all__ = [
     "check_distill",
@@ -30,6 +29,7 @@ __all__ = [
     "when",
 ]
 
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
 
 
@@ -74,16 +74,24 @@ def check_trained_for(c, name: str) -> list[str]:
     return []
 
 
+def _check_named_model(c) -> list[str]:
+    """The model of a trainer, where its keys are checked too: a trainer's own configuration has none."""
+    return check_model(c, "model_name_or_path") if hasattr(c, "model_name_or_path") else []
+
+
 def check_grpo(c) -> list[str]:
     """The keys of `GSRConfig` against each other and against the engine's window and the batch."""
+    if wrong := _check_ranges(c):
+        return wrong
     found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
+    found += _check_named_model(c)
     g, k, m = c.num_generations, c.num_candidates, c.num_candidate_sets
     if k > g:
         found.append(
             f"num_candidates={k} is more than num_generations={g}: a refinement can only show candidates that were "
             f"sampled, set num_generations to at least {k} or num_candidates to at most {g}"
         )
-    if m < 1 or g % m:
+    if g % m:
         divisors = [d for d in range(1, g // 2 + 1) if g % d == 0]
         found.append(
             f"num_generations={g} is not divisible by num_candidate_sets={m}: each candidate set gets G/M "
@@ -127,8 +135,32 @@ def check_grpo(c) -> list[str]:
             f"({', '.join(rewards)}): give one a reward"
         )
     found += _check_micro_batch_terms(c) + _check_token_budget(c)
-    found += _check_window(c) + _check_server_deadlines(c)
+    if c.use_vllm:
+        found += check_window(
+            c, "vllm_max_model_length", getattr(c, "model_name_or_path", None), refines=c.refinement_weight > 0
+        )
+    found += _check_server_deadlines(c)
     found += _check_batch(c)
+    return found
+
+
+def _check_ranges(c) -> list[str]:
+    """Values that nothing can be reckoned with, and those that TRL would first stumble over in a training step."""
+    if unset := [name for name in ("num_generations", "max_completion_length") if getattr(c, name) is None]:
+        return [f"{name}=null: a whole number is expected" for name in unset]
+    found = at_least(c, 1, "num_generations", "num_candidate_sets", "per_device_train_batch_size")
+    found += at_least(c, 1, "gradient_accumulation_steps", "steps_per_generation", "num_iterations")
+    found += at_least(c, 0, "learning_rate", "beta", "epsilon", "max_grad_norm", "warmup_steps")
+    limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
+    if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
+        found += [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
+    if c.temperature <= 0:
+        found.append(f"temperature={c.temperature}: a policy is trained on samples, so a positive value is needed")
+    found += check_shares(c, "top_p")
+    found += one_of(c, loss_type=LOSS_TYPES, vllm_mode=("colocate", "server"))
+    found += one_of(c, importance_sampling_level=("token", "sequence"))
+    if str(c.scale_rewards).lower() not in ("group", "none", "true", "false", "batch"):
+        found.append(f"scale_rewards={c.scale_rewards!r}: use group or none")
     return found
 
 
@@ -190,23 +222,6 @@ def _check_token_budget(c) -> list[str]:
     return found
 
 
-def _check_window(c) -> list[str]:
-    """The engine's context window holds the longest prompt and its completion."""
-    limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
-    if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
-        return [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
-    length = c.max_refinement_length or c.max_completion_length
-    window = c.vllm_max_model_length or _model_window(getattr(c, "model_name_or_path", None))
-    if c.use_vllm and c.refinement_weight > 0 and window and c.max_refinement_prompt_length + length > window:
-        return [
-            f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
-            f"tokens is {c.max_refinement_prompt_length + length}, more than the engine's window "
-            f"vllm_max_model_length={window}: set max_refinement_prompt_length to at most {window - length} or raise "
-            f"vllm_max_model_length"
-        ]
-    return []
-
-
 def _check_server_deadlines(c) -> list[str]:
     """The main process alone waits for a vLLM server, and the other ranks for the main process."""
     if not (c.use_vllm and c.vllm_mode == "server"):
@@ -218,12 +233,6 @@ def _check_server_deadlines(c) -> list[str]:
         for name in ("server_request_timeout", "vllm_server_timeout")
         if getattr(c, name) >= c.ddp_timeout
     ]
-
-
-def _model_window(model: str | None) -> int | None:
-    """The context length that a local model folder states; None for a Hub name."""
-    config = Path(str(model)) / "config.json"
-    return json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
 
 
 def _check_batch(c) -> list[str]:
@@ -268,14 +277,14 @@ def check_distill(c) -> list[str]:
 def check_sft(c) -> list[str]:
     """The keys of `GSRSFTConfig`."""
     found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
+    found += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps")
+    found += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
     name = c.dataset_name
     if not name:
         found.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")
-    elif (Path(name).suffix in LOCAL_SUFFIXES or os.path.isabs(name)) and not Path(name).is_file():
+    elif not from_hub(name) and not Path(name).is_file():
         found.append(f"dataset_name={name}: there is no such file, run distill_gsr.py first or give another file")
     stages = [c.stages] if isinstance(c.stages, str) else c.stages
     if not stages or set(stages) - {"candidate", "refinement"}:
-        found.append(f"stages={stages}: use candidate, refinement or both")
-    if c.max_rows is not None and c.max_rows < 1:
-        found.append(f"max_rows={c.max_rows}: at least 1 is needed, or leave it out")
+        found.append(f"stages={stages}: use candidate or refinement, or both: [candidate, refinement]")
     return found

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import yaml
 
 from gsr_rl import checks, eval_checks
+from gsr_rl.key_types import mismatch
 
 # Where the classes are defined: package, file inside it.
 SOURCES = {
@@ -42,6 +43,13 @@ SOURCES = {
     "TrainingArguments": ("transformers", "training_args.py"),
     "ModelConfig": ("trl", "trainer/model_config.py"),
 }
+# Names that are used elsewhere for a key.
+ALIASES = {
+    "k": "num_candidates", "g": "num_generations", "n": "num_generations", "m": "num_candidate_sets",
+    "lr": "learning_rate", "batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs",
+    "steps": "max_steps", "model": "model_name_or_path", "dataset": "dataset_name", "split": "dataset_split",
+    "kl_coef": "beta",
+}  # fmt: skip
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_training_problems, checks.check_distill)),
@@ -156,33 +164,48 @@ def read_values(program: str, argv: list[str]) -> dict[str, object]:
     """The values that the user set, by key: the YAML file's, overridden by the command line's.
 
     Raises:
-        ValueError: A file that is missing or no mapping, a key that does not exist (with the nearest one), or a
+        ValueError: A file that is missing or no mapping, keys that do not exist (each with the nearest one), or a
             stray word.
     """
     keys = keys_of(program)
     values: dict[str, object] = {}
     arguments = _split(argv)
     if "config" in arguments:
-        path = Path(str(arguments.pop("config")))
-        if not path.is_file():
-            raise ValueError(f"--config {path}: there is no such file")
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(loaded, dict):
-            raise ValueError(f"--config {path}: a YAML mapping of keys to values is expected")
-        loaded.pop("env", None)
-        values |= loaded
-    values |= arguments
-    for name in values:
-        if name not in keys:
-            near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"`--help all` lists all keys of {program}_gsr.py"
-            raise ValueError(f"unknown key {name}: {hint}")
+        values |= _read_file(arguments.pop("config"))
+    values |= {name: _typed(keys[name].type if name in keys else "", words) for name, words in arguments.items()}
+    if unknown := [name for name in values if name not in keys]:
+        hints = [f"unknown key {name}: did you mean {_nearest(name, keys)}?" for name in unknown]
+        raise ValueError("\n".join([*hints, f"`--help all` lists all keys of {program}_gsr.py"]))
     return values
 
 
-def _split(argv: list[str]) -> dict[str, object]:
-    """`--key value`, `--key=value`, `--flag` and `--key a b c` as a mapping; values are read as YAML scalars."""
-    found: dict[str, list] = {}
+def _read_file(words: list[str]) -> dict[str, object]:
+    """The keys of the YAML file that `--config` names."""
+    if len(words) != 1:
+        raise ValueError(f"{' '.join(['--config', *words])}: one YAML file is expected")
+    path = Path(words[0])
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"--config {path}: a YAML mapping of keys to values is expected")
+    loaded.pop("env", None)
+    return loaded
+
+
+def _nearest(name: str, keys: dict[str, Key]) -> str:
+    """The key that was meant: by its short name, or the one spelt most alike."""
+    if ALIASES.get(name.lower()) in keys:
+        return ALIASES[name.lower()]
+    return difflib.get_close_matches(name, keys, n=1, cutoff=0.0)[0]
+
+
+def _split(argv: list[str]) -> dict[str, list[str]]:
+    """`--key value`, `--key=value`, `--flag` and `--key a b c` as the words of each key."""
+    found: dict[str, list[str]] = {}
     name = None
     for word in argv:
         if word.startswith("--"):
@@ -193,8 +216,16 @@ def _split(argv: list[str]) -> dict[str, object]:
             raise ValueError(f"stray argument {word!r}: write --key value")
         else:
             found[name].append(word)
+    return found
+
+
+def _typed(annotation: str, words: list[str]) -> object:
+    """Words of the command line as YAML scalars; text stays text where the key is one, a list's words are a list."""
+    text_only = annotation in ("str", "str | None")
 
     def scalar(text: str) -> object:
+        if text_only and text != "null":
+            return text
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -206,21 +237,25 @@ def _split(argv: list[str]) -> dict[str, object]:
                 return text
         return value
 
-    values = {key: [scalar(word) for word in words] for key, words in found.items()}
-    return {key: (True if not v else v[0] if len(v) == 1 else v) for key, v in values.items()}
+    values = [scalar(word) for word in words]
+    if annotation.startswith("list[float]") and values != [None]:
+        return values
+    return True if not values else values[0] if len(values) == 1 else values
 
 
 def check_values(program: str, values: dict[str, object]) -> None:
     """Run the program's checks on plain values, completed by the defaults. Raises `ValueError` with every finding."""
     keys = keys_of(program)
     merged = SimpleNamespace(**{name: key.default for name, key in keys.items()} | values)
+    wrong = []
     for name, value in values.items():
-        numeric = keys[name].type in ("int", "float", "int | None", "float | None")
-        if numeric and not isinstance(value, int | float | None):
-            try:
-                setattr(merged, name, float(str(value)))
-            except ValueError:
-                raise ValueError(f"{name}={value!r}: {keys[name].type} is expected") from None
+        key = keys[name]
+        expected = None if value is None and key.default is None else mismatch(key.type, value)
+        if expected:
+            wrong.append(f"{name}={'null' if value is None else repr(value)}: {expected}")
+        elif isinstance(value, str) and key.type.split(" | ")[0] in ("int", "float"):
+            setattr(merged, name, (int if key.type.startswith("int") else float)(value))
+    checks.raise_if_any(wrong)  # by themselves: the other checks reckon with the values
     checks.raise_if_any([message for check in PROGRAMS[program][1] for message in check(merged)])
 
 

@@ -1,6 +1,7 @@
 """Checks of where problems come from and of how they are sampled: the keys of `ProblemConfig`, `EngineConfig` and
 `DistillConfig`. See gsr_rl/checks.py."""
 
+import csv
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from gsr_rl.candidates import POLICIES
 from gsr_rl.generation import KINDS as ENGINES
 from gsr_rl.hub_sets import HUB_SETS, check_split
+from gsr_rl.value_checks import at_least, check_model, check_shares, check_window
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 GENERATED = ("tiny/", "reasoning_gym/")
@@ -27,15 +29,35 @@ def check_problems(c) -> list[str]:
         found.append(f"max_problems={c.max_problems}: at least 1 is needed, or leave it out")
     if c.unusable_rows not in ("error", "drop"):
         found.append(f"unusable_rows={c.unusable_rows!r}: use error or drop")
+    if str(name).startswith("tiny/"):
+        return found + _check_tiny(c)
     if str(name).startswith(GENERATED):
         return found
-    if Path(name).suffix in LOCAL_SUFFIXES or os.path.isabs(name):
+    if not from_hub(name):
         if not Path(name).is_file():
             return [f"dataset_name={name}: there is no such file, give an existing {', '.join(LOCAL_SUFFIXES)} file"]
-        if Path(name).suffix == ".jsonl":
-            return found + _check_jsonl(c)
+        if Path(name).suffix in (".jsonl", ".csv"):
+            return found + _check_rows(c)
         return found
     return found + check_split(name, c.dataset_split)
+
+
+def from_hub(name: str) -> bool:
+    """Whether problems of this name are asked of the Hub: no local file, and not generated."""
+    local = Path(name).suffix in LOCAL_SUFFIXES or name.startswith((".", "/", "~"))
+    return not local and not name.startswith(GENERATED)
+
+
+def _check_tiny(c) -> list[str]:
+    """The tiny world's family and split."""
+    from gsr_rl.tiny_world import FAMILIES, SPLITS
+
+    family, found = c.dataset_name.removeprefix("tiny/"), []
+    if family not in (*FAMILIES, "mix"):
+        found.append(f"dataset_name={c.dataset_name}: use {', '.join(f'tiny/{one}' for one in FAMILIES)} or tiny/mix")
+    if c.dataset_split not in SPLITS:
+        found.append(f"dataset_split={c.dataset_split}: the tiny world has {', '.join(SPLITS)}")
+    return found
 
 
 def check_training_problems(c) -> list[str]:
@@ -93,49 +115,65 @@ def _check_decontamination(c) -> list[str]:
     return found
 
 
-def _check_jsonl(c) -> list[str]:
-    """Every row of a local JSON-lines file has a problem; at least the first thousand are read in full."""
-    problem_keys = [c.problem_column] if c.problem_column else ["problem", "question", "quiz"]
-    answer_keys = [c.answer_column] if c.answer_column else ["answer", "solution", "is_knight"]
-    limit = c.max_problems or 1_000_000
-    with open(c.dataset_name, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if number > limit:
+def _check_rows(c) -> list[str]:
+    """Every row of a local .jsonl or .csv file, as far as it is used, has a problem and an answer."""
+    name = c.dataset_name
+    try:
+        number = 0
+        for number, (place, row) in enumerate(_rows(name), 1):
+            if number > (c.max_problems or 1_000_000):
                 break
+            if wrong := row if isinstance(row, str) else _check_row(c, row):
+                return [f"{name}, {place}: {wrong}"]
+    except UnicodeDecodeError as error:
+        return [f"dataset_name={name}: it is not UTF-8 text ({error.reason} at byte {error.start}), convert it"]
+    return [] if number else [f"dataset_name={name}: it has no rows, give a file with problems"]
+
+
+def _rows(name: str):
+    """(place, row) of a local file; a row that cannot be read is what is wrong with it."""
+    with open(name, encoding="utf-8-sig", newline="") as file:
+        if Path(name).suffix == ".csv":
+            csv.field_size_limit(2**31 - 1)
+            yield from ((f"row {number}", row) for number, row in enumerate(csv.DictReader(file), 1))
+            return
+        for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                return [f"{c.dataset_name}, line {number}: not JSON ({error.msg}), one object a line is expected"]
-            if not isinstance(row, dict):
-                return [f"{c.dataset_name}, line {number}: an object is expected, got {type(row).__name__}"]
-            for field, keys, option in (
-                ("problem", problem_keys, "problem_column"),
-                ("answer", answer_keys, "answer_column"),
-            ):
-                empty = not any(str(row.get(key) if row.get(key) is not None else "").strip() for key in keys)
-                if empty and c.unusable_rows == "error":
-                    return [
-                        f"{c.dataset_name}, line {number}: no {field} (looked for {' or '.join(keys)}, the row has "
-                        f"{sorted(row)}): fill it in, name another column with --{option}, or leave such rows out "
-                        "with --unusable_rows drop"
-                    ]
-    return []
+                row = f"not JSON ({error.msg}), one object a line is expected"
+            if not isinstance(row, dict | str):
+                row = f"an object is expected, got {type(row).__name__}"
+            yield f"line {number}", row
+
+
+def _check_row(c, row: dict) -> str | None:
+    """What is missing in a row, and the mend."""
+    columns = {
+        "problem": [c.problem_column] if c.problem_column else ["problem", "question", "quiz"],
+        "answer": [c.answer_column] if c.answer_column else ["answer", "solution", "is_knight"],
+    }
+    for field, keys in columns.items():
+        empty = not any(str(row.get(key) if row.get(key) is not None else "").strip() for key in keys)
+        if empty and c.unusable_rows == "error":
+            return (
+                f"no {field} (looked for {' or '.join(keys)}, the row has {sorted(map(str, row))}): fill it in, name "
+                f"another column with --{field}_column, or leave such rows out with --unusable_rows drop"
+            )
+    return None
 
 
 def check_sampling(c) -> list[str]:
     """The keys of `EngineConfig`."""
     found = _check_engine(c)
-    for name in ("num_generations", "num_candidate_sets", "max_completion_length", "max_refinement_length"):
-        if getattr(c, name) is not None and getattr(c, name) < 1:
-            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
+    limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
+    found += at_least(c, 1, "num_generations", "num_candidate_sets", *limits)
     for name in ("temperature", "refinement_temperature"):
         if getattr(c, name) < 0:
             found.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
-    for name in ("top_p", "refinement_top_p"):
-        if not 0 < getattr(c, name) <= 1:
-            found.append(f"{name}={getattr(c, name)}: a share above 0 and at most 1 is expected")
+    found += check_shares(c, "top_p", "refinement_top_p")
     if not c.output_dir:
         found.append("output_dir is not set: give the folder that the results go to")
     if c.num_candidates > c.num_generations:
@@ -143,14 +181,14 @@ def check_sampling(c) -> list[str]:
             f"num_candidates={c.num_candidates} is more than num_generations={c.num_generations}: a refinement can "
             f"only show candidates that were sampled, set num_generations to at least {c.num_candidates}"
         )
-    length, window = c.max_refinement_length or c.max_completion_length, c.max_model_length
-    if window and c.max_refinement_prompt_length + length > window:
-        found.append(
-            f"max_refinement_prompt_length={c.max_refinement_prompt_length} plus the refinement limit of {length} "
-            f"tokens is more than the engine's window max_model_length={window}: set max_refinement_prompt_length to "
-            f"at most {window - length} or raise max_model_length"
-        )
-    return found
+    if found:
+        return found
+    engines = {name: c.engine for name in ("model", "student_model", "teacher_model")}
+    engines["teacher_model"] = getattr(c, "teacher_engine", None) or c.engine
+    models = [getattr(c, name, None) for name, engine in engines.items() if engine != "endpoint"]
+    for model in [model for model in models if model] or [None]:
+        found += check_window(c, "max_model_length", model)
+    return list(dict.fromkeys(found))
 
 
 def _check_engine(c, role: str = "") -> list[str]:
@@ -194,18 +232,6 @@ def _shown(url: object) -> str:
     """An address without what may be a secret."""
     parts = urlsplit(str(url))
     return f"{parts.scheme}://{parts.hostname}..." if parts.hostname else repr(str(url)[:20])
-
-
-def check_model(c, name: str) -> list[str]:
-    """A model is named; what looks like a path exists."""
-    value = getattr(c, name)
-    if not value:
-        return [f"{name} is not set: give a path or a Hub name"]
-    first = Path(value).parts[0]
-    looks_local = str(value).startswith((".", "/", "~")) or len(Path(value).parts) > 2 or Path(first).is_dir()
-    if looks_local and not Path(value).is_dir():
-        return [f"{name}={value}: there is no such folder, give a path that exists or a Hub name"]
-    return []
 
 
 def check_distillation(c) -> list[str]:

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import yaml
 
 from gsr_rl.checks import check_refinement, check_trained_for
-from gsr_rl.data_checks import LOCAL_SUFFIXES, check_model, check_problems, check_sampling
+from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
 from gsr_rl.hub_configs import check_hub, check_update_model_card
+from gsr_rl.value_checks import check_model
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model

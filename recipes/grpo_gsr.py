@@ -43,8 +43,12 @@ def main() -> None:
         reward_funcs = load_reward_funcs(args.reward_funcs, args.reward_options)
     if args.dry_run:
         from gsr_rl.batch_arithmetic import batch_arithmetic
+        from gsr_rl.data_checks import from_hub
         from gsr_rl.run_folder import print_dry_run
 
+        if not from_hub(problem_args.dataset_name):
+            with clear_errors("grpo"):
+                load_datasets(problem_args, args)
         return print_dry_run(configs, batch_arithmetic(args, model_args.model_name_or_path))
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
@@ -61,9 +65,10 @@ def main() -> None:
     from gsr_rl.run_folder import write_run_info
 
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
-    )
+    with clear_errors("grpo"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
+        )
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -69,7 +69,8 @@ def main() -> None:
     from gsr_rl.run_folder import json_lines_callback, write_run_info
 
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    with clear_errors("sft"):
+        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -10,7 +10,9 @@ import yaml
 from gsr_rl import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = "recipes/tiny/models/base"
 GRPO = {"dataset_name": "tiny/mix", "per_device_train_batch_size": 16, "num_generations": 8}
+GRPO |= {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"}
 
 
 def findings(program: str = "grpo", **values) -> str:
@@ -24,8 +26,28 @@ def test_a_sound_configuration_passes():
 
 
 def test_an_unknown_key_names_the_nearest_known_one():
-    with pytest.raises(ValueError, match="unknown key num_generation: did you mean num_generations"):
-        cli.read_values("grpo", ["--num_generation", "8"])
+    with pytest.raises(ValueError) as caught:
+        cli.read_values("grpo", ["--num_generation", "8", "--lr", "1", "--K", "4", "--zzz", "1"])
+    *unknown, _, last = str(caught.value).splitlines()
+    assert unknown == [
+        "unknown key num_generation: did you mean num_generations?",
+        "unknown key lr: did you mean learning_rate?",
+        "unknown key K: did you mean num_candidates?",
+    ]
+    assert "--help all" in last
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [(b"a: [1", "not a YAML file"), (b"\xff\xfe", "not a YAML file"), (b"- 1", "a YAML mapping")],
+)
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=f"c.yaml: {message}"):
+        cli.read_values("grpo", ["--config", str(path)])
+    with pytest.raises(ValueError, match="--config: one YAML file is expected"):
+        cli.read_values("grpo", ["--config", "--seed", "1"])
 
 
 def test_candidate_sets_must_divide_the_generations():
@@ -70,6 +92,26 @@ def test_the_refinement_budget_fits_the_engines_window():
     assert "1256" in message and "set max_refinement_prompt_length to at most 768" in message
 
 
+@pytest.mark.parametrize("program, name", [("grpo", "vllm_max_model_length"), ("eval", "max_model_length")])
+def test_lengths_fit_the_models_own_window_too(program, name):
+    """The tiny base reads 512 tokens."""
+    values = GRPO | {"use_vllm": True} if program == "grpo" else {"benchmarks": ["tiny/mix"], "output_dir": "out"}
+    values |= {"model_name_or_path" if program == "grpo" else "model": TINY, "max_completion_length": 40}
+    values |= {"max_refinement_prompt_length": 200}
+
+    def found(**more) -> str:
+        with pytest.raises(ValueError) as caught:
+            cli.check_values(program, values | more)
+        return str(caught.value)
+
+    cli.check_values(program, values | {name: 512})
+    assert f"{name}=5000 is more than the 512 tokens that {TINY} can read" in found(**{name: 5000})
+    message = found(max_refinement_prompt_length=3000)
+    assert f"more than the window of {TINY}, 512 tokens: set max_refinement_prompt_length to at most 472" in message
+    assert "max_completion_length=600 leaves no room for a prompt" in found(max_completion_length=600)
+    assert f"{name}=-1: at least 1 is needed" in found(**{name: -1})
+
+
 def test_statistics_of_the_stages_are_not_mixed():
     assert "scale_rewards=batch" in findings(scale_rewards="batch")
 
@@ -94,10 +136,88 @@ def test_a_row_without_an_answer_is_named_by_its_line(tmp_path):
     path.write_text('{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "answer": ""}\n')
     message = findings(dataset_name=str(path))
     assert "rows.jsonl, line 2: no answer" in message and "--answer_column" in message
+    path = tmp_path / "rows.csv"
+    path.write_text("problem,answer\n1+1,2\n1+2,\n")
+    assert "rows.csv, row 2: no answer" in findings(dataset_name=str(path))
+    path.write_text("problem,answer\n")
+    assert "rows.csv: it has no rows" in findings(dataset_name=str(path))
+    path.write_bytes("problem,answer\né,1\n".encode("latin-1"))
+    assert "rows.csv: it is not UTF-8 text" in findings(dataset_name=str(path))
 
 
 def test_a_number_that_is_no_number_is_named():
-    assert "num_generations='many': int | None is expected" in findings(num_generations="many")
+    assert "num_generations='many': a whole number is expected" in findings(num_generations="many")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"num_generations": 8.5}, "num_generations=8.5: a whole number is expected"),
+        ({"num_candidates": None}, "num_candidates=null: a whole number is expected"),
+        ({"num_generations": None}, "num_generations=null: a whole number is expected"),
+        ({"max_completion_length": 40.5}, "max_completion_length=40.5: a whole number is expected"),
+        ({"temperature": None}, "temperature=null: a number is expected"),
+        ({"learning_rate": "fast"}, "learning_rate='fast': a number is expected"),
+        ({"dataset_name": 5}, "dataset_name=5: text is expected: put it in quotes"),
+        ({"curriculum": "perhaps"}, "curriculum='perhaps': true or false is expected"),
+        ({"reward_weights": -1}, "reward_weights=-1: a list is expected"),
+        ({"dataset_kwargs": [1]}, "dataset_kwargs=[1]: a dict or text is expected"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_a_value_of_another_type_is_named_with_what_is_expected(values, message):
+    assert findings(**values) == message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"learning_rate": "1e-6"}, {"save_strategy": False}, {"vllm_max_model_length": None}, {"curriculum": 1}],
+    ids=lambda values: "-".join(values),
+)
+def test_values_that_the_parser_can_read_pass(values):
+    cli.check_values("grpo", GRPO | values)
+
+
+def test_words_of_the_command_line_are_of_the_keys_type():
+    values = cli.read_values(
+        "grpo", ["--dataset_name", "5", "--reward_weights", "-1", "--reward_funcs", "accuracy", "--seed", "3"]
+    )
+    assert values == {"dataset_name": "5", "reward_weights": [-1], "reward_funcs": "accuracy", "seed": 3}
+
+
+@pytest.mark.parametrize(
+    "name", ["per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations"]
+)
+@pytest.mark.parametrize("value", [0, -2])
+def test_a_batch_of_nothing_is_refused(name, value):
+    assert findings(**{name: value}) == f"{name}={value}: at least 1 is needed"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"loss_type": "nosuch"}, "loss_type='nosuch': use grpo, dr_grpo, dapo"),
+        ({"scale_rewards": "nosuch"}, "scale_rewards='nosuch': use group or none"),
+        ({"vllm_mode": "sideways"}, "vllm_mode='sideways': use colocate or server"),
+        ({"temperature": 0.0}, "temperature=0.0: a policy is trained on samples"),
+        ({"top_p": 7.0}, "top_p=7.0: a share above 0 and at most 1"),
+        ({"beta": -3.0}, "beta=-3.0: at least 0 is needed"),
+        ({"dataset_name": "tiny/nothing"}, "dataset_name=tiny/nothing: use tiny/chain, tiny/guess or tiny/mix"),
+        ({"dataset_split": "nosuch"}, "dataset_split=nosuch: the tiny world has base, teacher, sft"),
+        ({"dataset_name": "./data/nothere"}, "dataset_name=./data/nothere: there is no such file"),
+        ({"model_name_or_path": "runs/nothere"}, "model_name_or_path=runs/nothere: there is no such folder, run the"),
+        ({"model_name_or_path": "runs/SmolLM2-135M-Instruct"}, "there is no such folder, run `make smollm2`"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_a_value_out_of_its_range_is_refused_with_the_mend(values, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no model has been made
+    assert message in findings(**values)
+
+
+def test_a_dry_run_may_name_the_model_that_an_earlier_program_will_make(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cli.check_values("grpo", GRPO | {"model_name_or_path": "runs/later", "dry_run": True})
 
 
 def test_every_finding_is_reported_at_once():
@@ -121,7 +241,16 @@ def test_the_command_line_overrides_the_file(tmp_path):
 
 
 def test_null_on_the_command_line_unsets_what_the_file_sets(tmp_path):
-    words = ["--max_tokens_per_micro_batch", "null", "--top_entropy_quantile", "0.5", "--output_dir", str(tmp_path)]
+    words = [
+        "--model_name_or_path",
+        TINY,
+        "--max_tokens_per_micro_batch",
+        "null",
+        "--top_entropy_quantile",
+        "0.5",
+        "--output_dir",
+        str(tmp_path),
+    ]
     _, args, _ = cli.parse("grpo", ["--config", str(ROOT / "recipes/tiny/grpo.yaml"), *words])
     assert args.max_tokens_per_micro_batch is None and args.top_entropy_quantile == 0.5
 
@@ -130,7 +259,8 @@ def test_an_unquoted_no_of_yaml_is_no(tmp_path):
     path = tmp_path / "c.yaml"
     strategies = "eval_strategy: no\nsave_strategy: no\nlogging_strategy: no\n"
     path.write_text((ROOT / "recipes/tiny/grpo.yaml").read_text().replace('save_strategy: "no"', strategies))
-    _, args, _ = cli.parse("grpo", ["--config", str(path), "--output_dir", str(tmp_path)])
+    words = ["--config", str(path), "--output_dir", str(tmp_path), "--model_name_or_path", TINY]
+    _, args, _ = cli.parse("grpo", words)
     assert args.eval_strategy == args.save_strategy == args.logging_strategy == "no"
     cli.check_values("grpo", GRPO | cli.read_values("grpo", ["--eval_strategy", "no"]))
 
@@ -156,13 +286,15 @@ def test_bad_input_exits_with_2_and_one_message():
 
 
 def test_a_row_that_only_the_loader_sees_ends_with_one_message_too(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("problem,answer\n1+1,2\n1+2,\n")
+    path = tmp_path / "rows.json"
+    path.write_text('[{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": ""}]')
     command = [
         sys.executable,
         "recipes/grpo_gsr.py",
         "--config",
         "recipes/tiny/grpo.yaml",
+        "--model_name_or_path",
+        TINY,
         "--dataset_name",
         str(path),
     ]
