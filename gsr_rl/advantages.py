@@ -32,7 +32,7 @@ def group_advantages(rewards: torch.Tensor, scale: bool) -> torch.Tensor:
 
 
 def pass_at_k_advantages(rewards: torch.Tensor, k: int) -> torch.Tensor:
-    """A candidate's part in the expected best of k (OBJECTIVES.md, "Advantages").
+    """A candidate's part in the expected best of k (`candidate_objective: pass@k`).
 
     The mean, over k-subsets of a problem's n scored candidates that hold i, of the best reward, minus that mean over
     k-subsets that do not hold i. With rewards 0 and 1 and c right ones this is C(n-c, k) / C(n-1, k) for a right

@@ -48,7 +48,7 @@ def choose_candidate_sets(
     policy: str = "uniform",
     uniform_share: float = 0.0,
 ) -> list[list[int]]:
-    """Candidate sets, shuffled (OBJECTIVES.md, "Candidate sets").
+    """Candidate sets, shuffled: K of a problem's usable candidates a set, M sets.
 
     Args:
         usable: One flag a candidate, length G: scored, and finished or cut by rule.

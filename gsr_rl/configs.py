@@ -189,6 +189,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         raise_if_any(check_grpo(self))
         if self.max_refinement_length is None:
             self.max_refinement_length = self.max_completion_length
+        self.is_for_cpu = self.use_cpu  # as stated: a dry run for GPUs needs none
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # DeepSpeed on a CPU needs it said
         GRPOConfig.__post_init__(self)
 

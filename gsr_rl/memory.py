@@ -1,4 +1,4 @@
-"""What a joint GRPO step needs of each GPU, reckoned from the configuration for dry runs: not measurements."""
+"""The memory a joint GRPO step needs, of each GPU or on a CPU: reckoned from the configuration, not measured."""
 
 import json
 from dataclasses import dataclass, fields
@@ -47,11 +47,12 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is started: processes, ZeRO stage (0: none), optimizer on the CPU."""
+    """How a run is started: processes, ZeRO stage (0: none), optimizer on the CPU, or all of it."""
 
     processes: int = 1
     zero_stage: int = 0
     offload_optimizer: bool = False
+    on_cpu: bool = False
 
 
 def read_shape(model: str | None, said: dict | str | None) -> ModelShape | None:
@@ -75,11 +76,12 @@ def read_launch(path: str | None, processes: int) -> Launch:
         int(values.get("num_processes", processes)),
         int(deepspeed.get("zero_stage", 0)),
         str(deepspeed.get("offload_optimizer_device", "none")) == "cpu",
+        bool(values.get("use_cpu", False)),
     )
 
 
 def memory_arithmetic(shape: ModelShape, launch: Launch, args, trained: int | None = None) -> dict[str, str]:
-    """GiB a GPU for each part of a joint step.
+    """GiB a GPU for each part of a joint step; on a CPU, GiB a process, and no word on whether they fit.
 
     Args:
         args: A `GSRConfig`.
@@ -101,18 +103,23 @@ def memory_arithmetic(shape: ModelShape, launch: Launch, args, trained: int | No
     one_layer = tokens * shape.hidden_size * LAYER_BYTES
     layers = saved + one_layer if args.gradient_checkpointing else one_layer * shape.num_hidden_layers
     logits = rows * max(args.max_completion_length, args.max_refinement_length) * shape.vocab_size * LOGIT_BYTES
+    offloaded = launch.offload_optimizer and not launch.on_cpu
     found = {
-        "parameters": shape.parameters,
         "weights": weights,
         "gradients": gradients,
-        "optimizer": 0.0 if launch.offload_optimizer else optimizer,
+        "optimizer": 0.0 if offloaded else optimizer,
         "activations of a micro-batch, at most": layers + logits,
     }
-    total = sum(value for name, value in found.items() if name != "parameters")
-    text = {f"GPU memory: {name}": f"{value / GIB:.1f} GiB" for name, value in found.items() if name != "parameters"}
-    text = {"model parameters": f"{shape.parameters / 1e9:.2f} billion", **text}
-    text["GPU memory: training together"] = f"{total / GIB:.1f} GiB (ZeRO stage {stage}, {n} processes)"
-    if launch.offload_optimizer:
+    total = sum(found.values())
+    kind, each = ("CPU", "GiB a process") if launch.on_cpu else ("GPU", "GiB")
+    text = {"model parameters": f"{shape.parameters / 1e9:.2f} billion"}
+    text |= {f"{kind} memory: {name}": f"{value / GIB:.1f} {each}" for name, value in found.items()}
+    text[f"{kind} memory: training together"] = f"{total / GIB:.1f} {each} (ZeRO stage {stage}, {n} processes)"
+    if launch.on_cpu:
+        if args.use_vllm and args.vllm_mode == "colocate":
+            text["CPU memory: vLLM"] = "the weights again and VLLM_CPU_KVCACHE_SPACE (2 GiB unless set), a process"
+        return text | {"GPU memory": "none is used: use_cpu is true"}
+    if offloaded:
         text["CPU memory: optimizer"] = f"{optimizer / GIB:.1f} GiB a process"
     if args.use_vllm and args.vllm_mode == "colocate":
         engine = args.vllm_gpu_memory_utilization * args.gpu_memory_gib * GIB

@@ -2,7 +2,7 @@
 
 A result is *unscored* where its correctness is None or NaN. Unscored results are in no mean, count or denominator.
 Every statistic of a table is a ratio of two sums over problems (`Ratio`), so one bootstrap over problems serves all of
-them, paired by construction. OBJECTIVES.md's "Metrics" in code.
+them, paired by construction. What each is: docs/concepts.md and docs/evaluation.md.
 """
 
 import math

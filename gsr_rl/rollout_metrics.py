@@ -12,6 +12,7 @@ from gsr_rl.rollout import Block, CandidateSet, Plan, Rollout
 Sums = dict[str, list[float]]  # name -> [sum, count]
 STAGE_METRICS = ("accuracy", "reward", "completion_length", "unfinished", "unscored", "advantage_abs", "distinct")
 SET_METRICS = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "new_answer_rate")
+BY_NUM_CORRECT = {"gap": "refinement/accuracy_by_num_correct", "chosen": "chosen/accuracy_by_num_correct"}
 
 
 def candidates_label(plan: Plan) -> str:
@@ -23,11 +24,12 @@ def candidates_label(plan: Plan) -> str:
 def rollout_sums(blocks: list[Block], plan: Plan) -> Sums:
     """Sums and counts of every logged rollout metric. The same names for any blocks, so that ranks can add them up.
 
-    Accuracies, rates and the gap are shares; lengths are tokens. The gap and the rates under `gap/` are over
-    uniformly chosen candidate sets with a scored refinement; what comes from sets that another policy chose has the
-    prefix `chosen/`. A tied vote counts by its probability of being right. `copy_rate` is the share of refinements
-    that answer what most of their candidates answer, `new_answer_rate` of those whose answer none of them has,
-    `distinct` the share of different answers among a group's.
+    Accuracies, rates and the gap are shares; lengths are tokens. `candidate/` and `refinement/` are over all rows. The
+    gap and the rates under `gap/`, and accuracies by number of right candidates, are over uniformly chosen candidate
+    sets with a scored refinement; those of sets that another policy chose have the prefix `chosen/`. A tied vote
+    counts by its probability of being right. `copy_rate` is the share of refinements that answer what most of their
+    candidates answer, `new_answer_rate` of those whose answer none of them has, `distinct` the share of different
+    answers among a group's.
     """
     label = candidates_label(plan)
     prefixes = ["gap"] + (["chosen"] if plan.policy != "uniform" else [])
@@ -37,7 +39,7 @@ def rollout_sums(blocks: list[Block], plan: Plan) -> Sums:
         f"gap/pass@{label}",
         *(f"{prefix}/{name}@{label}" for prefix in prefixes for name in ("maj", "selfref")),
         *(f"{prefix}/{name}" for prefix in prefixes for name in SET_METRICS),
-        *(f"refinement/accuracy_by_num_correct/{correct}" for correct in range(plan.num_candidates + 1)),
+        *(f"{BY_NUM_CORRECT[prefix]}/{right}" for prefix in prefixes for right in range(plan.num_candidates + 1)),
     ]
     sums: Sums = {name: [0.0, 0.0] for name in names}
 
@@ -82,7 +84,7 @@ def _add_set(add, block: Block, one: CandidateSet, label: str) -> None:
     add(f"{prefix}/refinement_gap", right - vote)
     add(f"{prefix}/fix_rate", right, 1 - vote)
     add(f"{prefix}/break_rate", 1 - right, vote)
-    add(f"refinement/accuracy_by_num_correct/{sum((c.correct or 0) > 0.5 for c in shown)}", right)
+    add(f"{BY_NUM_CORRECT[prefix]}/{sum((c.correct or 0) > 0.5 for c in shown)}", right)
     answers = Counter(c.vote_class for c in shown if c.vote_class is not None)
     if answers:
         majority = {answer for answer, count in answers.items() if count == max(answers.values())}

@@ -149,7 +149,9 @@ def read_refinement_settings(folder: str | Path) -> dict:
 
 
 def print_dry_run(configs: dict[str, object], arithmetic: dict[str, object]) -> None:
-    """What `--dry_run true` shows: the resolved configuration, then one line a figure."""
+    """What `--dry_run true` shows: the resolved configuration, then one line a figure; of several processes once."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        return
     print(resolved_yaml(configs))
     width = max(map(len, arithmetic))
     for name, value in arithmetic.items():

@@ -7,7 +7,7 @@ from gsr_rl.rollout import Block
 
 
 def set_advantages(blocks: list[Block], args) -> dict[str, list[float]]:
-    """Set every rollout's advantage (OBJECTIVES.md, "Advantages"), and `dropped` on groups without signal if wanted.
+    """Set every rollout's advantage (rules: docs/training.md), and `dropped` on groups without signal if wanted.
 
     Blocks are whole on a rank, so no other rank is asked.
 
@@ -16,7 +16,8 @@ def set_advantages(blocks: list[Block], args) -> dict[str, list[float]]:
         args: A `GSRConfig`.
 
     Returns:
-        `{"candidate/no_signal": [groups without signal, groups], "refinement/no_signal": ...}`.
+        `{"candidate/no_signal": [groups without signal, groups], "refinement/no_signal": ...}`, counting groups with
+        a scored rollout: one without (its prompt did not fit, say) is in no denominator.
     """
     counts = {"candidate/no_signal": [0.0, 0.0], "refinement/no_signal": [0.0, 0.0]}
     for stage in args.stages:
@@ -33,8 +34,9 @@ def set_advantages(blocks: list[Block], args) -> dict[str, list[float]]:
             num_groups = len(blocks[0].sets)
             values = refinement_advantages(rewards, num_groups, scale)
         silent = without_signal(values, num_groups)
-        counts[f"{stage}/no_signal"] = [float(silent.sum()), float(len(silent))]
         size = rewards.shape[1] // num_groups
+        scored = (~rewards.isnan()).reshape(-1, size).any(dim=1)
+        counts[f"{stage}/no_signal"] = [float((silent & scored).sum()), float(scored.sum())]
         left_out = silent.repeat_interleave(size).view(values.shape) & args.drop_from_denominator
         for group, row, drop in zip(groups, values.tolist(), left_out.tolist(), strict=True):
             for rollout, advantage, dropped in zip(group, row, drop, strict=True):

@@ -43,7 +43,8 @@ def training_text(text: str, keep_thinking: bool) -> str:
 
 
 class Rows(Sequence):
-    """SFT rows (DESIGN.md's format), each built from its unit when it is asked for: a large set is never in memory.
+    """SFT rows (keys: docs/distillation.md), each built from its unit when it is asked for: a large set is never in
+    memory.
 
     Args:
         picks: (stage, number of the problem, number of the sample in its unit) of each row.

@@ -107,8 +107,8 @@ def loss_scale(
 
     TRL divides a micro-batch's sum by its own number of rows (`grpo`, `dr_grpo`, `sapo`, `luspo`) or tokens (`bnpo`)
     and by the accumulation steps, and gradients are averaged over processes. Here the divisor is the stage's count
-    over the whole window and all processes (OBJECTIVES.md, "Loss"). The losses by token (`dapo`, `cispo`, `vespo`)
-    are told the count itself and need no scale.
+    over the whole window and all processes (docs/training.md, "A step"). The losses by token (`dapo`, `cispo`,
+    `vespo`) are told the count itself and need no scale.
 
     Args:
         loss_type: TRL's.

@@ -87,7 +87,9 @@ RUN_BY = {
 SET_UP = {"make install", "source .venv/bin/activate", "export HF_TOKEN=..."}
 ARE_THE_TESTS = {"make test", "make test-all"}
 BY_HAND = {"make demo"}  # minutes on a quiet machine; results/README.md holds what came out
-NEEDS_GPUS = re.compile(r"zero[23]\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1")
+NEEDS_GPUS = re.compile(
+    r"zero[23](_offload)?\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1|Qwen2\.5-7B-Instruct/(distill|eval)\.yaml(?!.*dry_run)"
+)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command[:60]}" for page, command in COMMANDS])

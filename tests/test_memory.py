@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from gsr_rl.batch_arithmetic import batch_arithmetic
+from gsr_rl.configs import GSRConfig
 from gsr_rl.memory import GIB, Launch, ModelShape, memory_arithmetic, read_launch, read_shape
 
 QWEN7B = ModelShape(3584, 18944, 28, 28, 152064, 4, 128)
@@ -48,10 +50,43 @@ def test_a_configuration_that_does_not_fit_says_so():
     assert "DOES NOT FIT" in memory_arithmetic(QWEN7B, Launch(1, 0), awake)["GPU memory: peak"]
 
 
+def test_on_a_cpu_nothing_is_said_of_a_gpu():
+    found = memory_arithmetic(QWEN7B, Launch(2, 2, True, on_cpu=True), SimpleNamespace(**ARGS))
+    assert figure(found["CPU memory: optimizer"]) == pytest.approx(QWEN7B.parameters * 6 / GIB, abs=0.06)
+    assert "VLLM_CPU_KVCACHE_SPACE" in found["CPU memory: vLLM"]
+    said = " ".join(f"{name} {text}" for name, text in found.items() if name != "GPU memory")
+    assert "fit" not in said.lower() and "GPU" not in said and "80" not in said
+    assert found["GPU memory"] == "none is used: use_cpu is true"
+
+
+def test_a_dry_run_for_gpus_needs_none_and_counts_the_tokens_of_a_step(tmp_path):
+    config = dict(output_dir=str(tmp_path), num_generations=8, per_device_train_batch_size=16, steps_per_generation=2,
+                  max_completion_length=100, max_refinement_length=200, max_refinement_prompt_length=1000,
+                  gradient_accumulation_steps=1, vllm_max_model_length=1500, bf16=False, report_to="none",
+                  model_shape=dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+                                   vocab_size=100))  # fmt: skip
+    args = GSRConfig(**config)
+    found = batch_arithmetic(args)
+    assert "GPU memory: weights" in found and "CPU memory: weights" not in found
+    # One problem a step, two a generation; each has 8 candidates, 8 refinements, a solve prompt, a refinement prompt.
+    assert found["new tokens a generation, at most"] == 2 * (800 + 1600)
+    assert found["new tokens an optimizer step, at most"] == 800 + 1600
+    assert found["solve prompt tokens an optimizer step, at most"] == 1400
+    assert found["refinement prompt tokens an optimizer step, at most"] == 1000
+    assert found["solve prompt tokens a generation, at most"] == 2 * 1400
+    only = batch_arithmetic(GSRConfig(**config | {"candidate_weight": 0, "oversample": 2, "use_cpu": True}))
+    assert only["problems an optimizer step"] == 2 and "CPU memory: weights" in only
+    assert only["new tokens an optimizer step, at most"] == 2 * 1600  # candidates are sampled, not trained on
+    assert only["solve prompt tokens an optimizer step, at most"] == 0
+    assert only["new tokens a generation, at most"] == 2 * 4 * (800 + 1600)  # up to twice the batch's 4 problems
+    unlimited = batch_arithmetic(GSRConfig(**config | {"vllm_max_model_length": None}))
+    assert unlimited["solve prompt tokens a generation, at most"].startswith("no limit but the model's window")
+
+
 def test_sizes_and_launch_are_read_from_files(tmp_path):
     shape = read_shape("recipes/tiny/models/base", None)
     assert shape.hidden_size == 128 and shape.tie_word_embeddings
     assert read_shape("someone/model", None) is None
     assert read_launch("accelerate_configs/zero3.yaml", 1) == Launch(8, 3)
-    assert read_launch("accelerate_configs/ddp_cpu.yaml", 1) == Launch(2, 0)
+    assert read_launch("accelerate_configs/ddp_cpu.yaml", 1) == Launch(2, 0, on_cpu=True)
     assert read_launch(None, 4) == Launch(4)

@@ -166,6 +166,9 @@ def test_metrics_of_sets_that_a_policy_chose_stand_apart(tmp_path):
     assert sums["gap/selfref@2"][1] == uniform
     assert sums["chosen/selfref@2"][1] == 20 - uniform
     assert sums["chosen/maj@2"] == [20.0 - uniform, 20.0 - uniform]  # two right ones are shown
+    assert sums["chosen/accuracy_by_num_correct/2"][1] == 20 - uniform
+    assert sum(sums[f"refinement/accuracy_by_num_correct/{right}"][1] for right in range(3)) == uniform
+    assert sums["refinement/accuracy"][1] == 80  # all rows, whatever their set
 
 
 def test_a_stage_that_is_off_has_no_rows(tmp_path):

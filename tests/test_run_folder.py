@@ -21,6 +21,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     assert path.read_text() == "new" and path.stat().st_mode & 0o444 == 0o444
 
 
+@pytest.mark.parametrize(
+    ("environment", "speaks"),
+    [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+     ({"RANK": "8", "LOCAL_RANK": "0"}, False), ({"LOCAL_RANK": "1"}, False)],
+)  # fmt: skip
+def test_a_dry_run_is_printed_by_the_main_process_alone(environment, speaks, monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run_folder.print_dry_run({}, {"rows": 1024})
+    assert ("rows  1,024" in capsys.readouterr().out) == speaks
+
+
 def test_secrets_stay_out_at_any_depth():
     values = {"kwargs": {"api_key": "geheim", "num_tokens": 3}, "parts": [{"HF_TOKEN": "geheim", "x": 1}]}
     assert run_folder.plain(values) == {"kwargs": {"num_tokens": 3}, "parts": [{"x": 1}]}

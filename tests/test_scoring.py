@@ -75,6 +75,19 @@ def test_only_groups_without_signal_are_dropped_and_all_are_counted():
     assert not any(one.dropped for one in made.refinements)
 
 
+def test_groups_without_a_scored_rollout_are_in_neither_number_of_the_share_without_signal():
+    # Refinements: one problem of two sets, (skipped), (1, 0); another of two, (1, 1), (one unscored, 1): 2 of 3.
+    made = [
+        block([1.0, 0.0, nan, 0.0], ([0, 1], [nan, nan]), ([2, 3], [1.0, 0.0])),
+        block([nan, nan, nan, nan], ([0, 1], [1.0, 1.0]), ([2, 3], [nan, 1.0])),
+    ]
+    counts = set_advantages(made, args(drop_from_denominator=True))
+    assert counts == {"candidate/no_signal": [0.0, 1.0], "refinement/no_signal": [2.0, 3.0]}
+    skipped = block([1.0, 0.0], ([0, 1], [nan, nan]))
+    assert set_advantages([skipped], args())["refinement/no_signal"] == [0.0, 0.0]
+    assert has_signal(skipped, ["candidate", "refinement"]) and not has_signal(skipped, ["refinement"])
+
+
 @given(st.floats(-1e6, 1e6, width=32), st.integers(0, 3), st.sampled_from(["pass@1", "pass@k"]))
 def test_a_problem_whose_rewards_are_all_equal_has_no_signal_whatever_the_objective(reward, unscored, objective):
     sets = [([0, 1], [reward] * 3), ([2, 3], [reward] * (3 - unscored) + [nan] * unscored), ([4, 5], [reward] * 3)]
@@ -82,7 +95,8 @@ def test_a_problem_whose_rewards_are_all_equal_has_no_signal_whatever_the_object
     for scale in ("group", "none"):
         given_args = args(candidate_credit=0.5, candidate_objective=objective, scale_rewards=scale)
         counts = set_advantages([made], given_args)
-        assert counts == {"candidate/no_signal": [1.0, 1.0], "refinement/no_signal": [3.0, 3.0]}
+        scored_sets = 3.0 if unscored < 3 else 2.0
+        assert counts == {"candidate/no_signal": [1.0, 1.0], "refinement/no_signal": [scored_sets, scored_sets]}
         assert not has_signal(made, ["candidate", "refinement"])
 
 
