@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from distilled import config, problem_config, run, units
 from distilled import rows as problems
 from fixed_engine import FixedEngine, run_recipe
+from tqdm import tqdm
 
 from gsr_rl import tiny_world
 from gsr_rl.distill import Unfinished, distill, open_store, part_of
@@ -81,6 +83,7 @@ class SlowEngine(FixedEngine):
 
 def _distill_in_child(rows, folder):
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, which would wait for a killed child's
     distill(rows, problem_config(), config(folder), open_engine=SlowEngine)
 
 
