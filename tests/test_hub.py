@@ -342,6 +342,7 @@ def test_a_model_trained_on_another_wording_is_refused(settings, message, model)
     from gsr_rl import cli
 
     values = EVAL | {"model": str(model), "prompt_template": "tiny"}
+    values |= {"max_completion_length": 40, "max_refinement_prompt_length": 200}  # within its window
     cli.check_values("eval", values)
     (model / "gsr_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError) as caught:

@@ -117,7 +117,7 @@ def test_a_dry_run_counts_steps_and_loads_nothing(tiny_model, rows_file, tmp_pat
     ("more", "message"),
     [
         ({"dataset_name": "nowhere.jsonl"}, "dataset_name=nowhere.jsonl: there is no such file"),
-        ({"stages": "refinements"}, "stages=['refinements']: use candidate, refinement or both"),
+        ({"stages": "refinements"}, "stages=['refinements']: use candidate or refinement, or both"),
         ({"prompt_template": "plain"}, "prompt_template='plain' is not known"),
         ({"max_rows": 0}, "max_rows=0"),
         ({"num_train_epoch": 3}, "unknown key num_train_epoch: did you mean num_train_epochs?"),

@@ -63,10 +63,6 @@ def model(request):
     return make_model(request.param)
 
 
-def not_compiled(*states, training=False, **kwargs):
-    return flex_attention.flex_attention(*states, **kwargs)
-
-
 @pytest.fixture(params=["merged", "joined", "flex"])
 def kernel(request, monkeypatch, model):
     """The ways of attending: the CPU's kernel, the one for every other device, and flex attention.
@@ -74,13 +70,16 @@ def kernel(request, monkeypatch, model):
     Flex attention is not compiled here, and made to give gradients on a CPU, which it has but refuses.
     """
     if request.param == "flex":
+        not_compiled = lambda *states, training, **keys: flex_attention.flex_attention(*states, **keys)  # noqa: E731
         monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
         monkeypatch.setattr(integration, "compile_friendly_flex_attention", not_compiled)
         monkeypatch.setattr(packed_rows, "create_block_mask", BLOCK_MASK)
         monkeypatch.setattr(model.config, "_attn_implementation", shared_prefix.NAMES["flex_attention"])
     if request.param == "joined":
-        stand_in = type("Joined", (), {"apply": staticmethod(shared_prefix._joined_attention)})
-        monkeypatch.setattr(shared_prefix, "_MergedAttention", stand_in)
+        joined = type("Joined", (), {"apply": staticmethod(shared_prefix._joined_attention)})
+        monkeypatch.setattr(shared_prefix, "_MergedAttention", joined)
+    with torch._dynamo.config.patch(disable=False):  # an engine on a CPU sets it
+        yield
 
 
 def make_batch(groups, sides=("left", "right"), seed=0) -> tuple[torch.Tensor, torch.Tensor, int]:
