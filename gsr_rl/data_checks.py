@@ -14,6 +14,7 @@ from gsr_rl.hub_sets import HUB_SETS, check_split
 from gsr_rl.value_checks import at_least, check_model, check_shares, check_window
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
 GENERATED = ("tiny/", "reasoning_gym/")
 EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "refinement_prompt_tokens",
             "refinement_tokens", "refinement_rows")  # fmt: skip
@@ -134,7 +135,7 @@ def _rows(name: str):
     """(place, row) of a local file; a row that cannot be read is what is wrong with it."""
     with open(name, encoding="utf-8-sig", newline="") as file:
         if Path(name).suffix == ".csv":
-            csv.field_size_limit(2**31 - 1)
+            csv.field_size_limit(LONGEST_FIELD)
             yield from ((f"row {number}", row) for number, row in enumerate(csv.DictReader(file), 1))
             return
         for number, line in enumerate(file, 1):
@@ -219,9 +220,7 @@ def _check_engine(c, role: str = "") -> list[str]:
                      "key out for endpoints that need none")  # fmt: skip
     if role:
         return found
-    for name, least in (("max_requests_in_flight", 1), ("request_retries", 0), ("tensor_parallel_size", 1)):
-        if getattr(c, name) < least:
-            found.append(f"{name}={getattr(c, name)}: at least {least} is needed")
+    found += at_least(c, 1, "max_requests_in_flight", "tensor_parallel_size") + at_least(c, 0, "request_retries")
     for name in ("request_timeout", "requests_per_minute", "data_parallel_size"):
         if getattr(c, name) is not None and getattr(c, name) <= 0:
             found.append(f"{name}={getattr(c, name)}: a positive number is expected")
@@ -248,9 +247,7 @@ def check_distillation(c) -> list[str]:
         found.append(f"direct_source={c.direct_source!r}: use one of {', '.join(sources)}")
     if c.direct_ratio < 0:
         found.append(f"direct_ratio={c.direct_ratio} is negative: set it to 0 or direct_source to none")
-    for name in ("refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk"):
-        if getattr(c, name) < 1:
-            found.append(f"{name}={getattr(c, name)}: at least 1 is needed")
+    found += at_least(c, 1, "refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk")
     found += check_candidate_choice(c)
     if c.overlong_prompts not in ("cut", "drop"):
         found.append(f"overlong_prompts={c.overlong_prompts!r}: use cut or drop")

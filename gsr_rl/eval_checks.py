@@ -9,7 +9,7 @@ import yaml
 from gsr_rl.checks import check_refinement, check_trained_for
 from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
 from gsr_rl.hub_configs import check_hub, check_update_model_card
-from gsr_rl.value_checks import check_model
+from gsr_rl.value_checks import at_least, check_model
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model
@@ -91,10 +91,7 @@ def check_eval(c) -> list[str]:
             f"num_generations={c.num_generations}, so sets would share candidates: set num_candidate_sets to at most "
             f"{most}, or grouping to resampled"
         )
-    for name, least in (("problems_per_chunk", 1), ("reward_batch_size", 1), ("num_examples", 0)):
-        if getattr(c, name) < least:
-            found.append(f"{name}={getattr(c, name)}: at least {least} is needed")
-    return found
+    return found + at_least(c, 1, "problems_per_chunk", "reward_batch_size") + at_least(c, 0, "num_examples")
 
 
 def _check_methods(c) -> list[str]:

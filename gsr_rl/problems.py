@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gsr_rl import hub_sets
-from gsr_rl.data_checks import LOCAL_SUFFIXES, as_list, source_of
+from gsr_rl.data_checks import LOCAL_SUFFIXES, LONGEST_FIELD, as_list, source_of
 from gsr_rl.knights_knaves import with_answer
 from gsr_rl.prompts import get_template, solve_prompt
 
@@ -24,7 +24,6 @@ PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
 # What tables hold where there is no answer; "none" in small letters is one: there is no solution.
 MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
-LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
 DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
