@@ -1,9 +1,9 @@
 """How a refinement pass grows with what its prompt shows: seconds against the operations that it must at least do.
 
-    python benchmarks/cost_of_length.py [--repeats 5] [--plot FILE.png]
+    python benchmarks/cost_of_length.py [--repeats 5] [--lengths 16 32 64 128 256] [--plot FILE.png]
 
 SmolLM2-135M in float32, 8 refinements of 64 tokens over a problem of 64 tokens and K = 4 candidates, whose length
-doubles from point to point. The ideal grows with the unique tokens (prompt once, completions) and with attention's
+grows from point to point. The ideal grows with the unique tokens (prompt once, completions) and with attention's
 pairs of positions, counted as in a training step's account, from the first point's time. Medians of runs in turn, one
 of each length after the other; TRL's padded rows, at one row a micro-batch, stand beside them, run once. Ends with one
 line of JSON: the worst ratio of a point's growth to the ideal's.
@@ -37,7 +37,7 @@ from gsr_rl.packed_rows import pack_rows
 from gsr_rl.step_account import StepAccount
 from gsr_rl.trainer import GSRTrainer
 
-LENGTHS = (16, 32, 64, 128, 256)
+LENGTHS = [16, 32, 64, 128, 256]
 
 
 def operations(model, rows: dict) -> tuple[int, float]:
@@ -67,6 +67,7 @@ def draw(path: str, points: list[tuple]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed runs a point and side")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of a candidate at each point")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch")
     parser.add_argument("--plot", help="write the plot to this file")
     args = parser.parse_args()
@@ -77,13 +78,14 @@ def main() -> None:
     model = load_model("smollm2")
     ours = make_trainer(GSRTrainer, model, G, REFINEMENT)
     stock = make_trainer(GRPOTrainer, load_model("smollm2"), G, REFINEMENT)
-    batches = [make_rows(PROBLEM + K * length, REFINEMENT, G, model.config.vocab_size, 1) for length in LENGTHS]
+    prompts = [PROBLEM + K * length for length in args.lengths]
+    batches = [make_rows(prompt, REFINEMENT, G, model.config.vocab_size, 1) for prompt in prompts]
     sizes = [operations(model, rows) for rows in batches]
     times = in_turn(args.repeats, *(partial(our_step, ours, one_pass_a_part([rows])) for rows in batches))
     ideal = [times[0] * work / sizes[0][1] for _, work in sizes]
     points = []
     print(f"{'K x L':>6}{'tokens':>8}{'ours s':>9}{'ideal s':>9}{'over':>7}{'TRL s':>9}")
-    for length, rows, (tokens, _), ours_s, ideal_s in zip(LENGTHS, batches, sizes, times, ideal, strict=True):
+    for length, rows, (tokens, _), ours_s, ideal_s in zip(args.lengths, batches, sizes, times, ideal, strict=True):
         theirs = timed(partial(trl_step, stock, [rows], 1))
         points.append((K * length, tokens, ours_s, ideal_s, theirs))
         print(

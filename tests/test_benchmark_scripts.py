@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = "recipes/tiny/models/base"
 TEACHER = "recipes/tiny/models/teacher"
 SMALLEST = {
-    "cost_of_length": ["--repeats", "1"],
+    "cost_of_length": ["--repeats", "1", "--lengths", "4", "16"],
     "distill": ["--model", TEACHER, "--problems", "4", "--rounds", "1"],
     "end_to_end": ["--steps", "1", "--rounds", "1"],
     "engine_cpu": ["--model", BASE, "--rounds", "1", "--only", "no prefix caching"],
