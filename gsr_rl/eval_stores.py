@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from gsr_rl.eval_methods import kinds_of, unit_id
-from gsr_rl.samples import GRADINGS, read_samples
+from gsr_rl.samples import GRADINGS, check_same_problems, read_samples
 from gsr_rl.shards import ShardStore
 
 PROBLEMS = ("dataset_name", "dataset_config", "dataset_split", "problem_column", "answer_column", "max_problems",
@@ -40,8 +40,17 @@ def weights_fingerprint(model: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _hash_of(path: str | None) -> str | None:
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest() if path else None
+def _candidates_hash(path: str, sets: bool) -> str:
+    """A hash of another run's candidates, and of the `sets` that it refined: its further methods change neither."""
+    columns = ["benchmark", "problem_id", "method", "index", "text", "candidates"]
+    _, samples = read_samples(path, columns)
+    taken = {"direct": "text"} | ({"selfref": "candidates"} if sets else {})
+    lines = [
+        repr([*(one[key] for key in columns[:4]), one[taken[one["method"]]]])
+        for one in samples
+        if one["method"] in taken
+    ]
+    return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()
 
 
 def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
@@ -55,7 +64,10 @@ def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
     if kind == "scores":
         return found | {"reward_model": config.reward_model, "weights": weights_fingerprint(config.reward_model)}
     if kind == "candidates" and not config.own_candidates:
-        return found | {"own_candidates": False, "candidates_from": _hash_of(config.candidates_from)}
+        return found | {
+            "own_candidates": False,
+            "candidates_from": _candidates_hash(config.candidates_from, sets=False),
+        }
     keys = SAMPLER + (CANDIDATE if kind == "candidates" else REFINEMENT)
     found |= {key: values[key] for key in keys}
     found |= {"template_version": get_template(config.prompt_template).version}
@@ -63,7 +75,7 @@ def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
     if kind == "orders":
         found["order_repeats"] = config.order_repeats
     if kind == "selfref_frozen":
-        found["candidates_from"] = _hash_of(config.candidates_from)
+        found["candidates_from"] = _candidates_hash(config.candidates_from, sets=True)
     return found
 
 
@@ -80,8 +92,9 @@ def open_stores(rows: list[dict], problem_config, config) -> dict[str, ShardStor
 
 def _read_other(config) -> tuple[dict, dict, dict]:
     """The other run's settings; its candidates and its sets, by unit."""
-    columns = ["benchmark", "problem_id", "method", "index", "text", "finished", "skipped", "candidates", "tokens"]
-    columns += ["prompt_tokens"] + [f"{name}_{g}" for g in GRADINGS for name in ("answer", "correct", "class")]
+    columns = ["benchmark", "problem_id", "problem", "gold", "method", "index", "text", "finished", "skipped"]
+    columns += ["candidates", "tokens", "prompt_tokens"]
+    columns += [f"{name}_{g}" for g in GRADINGS for name in ("answer", "correct", "class")]
     header, samples = read_samples(config.candidates_from, columns)
     if header["k"] != config.num_candidates:
         raise ValueError(
@@ -101,13 +114,17 @@ def _read_other(config) -> tuple[dict, dict, dict]:
 
 
 def _check_holds(rows: list[dict], found: dict, config) -> None:
+    where = f"candidates_from={config.candidates_from}"
     for row in rows:
         if unit_id(row) not in found:
             raise ValueError(
-                f"candidates_from={config.candidates_from} has no problem {row['id']} of {row['benchmark']}: evaluate "
-                "the same problems (benchmarks, dataset_name, dataset_split, problem_seed, max_problems, "
-                "dataset_kwargs) as that run"
+                f"{where} has no problem {row['id']} of {row['benchmark']}: evaluate the same problems (benchmarks, "
+                "dataset_name, dataset_split, problem_seed, max_problems, dataset_kwargs) as that run"
             )
+    keys = [(row["benchmark"], row["id"]) for row in rows]
+    theirs = {key: tuple(found["/".join(key)][0][name] for name in ("problem", "gold")) for key in keys}
+    ours = {key: (row["problem"], row["answer"]) for key, row in zip(keys, rows, strict=True)}
+    check_same_problems(ours, theirs, keys, f"{where}: ")
 
 
 def frozen_sets(rows: list[dict], config) -> dict[str, tuple[list[dict], dict[int, list[int]]]]:
@@ -141,7 +158,7 @@ def candidates_of_file(rows: list[dict], config) -> tuple[list[dict], dict]:
                 f"{name}={getattr(config, name)}: candidates_from={config.candidates_from} has {header[key]}, and "
                 f"own_candidates=false takes its sets: set {name} to {header[key]}"
             )
-    dropped = ("benchmark", "problem_id", "candidates")
+    dropped = ("benchmark", "problem_id", "problem", "gold", "candidates")
     units = []
     for row in rows:
         samples = [

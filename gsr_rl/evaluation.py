@@ -6,6 +6,7 @@ samples.parquet   one row a sample, with the run's settings in the file's metada
 eval.json         made from samples.parquet alone (gsr_rl/tables.py)
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
     taken, other = (None, None) if config.own_candidates else candidates_of_file(rows, config)
     seed = other["sets_seed"] if other else config.seed
     stores = open_stores(rows, problem_config, config)
-    with stores["candidates"].lock():
+    with contextlib.ExitStack() as locks:
+        for store in stores.values():
+            locks.enter_context(store.lock())
         if taken and not len(stores["candidates"].load("units")):
             stores["candidates"].append("units", taken)
         units = {kind: store.load("units") for kind, store in stores.items()}

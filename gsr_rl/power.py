@@ -20,8 +20,8 @@ class Variance:
     """Parts of the variance of a difference.
 
     Attributes:
-        between: Of the problems' own means. Without several runs it holds both parts.
-        within: Of one run about its problem's mean; None without several runs.
+        between: Of the problems' own means. Without several independent runs it holds both parts.
+        within: Of one run about its problem's mean; None without several independent runs.
         problems, runs: How many there were; `runs` is a mean.
     """
 
@@ -35,8 +35,11 @@ class Variance:
         return self.between + (self.within or 0.0) / runs
 
 
-def variance(groups: Sequence[Sequence[float | None]]) -> Variance | None:
-    """Split the variance of a difference, from each problem's values by run; None with fewer than two problems."""
+def variance(groups: Sequence[Sequence[float | None]], independent: bool = True) -> Variance | None:
+    """Split the variance of a difference, from each problem's values by run; None with fewer than two problems.
+
+    Runs that are not `independent`, as of candidate sets that overlap, do not tell the two parts apart.
+    """
     scored = [[value for value in group if is_scored(value)] for group in groups]
     scored = [group for group in scored if group]
     if len(scored) < 2:
@@ -45,7 +48,7 @@ def variance(groups: Sequence[Sequence[float | None]]) -> Variance | None:
     runs = len(scored) / math.fsum(1 / len(group) for group in scored)  # harmonic, as it enters the variance
     total = _sample_variance(means)
     several = [group for group in scored if len(group) > 1]
-    if not several:
+    if not several or not independent:
         return Variance(total, None, len(scored), runs)
     freedom = sum(len(group) - 1 for group in several)
     within = math.fsum(_sample_variance(group) * (len(group) - 1) for group in several) / freedom
@@ -89,8 +92,8 @@ def of_two_models(parts: Variance | None) -> Variance | None:
 
 
 def power_note(parts: Variance | None) -> dict | None:
-    """The note on one difference, for eval.json; None without its variance."""
-    if parts is None:
+    """The note on one difference, for eval.json; None without its variance, or where no problem and no run differs."""
+    if parts is None or not parts.between + (parts.within or 0.0):
         return None
     needed = {
         f"{difference:g}": {

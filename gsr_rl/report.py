@@ -111,9 +111,9 @@ def spread_lines(summary: dict, name: str) -> list[str]:
     lines = []
     for metric, one in (summary.get("runs", {}).get(name) or {}).items():
         if one["runs"] > 1:
+            spread = "overlapping, " if one["sd"] is None else f"deviation {100 * one['sd']:.1f} points, "
             low, high = points(one["min"]), points(one["max"])
-            text = f"{metric} run by run: {one['runs']} runs, deviation {100 * one['sd']:.1f} points, {low} to {high}."
-            lines.append(text)
+            lines.append(f"{metric} run by run: {one['runs']} runs, {spread}{low} to {high}.")
     for what, one in (summary.get("power", {}).get(name) or {}).items():
         text = f"{what}: {one['problems']} problems with {one['runs']:g} runs show a difference of "
         text += f"{100 * one['detectable']:.1f} points in 80 of 100 cases."

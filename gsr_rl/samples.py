@@ -1,6 +1,7 @@
 """samples.parquet: every sample of an evaluation, one a row, with the run's settings in the file's metadata."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 GRADINGS = ("lenient", "strict")
@@ -54,6 +55,17 @@ def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[di
         rows = file.read(columns=[name for name in wanted if name in known]).to_pylist()
     missing = dict.fromkeys(name for name in wanted if name not in known)
     return json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
+
+
+def check_same_problems(here: dict, there: dict, keys: Iterable[tuple[str, str]], where: str = "") -> None:
+    """Raises `ValueError` where a (benchmark, id) of both stands for another problem or gold answer."""
+    for name, identity in keys:
+        for what, one, other in zip(("problem", "answer"), here[name, identity], there[name, identity], strict=True):
+            if one != other and None not in (one, other):
+                raise ValueError(
+                    f"{where}{identity} of {name} is not the same {what} in both runs ({one[:60]!r} and "
+                    f"{other[:60]!r}): evaluate the same file, or give its rows ids of their own"
+                )
 
 
 def header_of(config, rows: list[dict], other: dict | None = None) -> dict:

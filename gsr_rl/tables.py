@@ -8,10 +8,10 @@ from pathlib import Path
 from gsr_rl import metrics
 from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, problem_values
-from gsr_rl.samples import GRADINGS, read_samples
+from gsr_rl.samples import GRADINGS, check_same_problems, read_samples
 
-COLUMNS = ["benchmark", "part", "problem_id", "method", "index", "round", "order", "repeat", "candidates", "chosen"]
-COLUMNS += ["copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
+COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "index", "round", "order", "repeat"]
+COLUMNS += ["candidates", "chosen", "copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
 COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
 NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
                "order_disagreement", "resample_disagreement", "order_sensitivity", "maj@tokens_capped")  # fmt: skip
@@ -39,11 +39,19 @@ __all__ = ["NO_ACCURACY", "ProblemValues", "Results", "compare", "metrics_from_s
 
 @dataclass
 class Results:
-    """All figures of a run: its settings, and `ProblemValues` by grading and benchmark."""
+    """All figures of a run.
+
+    Attributes:
+        header: Its settings.
+        problems: `ProblemValues` by grading and benchmark.
+        counts: Amounts: tokens, finished shares, skipped and unscored samples.
+        texts: Problem and gold answer by benchmark and problem id.
+    """
 
     header: dict
     problems: dict[str, dict[str, ProblemValues]]
     counts: dict[str, float]
+    texts: dict[tuple[str, str], tuple[str | None, str | None]]
 
 
 def samples_path(path: str | Path) -> Path:
@@ -63,7 +71,9 @@ def metrics_from_samples(path: str | Path) -> Results:
         grading: {name: problem_values(group, header, grading) for name, group in grouped.items()}
         for grading in GRADINGS
     }
-    return Results(header, problems, _counts(samples))
+    firsts = {(name, identity): one[0] for name, group in grouped.items() for identity, one in group.items()}
+    texts = {key: (first["problem"], first["gold"]) for key, first in firsts.items()}
+    return Results(header, problems, _counts(samples), texts)
 
 
 def _counts(samples: list[dict]) -> dict[str, float]:
@@ -91,10 +101,9 @@ def summarise(results: Results) -> dict:
         for name, values in results.problems[grading].items():
             weights = metrics.bootstrap_weights(len(values.ids), seed=results.header["seed"])
             ratios = values.ratios()
-            summary[target][name] = {metric: metrics.estimate(ratio, weights) for metric, ratio in ratios.items()}
-            if "refinement_gap" in ratios:
-                gap = metrics.estimate_difference(ratios[f"selfref@{values.k}"], ratios[f"maj@{values.k}"], weights)
-                summary[target][name]["refinement_gap"] |= gap
+            summary[target][name] = {
+                metric: metrics.estimate(ratio, weights, signed=metric in SIGNED) for metric, ratio in ratios.items()
+            }
             if grading == "lenient":
                 _add_details(summary, name, values, ratios, weights)
     return summary | {"counts": results.counts}
@@ -119,9 +128,12 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     }
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
-    summary["runs"][name] = {metric: runs_of(groups) for metric, groups in values.runs.items()}
+    apart = summary["grouping"] == "disjoint" or summary["num_candidate_sets"] == 1  # sets share no candidate
+    summary["runs"][name] = {
+        metric: runs_of(groups, independent=apart or metric == "pass@1") for metric, groups in values.runs.items()
+    }
     notes = {
-        "refinement_gap": power_note(variance(values.runs.get("refinement_gap", []))),
+        "refinement_gap": power_note(variance(values.runs.get("refinement_gap", []), independent=apart)),
         "pass@1 of two models": power_note(of_two_models(variance(values.runs["pass@1"]))),
     }
     summary["power"][name] = {what: note for what, note in notes.items() if note}
@@ -136,14 +148,15 @@ def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
     return pairs + [(other, maj) for other in others if not other.startswith(direct)]
 
 
-def runs_of(groups: list[list[float]]) -> dict:
+def runs_of(groups: list[list[float]], independent: bool = True) -> dict:
     """The spread over runs: `{"runs", "mean", "sd", "min", "max"}` of each run's accuracy over all problems.
 
     Args:
         groups: For each problem its values run by run; NaN where unscored.
+        independent: The runs share no candidates; otherwise their deviation would be too small.
 
     Returns:
-        `sd` is None with one run. Runs that not every problem has are left out.
+        `sd` is None with one run, and where runs are not independent. Runs that not every problem has are left out.
     """
     number = min((len(group) for group in groups), default=0)
     columns = [[group[run] for group in groups if metrics.is_scored(group[run])] for run in range(number)]
@@ -152,7 +165,7 @@ def runs_of(groups: list[list[float]]) -> dict:
         return {"runs": 0, "mean": None, "sd": None, "min": None, "max": None}
     centre = math.fsum(means) / len(means)
     spread = math.fsum((one - centre) ** 2 for one in means)
-    sd = math.sqrt(spread / (len(means) - 1)) if len(means) > 1 else None
+    sd = math.sqrt(spread / (len(means) - 1)) if len(means) > 1 and independent else None
     rounded = {"mean": round(centre, 6), "sd": None if sd is None else round(sd, 6)}
     return {"runs": len(means)} | rounded | {"min": round(min(means), 6), "max": round(max(means), 6)}
 
@@ -172,6 +185,9 @@ def compare(
 
     Returns:
         `{benchmark: {METRIC or "METRIC_A-METRIC_B": {"value", "low", "high"}}}`.
+
+    Raises:
+        ValueError: The runs have no problem in common, or another problem under the same id.
     """
     a, b = (run if isinstance(run, Results) else metrics_from_samples(run) for run in (run_a, run_b))
     found = {}
@@ -181,6 +197,7 @@ def compare(
         common = [identity for identity in first.ids if identity in known]
         if not common:
             continue
+        check_same_problems(a.texts, b.texts, [(name, identity) for identity in common])
         left, right = first.select(common).ratios(), second.select(common).ratios()
         weights = metrics.bootstrap_weights(len(common), seed=seed)
         wanted = pairs or [(metric, metric) for metric in left if metric in right]
@@ -239,6 +256,8 @@ def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[
         ids = runs[0].problems[grading][name].ids
         if any(set(run.problems[grading][name].ids) != set(ids) for run in runs):
             raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
+        for run in runs[1:]:
+            check_same_problems(runs[0].texts, run.texts, [(name, identity) for identity in ids], "from_samples: ")
         ratios = [run.problems[grading][name].select(ids).ratios() for run in runs]
         found[name] = {}
         for metric in ratios[0]:

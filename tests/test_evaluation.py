@@ -136,7 +136,7 @@ def test_tables_are_remade_from_the_store_to_the_last_digit(first):
 
 def test_a_run_against_itself_differs_by_nothing_and_another_seed_by_something(run, first):
     same = compare(first, first)["tiny/mix"]
-    assert all(one == {"value": 0.0, "low": 0.0, "high": 0.0} for one in same.values())
+    assert all(one["value"] == 0 and one["low"] == -one["high"] for one in same.values())
     cross = compare(first, first, pairs=[("selfref@3", "pass@1")])["tiny/mix"]
     summary = json.loads((first / "eval.json").read_text())
     assert cross == {"selfref@3-pass@1": summary["differences"]["tiny/mix"]["selfref@3-pass@1"]}
@@ -306,3 +306,49 @@ def test_the_program_with_a_real_engine(tiny_model, tmp_path, monkeypatch):
     header, rows = read_samples(tmp_path / "samples.parquet")
     assert header["versions"]["vllm"] and len(rows) == 12 * 11
     assert {row["tokens"] > 0 for row in rows if not row["skipped"]} == {True}
+
+
+def test_another_process_changes_no_settings_under_one_that_samples(run, monkeypatch, capsys):
+    """The second is refused, and what the first leaves is still tied to the first's settings."""
+    said = []
+
+    def complete(engine, ids, place, plain=FixedEngine.complete):
+        if not said:
+            said.append("")
+            with pytest.raises(SystemExit):
+                run("raced", refinement_temperature=0.1)
+            said[0] = capsys.readouterr().err
+        return plain(engine, ids, place)
+
+    monkeypatch.setattr(FixedEngine, "complete", complete)
+    folder = run("raced", refinement_temperature=0.7)
+    assert "refinement_temperature was 0.7, is 0.1" in said[0] or "another process is at work" in said[0]
+    settings = json.loads((folder / "shards" / "selfref" / "settings.json").read_text())
+    assert settings["refinement_temperature"] == 0.7
+
+
+def test_runs_with_other_problems_under_the_same_ids_are_not_paired(run, first, tmp_path, capsys):
+    header, rows = read_samples(first / "samples.parquet")
+    ids = list(dict.fromkeys(row["problem_id"] for row in rows))
+    shifted = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    write_samples(
+        tmp_path / "samples.parquet", [row | {"problem_id": shifted[row["problem_id"]]} for row in rows], header
+    )
+    with pytest.raises(ValueError, match=r"of tiny/mix is not the same problem in both runs"):
+        compare(first, tmp_path)
+    for own in ("true", "false"):
+        with pytest.raises(SystemExit):
+            run(f"shifted {own}", candidates_from=tmp_path / "samples.parquet", own_candidates=own)
+        assert "is not the same problem in both runs" in capsys.readouterr().err
+
+
+def test_a_further_method_of_the_base_leaves_the_runs_over_its_candidates_resumable(run):
+    base = run("base")
+    taken = {"candidates_from": base / "samples.parquet", "own_candidates": "false"}
+    frozen = {"candidates_from": base / "samples.parquet", "seed": 5}
+    before = [(run(name, **keys) / "eval.json").read_text() for name, keys in (("t", taken), ("f", frozen))]
+    run("base", methods=["selfref", "selfref_none", "select"])
+    engines = FixedEngine.opened
+    after = [(run(name, **keys) / "eval.json").read_text() for name, keys in (("t", taken), ("f", frozen))]
+    assert [json.loads(text)["benchmarks"] for text in after] == [json.loads(text)["benchmarks"] for text in before]
+    assert FixedEngine.opened == engines, "nothing was sampled anew"

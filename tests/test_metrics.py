@@ -195,6 +195,22 @@ def test_intervals_cover_the_truth_19_times_in_20():
     assert 0.91 < difference / 400 < 0.985
 
 
+@pytest.mark.parametrize("better", [0.5, 0.8, 1.0])
+@pytest.mark.parametrize("differ", [0.02, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("number", [5, 30, 100])
+def test_differences_that_few_problems_show_are_covered_too(number, differ, better):
+    """The sides differ on a share of the problems, and on a share of those the first is right."""
+    rng, trials, hits = np.random.default_rng(6), 200, 0
+    weights, truth = metrics.bootstrap_weights(number, resamples=200), differ * (2 * better - 1)
+    for _ in range(trials):
+        sign = (rng.random(number) < differ) * np.where(rng.random(number) < better, 1, -1)
+        one = metrics.estimate_difference(share(sign == 1), share(sign == -1), weights)
+        gap = metrics.estimate(share(sign.astype(float)), weights, signed=True)
+        assert (one["low"], one["high"]) == (gap["low"], gap["high"])
+        hits += one["low"] <= truth <= one["high"]
+    assert hits / trials > 0.9, "the bootstrap alone covers 6 of 100 at the worst of these"
+
+
 def test_intervals_of_rates_and_of_the_gap_over_several_sets_cover_too():
     """Problems of different difficulty, four sets each: fix rate and gap against their true values."""
     rng, trials, hits = np.random.default_rng(3), 300, {"gap": 0, "fix": 0}
@@ -242,7 +258,8 @@ def test_differences_are_paired():
     alone = metrics.estimate(share(base), weights)
     assert paired["low"] > 0
     assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
-    assert metrics.estimate_difference(share(base), share(base), weights) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    same = metrics.estimate_difference(share(base), share(base), weights)
+    assert same["value"] == 0 and -0.01 < same["low"] == -same["high"] < 0, "400 problems without a difference"
 
 
 def test_a_difference_counts_the_problems_that_are_scored_on_both_sides():
@@ -268,6 +285,22 @@ def test_a_share_of_nothing_or_all_has_wilsons_interval(value, low, high):
     assert (one["value"], one["low"], one["high"], one["n"]) == (value, low, high, 10)
 
 
+def test_one_problem_and_equal_problems_have_wilsons_interval():
+    for values in ([0.2], [0.6, 0.6]):
+        one = metrics.estimate(share(values), metrics.bootstrap_weights(len(values)))
+        low, high = metrics.wilson(values[0], len(values))
+        assert (one["low"], one["high"]) == (round(low, 6), round(high, 6)) and high - low > 0.5
+    gap = metrics.estimate(share([0.6]), metrics.bootstrap_weights(1), signed=True)
+    assert gap["low"] < 0 < gap["value"] < gap["high"], "one problem shows nothing"
+
+
+def test_a_score_that_is_no_number_is_no_score():
+    for scores in ([NAN, 1.0], [1.0, NAN]):
+        correct = [1.0 if score == 1.0 else 0.0 for score in scores]
+        assert metrics.best_of(scores, correct) == metrics.maj_correct([0, 1], correct, scores) == 1.0
+    assert metrics.best_of([NAN], [1.0]) == 0.0
+
+
 def test_a_difference_of_two_certain_shares_still_has_a_width():
     weights = metrics.bootstrap_weights(10)
     one = metrics.estimate_difference(share([1.0] * 10), share([0.0] * 10), weights)
@@ -285,7 +318,7 @@ def test_a_share_of_nothing_or_all_on_every_seed_has_the_interval_of_one_seeds_p
     one = metrics.estimate_over_seeds([share([value] * 10)] * 3)
     assert one == {"value": value, "low": low, "high": high, "seeds": [value] * 3}
     none = metrics.estimate_over_seeds([share([0.0] * 10)] * 3, signed=True)
-    assert (none["low"], none["high"]) == (0.0, 0.0), "a gap of nothing on every problem"
+    assert none["low"] == -none["high"] == -0.277533, "a gap of nothing on ten problems"
     mixed = metrics.estimate_over_seeds([share([1.0] * 10), share([0.0] * 10)])
     assert (mixed["value"], mixed["low"], mixed["high"]) == (0.5, 0.0, 1.0)
 

@@ -31,6 +31,16 @@ def test_one_run_does_not_tell_the_parts_apart():
     assert power.runs_needed(parts, 0.05) is None and power.problems_needed(parts, 0.05) > 3
 
 
+def test_runs_that_share_candidates_do_not_tell_the_parts_apart():
+    parts = power.variance([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], independent=False)
+    assert (parts.within, parts.between, parts.runs) == (None, pytest.approx(0.25), 2)
+
+
+def test_there_is_no_note_where_nothing_differs():
+    assert power.power_note(power.variance([[0.0, 0.0]] * 20)) is None
+    assert power.power_note(power.of_two_models(power.variance([[1.0, 1.0]] * 20))) is None
+
+
 def test_unscored_values_are_left_out():
     assert power.variance([[0.0, 1.0, None], [float("nan")], [1.0, 1.0]]) == power.variance([[0.0, 1.0], [1.0, 1.0]])
     assert power.variance([[1.0, 0.0]]) is None and power.power_note(power.variance([])) is None

@@ -94,7 +94,7 @@ def test_runs_on_other_problems_are_not_put_together(tmp_path):
 def test_runs_of_seeds_differ_in_nothing_but_seed_and_model(tmp_path, changed, message):
     write_run(tmp_path, 10)
     one = metrics_from_samples(tmp_path)
-    other = Results(one.header | {"model": "made/other"} | changed, one.problems, one.counts)
+    other = Results(one.header | {"model": "made/other"} | changed, one.problems, one.counts, one.texts)
     if message is None:
         assert over_seeds([one, other])["made"]["pass@1"]["sd"] == 0.0
         return

@@ -90,7 +90,8 @@ def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
             own = set(arm.frames[0]["part"])
             if part is not None and (part not in own or len(own) == 1):
                 continue
-            cells = [figure(estimate_over_seeds(arm.shares(column, part))) for column in columns]
+            figures = [estimate_over_seeds(arm.shares(c, part), signed=c == "refinement_gap") for c in columns]
+            cells = [figure(one) for one in figures]
             cost = [f"{arm.mean('optimizer_steps'):.0f}", f"{arm.mean('training_tokens'):,.0f}"]
             cost += [f"{arm.mean('seconds', 'train'):.0f}"]
             rows.append([part.rsplit("/", 1)[-1] if part else "all", name, *cells, *(cost if part is None else "---")])
@@ -110,7 +111,8 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
         pairs = zip(arms[new].frames, arms[old].frames, strict=True)
         ratios = [share(a[high] - b.loc[a.index][low]) for a, b in pairs]
         weights = bootstrap_weights(len(arms[new].frames[0]))
-        each, over = [estimate(ratio, weights) for ratio in ratios], estimate_over_seeds(ratios)
+        each = [estimate(ratio, weights, signed=True) for ratio in ratios]
+        over = estimate_over_seeds(ratios, signed=True)
         holding = sum(verdict(claim, one) == "reproduced" for one in each)
         word = f"{verdict(claim, over)}, {holding} of {len(each)} seeds alone"
         rows.append([claim["text"], *map(figure, each), figure(over), word])
