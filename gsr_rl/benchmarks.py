@@ -21,6 +21,7 @@ from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
+USABLE = 0.95  # of the rows of a set that the manifest holds, at least
 _KNIGHTS = re.compile(r"knights_knaves(?:/(\d+))?(/choice)?")
 _ALIASES = {alias.lower(): name for name, one in BENCHMARKS.items() for alias in (name, *one.aliases)}
 
@@ -56,6 +57,11 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
         file = named.get(name)
         if match[1] and int(match[1]) < 2:
             raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
+        if match[1] and not file and int(match[1]) > knights_knaves.MOST_PEOPLE:
+            raise ValueError(
+                f"benchmarks: {name}: puzzles of at most {knights_knaves.MOST_PEOPLE} inhabitants are generated, "
+                f"larger ones can come from a file: --benchmark_files '{{{name}: FILE.jsonl}}'"
+            )
         people = int(match[1]) if match[1] else 0 if file else DEFAULT_PEOPLE
         return Source(name, file=file, people=people, choice=bool(match[2]))
     if Path(name).suffix in LOCAL_SUFFIXES:
@@ -161,6 +167,11 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
         return [
             f"benchmarks: {source.name} has {wanted} problems ({known.about}), {where} has {number}: {mend}. Give the "
             f"right file by --benchmark_files, or evaluate this one under its own name (--benchmarks FILE)"
+        ]
+    if len(rows) < USABLE * number:
+        return [
+            f"benchmarks: {source.name} has {number} rows in {where}, of which only {len(rows)} are usable and "
+            "different: another column holds the answers, or problems repeat"
         ]
     pattern, words = FORMS[known.form]
     for place, row in enumerate(rows, 1):

@@ -71,7 +71,8 @@ def check_eval(c) -> list[str]:
     if c.from_samples:
         return _check_folders(c)
     most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
-    sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": c.num_candidate_sets or 1})
+    number = 1 if c.num_candidate_sets is None else c.num_candidate_sets
+    sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": number})
     found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
     found += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
     if c.engine != "endpoint" and (c.own_candidates or set(as_list(c.methods)) - set(SCORED)):
@@ -85,7 +86,7 @@ def check_eval(c) -> list[str]:
         )
     if c.grouping not in ("disjoint", "resampled"):
         found.append(f"grouping={c.grouping!r}: use disjoint or resampled")
-    if c.grouping == "disjoint" and (c.num_candidate_sets or 1) > most:
+    if c.grouping == "disjoint" and number > most:
         found.append(
             f"num_candidate_sets={c.num_candidate_sets} x num_candidates={c.num_candidates} is more than "
             f"num_generations={c.num_generations}, so sets would share candidates: set num_candidate_sets to at most "

@@ -3,6 +3,9 @@
 import itertools
 import random
 import re
+from unittest import mock
+
+import numpy as np
 
 from gsr_rl.candidates import choice_seed
 
@@ -10,6 +13,7 @@ _WORDS = re.compile(r"inhabited only by (\w+)s and (\w+)s\.")
 _FORMAT = re.compile(r"\s*\(Format your answer like: .*?\)", re.DOTALL)
 _PERSON = re.compile(r"([A-Z][\w'-]*) is a (knight|knave)")
 LETTERS = "ABCD"
+MOST_PEOPLE = 18  # puzzles of more take seconds each
 
 
 def answer_text(names: list[str], is_knight: list[bool]) -> str:
@@ -58,6 +62,39 @@ def in_one_wording(text: str, island: str) -> str:
     return text
 
 
+def find_solutions(statements: tuple) -> list[tuple[bool, ...]]:
+    """All assignments of roles under which each person's statement is true if and only if that person is a knight.
+
+    The same as reasoning-gym's `KnightsKnavesDataset.find_solution`, in the same order, over arrays: it takes minutes
+    where 2^n assignments are tried one by one.
+
+    Args:
+        statements: One nested tuple a person, in reasoning-gym's language.
+    """
+    number = len(statements)
+    cases = np.arange(2**number)  # one bit a person, the first the highest; a knight is 0
+
+    def is_knight(person: int) -> np.ndarray:
+        return (cases >> (number - 1 - person)) & 1 == 0
+
+    def holds(statement: tuple) -> np.ndarray:
+        kind, *parts = statement
+        if kind in ("telling-truth", "lying"):
+            return is_knight(parts[0]) == (kind == "telling-truth")
+        values = [holds(part) for part in parts]
+        if kind == "not":
+            return ~values[0]
+        if kind == "->":
+            return ~values[0] | values[1]
+        if kind == "<=>":
+            return values[0] == values[1]
+        return {"and": np.logical_and, "or": np.logical_or}[kind].reduce(values)
+
+    for person, statement in enumerate(statements):
+        cases = cases[holds(statement) == is_knight(person)]
+    return [tuple(not (case >> (number - 1 - person)) & 1 for person in range(number)) for case in cases.tolist()]
+
+
 def generate(num_people: int, number: int, split: str, seed: int) -> list[dict]:
     """`number` problems with `num_people` inhabitants and one solution each, by reasoning-gym's task.
 
@@ -67,12 +104,16 @@ def generate(num_people: int, number: int, split: str, seed: int) -> list[dict]:
     Raises:
         ValueError: As `problems.read_problems` for a generated set.
     """
+    from reasoning_gym.logic.knights_knaves import KnightsKnavesDataset
+
     from gsr_rl.problems import plain_config, read_problems
 
     config = plain_config("reasoning_gym/knights_knaves", dataset_split=split, max_problems=number,
                           problem_seed=seed, dataset_kwargs={"n_people": num_people})  # fmt: skip
+    with mock.patch.object(KnightsKnavesDataset, "find_solution", staticmethod(find_solutions)):
+        problems = read_problems(config)
     rows = []
-    for row in read_problems(config).rows:
+    for row in problems.rows:
         roles = people(in_one_wording(row["answer"], row["problem"]))
         names, is_knight = list(roles), list(roles.values())
         more = {"names": names, "is_knight": is_knight, "answer": answer_text(names, is_knight)}

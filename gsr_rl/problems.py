@@ -4,6 +4,7 @@ Every row that comes out has `id`, `problem` and `answer` as non-empty strings; 
 """
 
 import csv
+import difflib
 import hashlib
 import json
 import re
@@ -217,6 +218,10 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
         raise ValueError(
             f"dataset_name={config.dataset_name} needs reasoning-gym: pip install 'gsr-rl[demo]'"
         ) from None
+    if task not in (known := reasoning_gym.factory.DATASETS):
+        near = difflib.get_close_matches(task, known, n=1)
+        hint = f", did you mean reasoning_gym/{near[0]}" if near else ""
+        raise ValueError(f"reasoning_gym/{task}: reasoning-gym has no such task{hint}")
     if config.dataset_split not in GYM_SPLITS:
         raise ValueError(f"dataset_split={config.dataset_split!r}: use one of {sorted(GYM_SPLITS)}")
     if not 0 <= config.problem_seed < _SEEDS_A_SPLIT // _SEEDS_A_RUN:
@@ -226,7 +231,10 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
     start = place * _SEEDS_A_SPLIT + config.problem_seed * _SEEDS_A_RUN
     low, high = GYM_SPLITS[config.dataset_split]
     size = min(_SEEDS_A_RUN, 20 * wanted * 100 // (high - low) + 1000)
-    source = reasoning_gym.create_dataset(task, seed=start, size=size, **options)
+    try:
+        source = reasoning_gym.create_dataset(task, seed=start, size=size, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"dataset_kwargs={options}: reasoning_gym/{task} does not take them: {error}") from None
     rows: dict[str, dict] = {}
     for entry in source:
         text = entry["question"]
@@ -242,11 +250,18 @@ def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
     )
 
 
+def _parsed(line: str, path: Path, number: int) -> dict:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {number} is no JSON object ({error.msg}): mend it or take it out") from None
+
+
 def read_local(path: Path) -> list[dict]:
     """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are. A byte order mark is skipped."""
     if path.suffix == ".jsonl":
         with open(path, encoding="utf-8-sig") as file:
-            return [json.loads(line) for line in file if line.strip()]
+            return [_parsed(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
     if path.suffix == ".csv":
         with open(path, encoding="utf-8-sig", newline="") as file:
             csv.field_size_limit(LONGEST_FIELD)

@@ -164,7 +164,7 @@ def png(summary: dict) -> bytes | None:
     canvas = Figure(figsize=(10, 4), layout="constrained")
     left, right = canvas.subplots(1, 2)
     draw_accuracies(left, summary, name)
-    left.set_title(f"{name}, n = {summary['benchmarks'][name]['pass@1']['n']:g}")
+    left.set_title(f"{name}, n = {summary['benchmarks'][name]['pass@1']['n']:g}", parse_math=False)
     draw_by_num_correct(right, summary, name)
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=8)

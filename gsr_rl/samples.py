@@ -45,9 +45,14 @@ def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[di
     Raises:
         ValueError: Another kind of file.
     """
+    import pyarrow
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    try:
+        opened = pq.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise ValueError(f"{path}: not a samples.parquet of eval_gsr.py ({error})") from None
+    with opened as file:
         metadata, known = file.schema_arrow.metadata or {}, set(file.schema_arrow.names)
         if b"gsr" not in metadata:
             raise ValueError(f"{path}: not a samples.parquet of eval_gsr.py (it lacks the run's settings)")

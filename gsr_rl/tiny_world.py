@@ -118,7 +118,7 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is not one of {sorted(SPLITS)}")
     if family not in (*FAMILIES, "mix"):
-        raise ValueError(f"family={family!r} is not one of {(*FAMILIES, 'mix')}")
+        raise ValueError(f"tiny/{family}: there are {', '.join(f'tiny/{one}' for one in (*FAMILIES, 'mix'))}")
     if unknown := set(difficulty) - set(DIFFICULTY):
         raise ValueError(f"unknown difficulty {sorted(unknown)}: use {sorted(DIFFICULTY)}")
     settings = {**DIFFICULTY, **difficulty}

@@ -52,6 +52,34 @@ def test_a_file_that_holds_another_set_is_refused(name, file, message):
         load(name, path_of(file))
 
 
+@pytest.mark.parametrize(
+    "spoil", [lambda rows: rows[:1] * 30, lambda rows: [r | {"answer": ""} for r in rows[3:]] + rows[:3]]
+)
+def test_a_set_of_which_little_is_usable_is_not_the_set(spoil, tmp_path):
+    path = tmp_path / "aime.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in spoil(rows_of("aime24"))))
+    with pytest.raises(ValueError, match=r"aime24 has 30 rows in .*, of which only [13] are usable and different"):
+        load("aime24", path, unusable_rows="drop")
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"problem": "1+1", "answer": "2"}\n\n{"problem": \n')
+    with pytest.raises(ValueError, match=r"broken.jsonl: line 3 is no JSON object"):
+        load(str(path))
+
+
+def test_the_solver_of_puzzles_finds_what_trying_all_roles_finds():
+    from reasoning_gym.logic.knights_knaves import KKProblemSampler, KnightsKnavesDataset
+
+    for number in (2, 3, 5, 7):
+        sampler = KKProblemSampler(number, number)
+        for _ in range(20):
+            statements = sampler.sample()
+            assert knights_knaves.find_solutions(statements) == KnightsKnavesDataset.find_solution(statements)
+    assert len(load("knights_knaves/14", max_problems=20)) == 20, "and soon"
+
+
 def test_a_file_of_the_hubs_own_columns_loads_as_one_of_ours(tmp_path):
     names = {"problem": "question", "answer": "final_answer"}
     raw = [{names.get(k, k): [v] if k == "answer" else v for k, v in row.items()} for row in rows_of("olympiadbench")]

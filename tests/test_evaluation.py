@@ -262,6 +262,11 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
         ({"benchmark_files": "{aime24: x.jsonl}"}, "benchmarks is not set"),
         ({"benchmarks": "aime24", "benchmark_files": "{aime24: x.jsonl}"}, "x.jsonl: there is no such file"),
         ({"benchmarks": "aime24", "benchmark_files": "{amc23: x.jsonl}"}, "amc23 is none of benchmarks (aime24)"),
+        ({"num_candidate_sets": 0}, "num_candidate_sets=0: at least 1 is needed"),
+        ({"from_samples": "README.md"}, "README.md: not a samples.parquet of eval_gsr.py"),
+        ({"benchmarks": "tiny/nope"}, "tiny/nope: there are tiny/chain, tiny/guess, tiny/mix"),
+        ({"benchmarks": "reasoning_gym/chain_sums"}, "did you mean reasoning_gym/chain_sum"),
+        ({"benchmarks": "knights_knaves/30"}, "at most 18 inhabitants are generated"),
         ({"from_samples": "nowhere"}, "from_samples=nowhere: there is no samples.parquet"),
         ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),
         (

@@ -170,8 +170,15 @@ def test_plots_show_k_tokens_and_the_number_of_right_candidates(page):
 
 def test_the_picture_counts_the_problems_of_its_own_benchmark(page, monkeypatch):
     axes, titles = pytest.importorskip("matplotlib.axes"), []
-    monkeypatch.setattr(axes.Axes, "set_title", lambda _, title: titles.append(title))
+    monkeypatch.setattr(axes.Axes, "set_title", lambda _, title, **__: titles.append(title))
     assert page[1]["num_problems"] == 120 and png(page[1]) and "made, n = 60" in titles
+
+
+def test_a_name_that_reads_as_mathematics_is_drawn_as_it_is(page):
+    pytest.importorskip("matplotlib")
+    odd = {key: {r"x_$\frac$": one["made"]} if isinstance(one, dict) and "made" in one else one
+           for key, one in page[1].items()}  # fmt: skip
+    assert png(odd)
 
 
 def test_examples_are_triumphs_over_few_right_candidates_and_failures_over_many(page):

@@ -77,7 +77,7 @@ def test_difficulty_reaches_the_problems_and_mistakes_are_named():
     assert all(tw.depth(row["problem"]) == 4 for row in tw.generate("guess", "train", 20, 0, identity=0.0))
     with pytest.raises(ValueError, match="split='dev'"):
         tw.generate("mix", "dev", 5, 0)
-    with pytest.raises(ValueError, match="family='sum'"):
+    with pytest.raises(ValueError, match="tiny/sum: there are tiny/chain"):
         tw.generate("sum", "test", 5, 0)
     with pytest.raises(ValueError, match=r"\['length'\]"):
         tw.generate("mix", "test", 5, 0, length=3)
