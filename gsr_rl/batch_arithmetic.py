@@ -2,19 +2,25 @@
 
 from dataclasses import replace
 
+from trl import ModelConfig
+
 from gsr_rl.configs import GSRConfig
-from gsr_rl.memory import memory_arithmetic, read_launch, read_shape
+from gsr_rl.memory import memory_arithmetic
+from gsr_rl.memory_inputs import read_launch, read_shape
 from gsr_rl.problem_stream import sampling_limit
 
 
-def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int | str]:
+def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[str, int | str]:
     """Figures of one optimizer step and one generation, over all ranks. Token figures are upper bounds.
 
     Args:
-        model: Path or Hub name of the model; its sizes are read from a local folder, or from `model_shape`.
+        model: The model, whose sizes are read from a local folder or else from `model_shape`, and LoRA.
 
     Returns:
         Name to number or text, in the order in which `--dry_run true` prints them.
+
+    Raises:
+        ValueError: Sizes, a launch or numbers that nothing can be reckoned with.
     """
     launch = read_launch(args.launch_config, args.world_size)
     launch = replace(launch, on_cpu=launch.on_cpu or args.is_for_cpu)
@@ -41,10 +47,10 @@ def batch_arithmetic(args: GSRConfig, model: str | None = None) -> dict[str, int
         **_tokens(args, "a generation", sampled_problems, ["candidate", *(["refinement"] if refining else [])]),
         **_tokens(args, "an optimizer step", problems, args.stages),
     }
-    shape = read_shape(model, args.model_shape)
+    shape = read_shape(model and model.model_name_or_path, args.model_shape)
     if shape is None:
         return found | {"GPU memory": "not reckoned: the model is not a local folder, set model_shape"}
-    return found | memory_arithmetic(shape, launch, args)
+    return found | memory_arithmetic(shape, launch, args, model)
 
 
 def _tokens(args: GSRConfig, when: str, problems: int, stages: list[str]) -> dict[str, int | str]:

@@ -1,136 +1,227 @@
-"""The memory a joint GRPO step needs, of each GPU or on a CPU: reckoned from the configuration, not measured."""
+"""The memory a joint GRPO step needs, of each GPU or on a CPU: reckoned from the configuration, not measured.
 
-import json
-from dataclasses import dataclass, fields
-from pathlib import Path
+Sources are the pinned TRL 1.16, PEFT 0.21, DeepSpeed 0.19 and accelerate 1.15. Not counted: CUDA's context, buffers of
+the communication, fragmentation. What is left of a GPU beyond `USABLE` is for them.
+"""
 
-import yaml
+import math
+from dataclasses import dataclass
+
+from gsr_rl.memory_inputs import Launch, ModelShape, adapter_parameters, check_numbers
 
 GIB = 2**30
-ADAM_BYTES = 12  # a trained parameter: float32 master copy and two moments
-LAYER_BYTES = 34  # a token and hidden unit in one layer that is being recomputed, bfloat16 (Korthikanti et al. 2022)
-LOGIT_BYTES = 10  # a position and vocabulary entry: logits in bfloat16, in float32, and their gradient
+USABLE = 0.95  # of a GPU's memory
+TILE_TOKENS, TILE_ENTRIES = 4096, 32768  # of the fused head: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+LIVE_PARAMETERS = 1_000_000_000  # gathered at once under ZeRO-3: DeepSpeed's stage3_max_live_parameters
+SHARING = (None, "sdpa", "flex_attention")  # values of attn_implementation that share prompts, the default included
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a Llama or Qwen type model, by the names of its config.json."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    vocab_size: int
-    num_key_value_heads: int = 0
-    head_dim: int = 0
-    tie_word_embeddings: bool = False
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, biases and norms left out."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        attention = 2 * self.hidden_size * head * (self.num_attention_heads + self._kv_heads)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size
-        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
-        return self.num_hidden_layers * layer + tables
-
-    @property
-    def _kv_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of keys and values of one token, bfloat16."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        return 2 * 2 * self.num_hidden_layers * self._kv_heads * head
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a run is started: processes, ZeRO stage (0: none), optimizer on the CPU, or all of it."""
-
-    processes: int = 1
-    zero_stage: int = 0
-    offload_optimizer: bool = False
-    on_cpu: bool = False
-
-
-def read_shape(model: str | None, said: dict | str | None) -> ModelShape | None:
-    """The shape from a local model folder, else from the key `model_shape`; None where neither tells."""
-    path = Path(str(model)) / "config.json"
-    values = json.loads(path.read_text()) if path.is_file() else said
-    values = json.loads(values) if isinstance(values, str) else values
-    if not values:
-        return None
-    names = {field.name for field in fields(ModelShape)}
-    return ModelShape(**{name: value for name, value in values.items() if name in names and value is not None})
-
-
-def read_launch(path: str | None, processes: int) -> Launch:
-    """What an accelerate configuration file says; without one, `processes` without sharding."""
-    if not path:
-        return Launch(processes)
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    deepspeed = values.get("deepspeed_config") or {}
-    return Launch(
-        int(values.get("num_processes", processes)),
-        int(deepspeed.get("zero_stage", 0)),
-        str(deepspeed.get("offload_optimizer_device", "none")) == "cpu",
-        bool(values.get("use_cpu", False)),
-    )
-
-
-def memory_arithmetic(shape: ModelShape, launch: Launch, args, trained: int | None = None) -> dict[str, str]:
+def memory_arithmetic(shape: ModelShape, launch: Launch, args, model=None) -> dict[str, str]:
     """GiB a GPU for each part of a joint step; on a CPU, GiB a process, and no word on whether they fit.
 
     Args:
         args: A `GSRConfig`.
-        trained: Trained parameters, if not all of them (LoRA).
+        model: TRL's `ModelConfig`: LoRA, number format and attention. None: all weights are trained, in bfloat16.
 
     Returns:
         Name to text, in the order in which `--dry_run true` prints them.
+
+    Raises:
+        ValueError: A number that nothing can be reckoned with, or LoRA on no module of the model.
     """
-    n, stage = launch.processes, launch.zero_stage
-    width = 4 if str(getattr(args, "bf16", True)) == "False" else 2
-    trained = shape.parameters if trained is None else trained
-    weights = shape.parameters * width / (n if stage == 3 else 1)
-    gradients = trained * width / (n if stage >= 2 else 1)
-    optimizer = trained * ADAM_BYTES / (n if stage >= 1 else 1)
-    longest = args.max_refinement_prompt_length + args.max_refinement_length
-    rows = args.per_device_train_batch_size
-    tokens = rows * longest
-    saved = tokens * shape.hidden_size * shape.num_hidden_layers * width
-    one_layer = tokens * shape.hidden_size * LAYER_BYTES
-    layers = saved + one_layer if args.gradient_checkpointing else one_layer * shape.num_hidden_layers
-    logits = rows * max(args.max_completion_length, args.max_refinement_length) * shape.vocab_size * LOGIT_BYTES
-    offloaded = launch.offload_optimizer and not launch.on_cpu
-    found = {
-        "weights": weights,
-        "gradients": gradients,
-        "optimizer": 0.0 if offloaded else optimizer,
-        "activations of a micro-batch, at most": layers + logits,
-    }
-    total = sum(found.values())
+    check_numbers(args, model)
+    held = _held(shape, launch, args, model)
+    moved = {name: held.pop(name) for name in list(held) if name in launch.offloaded}
+    one, layers = _activations(shape, launch, args, model)
+    more = {"weights gathered for use, at most": gathered} if (gathered := _gathered(shape, launch, args)) else {}
+    update = sum(held.values()) + sum(more.values()) + layers
     kind, each = ("CPU", "GiB a process") if launch.on_cpu else ("GPU", "GiB")
+    recomputed = "with" if args.gradient_checkpointing else "without"
     text = {"model parameters": f"{shape.parameters / 1e9:.2f} billion"}
-    text |= {f"{kind} memory: {name}": f"{value / GIB:.1f} {each}" for name, value in found.items()}
-    text[f"{kind} memory: training together"] = f"{total / GIB:.1f} {each} (ZeRO stage {stage}, {n} processes)"
-    if launch.on_cpu:
-        if args.use_vllm and args.vllm_mode == "colocate":
-            text["CPU memory: vLLM"] = "the weights again and VLLM_CPU_KVCACHE_SPACE (2 GiB unless set), a process"
-        return text | {"GPU memory": "none is used: use_cpu is true"}
-    if offloaded:
-        text["CPU memory: optimizer"] = f"{optimizer / GIB:.1f} GiB a process"
+    if model is not None and model.use_peft:
+        text["trained parameters (LoRA)"] = f"{adapter_parameters(shape, model) / 1e6:.2f} million"
+    text |= {f"{kind} memory: {name}": f"{value / GIB:.1f} {each}" for name, value in (held | more).items()}
+    text |= {f"GPU memory: {name}": "0.0 GiB, in CPU memory" for name in moved}
+    text |= {f"CPU memory: {name}": f"{value / GIB:.1f} GiB a process" for name, value in moved.items()}
+    text[f"{kind} memory: activations of a micro-batch, at most"] = (
+        f"{layers / GIB:.1f} {each} ({one.tokens:,} tokens, {recomputed} gradient checkpointing)"
+    )
+    text[f"{kind} memory: training together"] = (
+        f"{update / GIB:.1f} {each} ({launch.name}, {launch.processes} processes)"
+    )
+    if not launch.on_cpu:
+        return text | _verdict(shape, launch, args, sum(held.values()), update)
     if args.use_vllm and args.vllm_mode == "colocate":
-        engine = args.vllm_gpu_memory_utilization * args.gpu_memory_gib * GIB
-        own = shape.parameters * 2 / args.vllm_tensor_parallel_size
-        cache = max(0.0, engine - own)
-        tokens = cache * args.vllm_tensor_parallel_size / shape.cache_bytes
+        text["CPU memory: vLLM"] = "the weights again and VLLM_CPU_KVCACHE_SPACE (2 GiB unless set), a process"
+    return text | {"GPU memory": "none is used: use_cpu is true"}
+
+
+def _width(args) -> int:
+    """Bytes of a number in the layers' products."""
+    return 2 if args.bf16 or args.fp16 else 4
+
+
+def _held(shape: ModelShape, launch: Launch, args, model) -> dict[str, float]:
+    """Bytes a process of what stays from step to step, under Adam.
+
+    DeepSpeed casts all weights and keeps a float32 copy and two moments of each trained one (engine.py,
+    `_configure_distributed_model`). Without it there are two moments alone, in the weight's own format: float32 for
+    adapters (PEFT's autocast_adapter_dtype) and for FSDP2 in mixed precision (accelerate's `fsdp2_prepare_model`).
+    """
+    n, stage, width = launch.processes, launch.zero_stage, _width(args)
+    lora = model is not None and model.use_peft
+    trained = adapter_parameters(shape, model) if lora else shape.parameters
+    loaded = 4 if model is not None and model.dtype in (None, "float32") else 2  # `auto`: as on the Hub
+    if stage and not launch.fsdp:
+        loaded, own, states = width, width, 12
+    else:
+        own = 4 if lora or (launch.fsdp and width == 2) else loaded
+        states = 2 * own
+    weights = trained * own + (shape.parameters * loaded if lora else 0)
+    held = {
+        "weights": weights / (n if stage == 3 else 1),
+        "gradients": trained * own / (n if stage >= 2 else 1),
+        "optimizer": trained * states / (n if stage >= 1 else 1),
+    }
+    if args.beta and not lora:  # with LoRA the adapter is switched off instead; below stage 3 it is whole (TRL's
+        held["reference model"] = shape.parameters * loaded / (n if stage == 3 else 1)  # prepare_deepspeed)
+    return held
+
+
+def _gathered(shape: ModelShape, launch: Launch, args) -> float:
+    """Bytes of the weights that are whole on the device while they are used, where all are sharded or elsewhere.
+
+    FSDP2: the tables and two layers, one of them fetched ahead.
+    """
+    if launch.zero_stage != 3:
+        return 0.0
+    live = shape.table_parameters + 2 * shape.layer_parameters if launch.fsdp else LIVE_PARAMETERS
+    return min(shape.parameters, live) * _width(args)
+
+
+def _limits(args, stage: str) -> tuple[int, int]:
+    """Tokens of a prompt and of a completion, at most. A refinement's prompt holds the candidates' and more."""
+    if stage == "refinement":
+        return args.max_refinement_prompt_length, args.max_refinement_length
+    window, completion = args.vllm_max_model_length, args.max_completion_length
+    prompt = args.max_refinement_prompt_length
+    return (min(prompt, window - completion) if window else prompt), completion
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The largest forward and backward of a stage, with every prompt and completion at its limit.
+
+    `tokens` are computed, of them `scored` reach the head; `attended` keys are laid side by side for attention.
+    """
+
+    tokens: int
+    scored: int
+    attended: int
+
+
+def largest_pass(args, stage: str, shares: bool = True) -> Pass:
+    """What `gsr_rl.packed_rows` and `gsr_rl.micro_batches` make of the rows: each prompt once, with `shares`.
+
+    Args:
+        args: A `GSRConfig`.
+        shares: Whether prompts are shared; otherwise rows are padded, and there is no token budget.
+    """
+    prompt, completion = _limits(args, stage)
+    batch, budget = args.per_device_train_batch_size, args.max_tokens_per_micro_batch
+    group = args.num_generations // (args.num_candidate_sets if stage == "refinement" else 1)  # rows of a prompt
+    window = batch * args.gradient_accumulation_steps // len(args.stages)  # a stage's rows of an optimizer step
+    rows = min(batch, window)
+    if not shares:
+        return Pass(rows * (prompt + completion), rows * completion, rows * (prompt + completion))
+
+    def packed(rows: int, first: int = 0) -> int:  # a completion's last token predicts nothing and is not computed
+        return math.ceil((first + rows) / group) * prompt + rows * (completion - 1)
+
+    if budget is None:  # micro-batches begin at multiples of their rows, in the worst case late in a prompt's group
+        tokens = packed(rows, group - math.gcd(rows, group))
+    else:  # a row that exceeds it is computed alone
+        rows = max((n for n in range(1, window + 1) if packed(n) <= budget), default=1)
+        tokens = max(packed(1), min(budget, packed(window)))
+    return Pass(tokens, min(rows * completion, tokens), rows * (prompt + completion))
+
+
+def _activations(shape: ModelShape, launch: Launch, args, model) -> tuple[Pass, float]:
+    """The largest pass of the trained stages, and the bytes that its forward and backward take."""
+    attention = None if model is None else model.attn_implementation
+    passes = [largest_pass(args, stage, args.shared_prefix and attention in SHARING) for stage in args.stages]
+    trains_head = model is None or not model.use_peft or "lm_head" in (model.lora_modules_to_save or [])
+    side_by_side = not launch.on_cpu and attention != "flex_attention"  # gsr_rl.shared_prefix, `_joined_attention`
+    sizes = [
+        pass_bytes(shape, one, _width(args), args.gradient_checkpointing, trains_head, side_by_side) for one in passes
+    ]
+    return max(zip(passes, sizes, strict=True), key=lambda pair: pair[1])
+
+
+def layer_bytes(shape: ModelShape, width: int) -> int:
+    """Bytes a token that autograd keeps of one Llama or Qwen layer, `width` bytes a number (transformers' modeling).
+
+    A norm keeps its float32 input, the normalized one and its result. Attention: queries and keys behind the rotary
+    embedding, values, its result as the kernel and as the next product have it. SwiGLU: gate, its activation, up and
+    their product.
+    """
+    attention = 3 * shape.query_width + 2 * shape.key_width
+    return 2 * norm_bytes(shape, width) + width * (attention + 4 * shape.intermediate_size)
+
+
+def norm_bytes(shape: ModelShape, width: int) -> int:
+    """Bytes a token that autograd keeps of one norm."""
+    return (4 + 2 * width) * shape.hidden_size
+
+
+def pass_bytes(
+    shape: ModelShape, one: Pass, width: int, checkpointing: bool, trains_head: bool, side_by_side: bool
+) -> float:
+    """Bytes of a pass: what its layers keep, and the larger of the head's backward and a layer's.
+
+    TRL's fused head (`ChunkedLogProbFunction`) makes no logits: it holds one tile of them, and for its backward the
+    gradients of its weights and of the scored states in float32 before they are rounded. In a layer's backward two
+    gradients of the intermediate size stand beside what the layer keeps, which checkpointing computes again.
+    """
+    hidden, rounded = shape.hidden_size, width if width < 4 else 0
+    kept = one.tokens * layer_bytes(shape, width)
+    kept += one.attended * 2 * width * shape.query_width if side_by_side else 0  # keys and values, of all query heads
+    saved = shape.num_hidden_layers * (one.tokens * hidden * width if checkpointing else kept)
+    layer = one.tokens * 2 * width * shape.intermediate_size + (kept if checkpointing else 0)
+    head = one.tokens * norm_bytes(shape, width) + one.scored * hidden * (width + 4 + rounded)
+    head += min(one.scored, TILE_TOKENS) * TILE_ENTRIES * width
+    head += shape.vocab_size * hidden * (4 + rounded) if trains_head else 0
+    return saved + max(layer, head)
+
+
+def _verdict(shape: ModelShape, launch: Launch, args, held: float, update: float) -> dict[str, str]:
+    """The engine's share of a GPU, and whether the larger of sampling and update fits.
+
+    Args:
+        held: Bytes that stay on the GPU from step to step: nothing takes them away while the engine samples.
+        update: Bytes of the update.
+    """
+    stages = ["candidate", *(["refinement"] if "refinement" in args.stages else [])]
+    longest = max(sum(_limits(args, stage)) for stage in stages)
+    memory, text, room = args.gpu_memory_gib * GIB, {}, True
+    if not args.use_vllm:  # transformers: all completions of a rank at once, sharded weights gathered
+        rows = args.per_device_train_batch_size * args.steps_per_generation // len(args.stages)
+        whole = shape.parameters * _width(args) if launch.zero_stage == 3 else 0
+        sampling = held + whole + rows * longest * shape.cache_bytes * _width(args) / 2
+        when = "transformers' generation, then the update"
+    elif args.vllm_mode == "server":
+        sampling, when = held, "vLLM on GPUs of its own"
+    else:
+        engine, width = args.vllm_gpu_memory_utilization * memory, 4 if args.vllm_dtype == "float32" else 2
+        own = shape.parameters * width / args.vllm_tensor_parallel_size
+        tokens = max(0.0, engine - own) * args.vllm_tensor_parallel_size / (shape.cache_bytes * width / 2)
         text["GPU memory: vLLM"] = f"{engine / GIB:.1f} GiB, of it {own / GIB:.1f} weights"
-        text["vLLM cache"] = f"{tokens:,.0f} tokens, {tokens / longest:,.0f} longest sequences at once"
-        asleep = args.vllm_enable_sleep_mode
-        most = max(total, engine + weights) if asleep else total + engine
-        fits = "fits" if most < 0.95 * args.gpu_memory_gib * GIB else "DOES NOT FIT"
-        when = "vLLM asleep during the update" if asleep else "vLLM awake during the update"
-        text["GPU memory: peak"] = f"{most / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"
-    return text
+        text["vLLM cache"] = f"{tokens:,.0f} tokens, {tokens // longest:,.0f} longest sequences at once"
+        room = tokens >= longest
+        sampling = held + engine
+        update += 0 if args.vllm_enable_sleep_mode else engine
+        when = f"vLLM {'asleep' if args.vllm_enable_sleep_mode else 'awake'} during the update"
+    text["GPU memory: sampling together"] = f"{sampling / GIB:.1f} GiB"
+    most = max(sampling, update)
+    fits = "fits" if room and most < USABLE * memory else "DOES NOT FIT"
+    return text | {"GPU memory: peak": f"{most / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"}

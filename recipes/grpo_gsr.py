@@ -46,10 +46,11 @@ def main() -> None:
         from gsr_rl.data_checks import from_hub
         from gsr_rl.run_folder import print_dry_run
 
-        if not from_hub(problem_args.dataset_name):
-            with clear_errors("grpo"):
+        with clear_errors("grpo"):
+            arithmetic = batch_arithmetic(args, model_args)
+            if not from_hub(problem_args.dataset_name):
                 load_datasets(problem_args, args)
-        return print_dry_run(configs, batch_arithmetic(args, model_args.model_name_or_path))
+        return print_dry_run(configs, arithmetic)
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
     from gsr_rl.checkpoints import STOPPED, resume_point

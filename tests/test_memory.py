@@ -1,18 +1,38 @@
 """Memory figures of a dry run, against sizes that are known."""
 
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
+from transformers import Qwen2Config, Qwen2Model
 
 from gsr_rl.batch_arithmetic import batch_arithmetic
 from gsr_rl.configs import GSRConfig
-from gsr_rl.memory import GIB, Launch, ModelShape, memory_arithmetic, read_launch, read_shape
+from gsr_rl.memory import GIB, Pass, largest_pass, layer_bytes, memory_arithmetic, pass_bytes
+from gsr_rl.memory_inputs import Launch, ModelShape, adapter_parameters, read_launch, read_shape
 
 QWEN7B = ModelShape(3584, 18944, 28, 28, 152064, 4, 128)
+SMALL = ModelShape(64, 160, 2, 4, 128, 2)  # 64 wide: queries 64, keys 32
 ARGS = dict(max_refinement_prompt_length=8192, max_refinement_length=4096, max_completion_length=4096,
-            per_device_train_batch_size=1, gradient_checkpointing=True, use_vllm=True, vllm_mode="colocate",
-            vllm_gpu_memory_utilization=0.4, gpu_memory_gib=80.0, vllm_tensor_parallel_size=1,
-            vllm_enable_sleep_mode=True)  # fmt: skip
+            num_generations=8, num_candidate_sets=1, stages=["candidate", "refinement"], shared_prefix=True,
+            per_device_train_batch_size=8, gradient_accumulation_steps=16, steps_per_generation=16,
+            max_tokens_per_micro_batch=None, gradient_checkpointing=True, bf16=True, fp16=False, beta=0.0,
+            use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.4, gpu_memory_gib=80.0,
+            vllm_tensor_parallel_size=1, vllm_enable_sleep_mode=True, vllm_max_model_length=12288,
+            vllm_dtype="auto")  # fmt: skip
+MODEL = dict(dtype="bfloat16", attn_implementation="sdpa", use_peft=False, lora_r=16, lora_target_modules=None,
+             lora_modules_to_save=None)  # fmt: skip
+
+
+def training(**more) -> SimpleNamespace:
+    return SimpleNamespace(**ARGS | more)
+
+
+def model(**more) -> SimpleNamespace:
+    return SimpleNamespace(**MODEL | more)
 
 
 def figure(text: str) -> float:
@@ -28,30 +48,259 @@ def test_parameters_and_cache_of_known_models():
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
-    [(0, 2, 2, 12), (1, 2, 2, 1.5), (2, 2, 0.25, 1.5), (3, 0.25, 0.25, 1.5)],
+    [(0, 2, 2, 4), (1, 2, 2, 1.5), (2, 2, 0.25, 1.5), (3, 0.25, 0.25, 1.5)],  # without DeepSpeed no float32 copy
 )
 def test_each_zero_stage_shards_its_part_over_eight_processes(stage, weights, gradients, optimizer):
-    found = memory_arithmetic(QWEN7B, Launch(8, stage), SimpleNamespace(**ARGS))
+    found = memory_arithmetic(QWEN7B, Launch(8, stage), training(), model())
     for name, share in (("weights", weights), ("gradients", gradients), ("optimizer", optimizer)):
         assert figure(found[f"GPU memory: {name}"]) == pytest.approx(QWEN7B.parameters * share / GIB, abs=0.06), name
 
 
-def test_lora_and_offload_take_the_optimizer_off_the_gpu():
-    small = memory_arithmetic(QWEN7B, Launch(1, 2), SimpleNamespace(**ARGS), trained=40_000_000)
-    assert figure(small["GPU memory: optimizer"]) < 0.5
-    offloaded = memory_arithmetic(QWEN7B, Launch(8, 3, True), SimpleNamespace(**ARGS))
-    assert figure(offloaded["GPU memory: optimizer"]) == 0
-    assert figure(offloaded["CPU memory: optimizer"]) == pytest.approx(10.6, abs=0.1)
+def test_fsdp2_shards_as_stage_3_does():
+    launch = read_launch("accelerate_configs/fsdp2.yaml", 1)
+    assert launch == Launch(8, 3, fsdp=True)
+    found = memory_arithmetic(QWEN7B, launch, training(beta=0.04), model())
+    # float32 in mixed precision: 4 + 4 + two moments of 4 bytes, as many together as DeepSpeed's 2 + 2 + 12
+    shares = {"weights": 0.5, "gradients": 0.5, "optimizer": 1, "reference model": 0.25}
+    for name, share in shares.items():
+        assert figure(found[f"GPU memory: {name}"]) == pytest.approx(QWEN7B.parameters * share / GIB, abs=0.06), name
+    # embedding, head and two layers in bfloat16: 2 x (2 x 152064 x 3584 + 2 x 233,046,016) bytes
+    assert figure(found["GPU memory: weights gathered for use, at most"]) == pytest.approx(2.9, abs=0.06)
+    assert "FSDP2, 8 processes" in found["GPU memory: training together"]
 
 
-def test_a_configuration_that_does_not_fit_says_so():
-    assert memory_arithmetic(QWEN7B, Launch(8, 3), SimpleNamespace(**ARGS))["GPU memory: peak"].endswith("fits")
-    awake = SimpleNamespace(**ARGS | {"vllm_enable_sleep_mode": False})
-    assert "DOES NOT FIT" in memory_arithmetic(QWEN7B, Launch(1, 0), awake)["GPU memory: peak"]
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 2 * 4 * ((64 + 64) + (64 + 32))),  # PEFT's own: q_proj and v_proj
+        ({"lora_target_modules": ["q_proj", "mlp.down_proj"]}, 2 * 4 * ((64 + 64) + (160 + 64))),
+        ({"lora_target_modules": r".*\.k_proj"}, 2 * 4 * (64 + 32)),
+        ({"lora_target_modules": "all-linear"}, 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 160))),
+        ({"lora_modules_to_save": ["lm_head"]}, 2 * 4 * ((64 + 64) + (64 + 32)) + 64 * 128),
+    ],
+)
+def test_an_adapter_has_the_parameters_that_peft_gives_it(options, expected):
+    assert adapter_parameters(SMALL, model(lora_r=4, **options)) == expected
+
+
+def test_lora_trains_its_adapter_alone_and_needs_no_reference_model():
+    lora = model(use_peft=True, lora_target_modules="all-linear")
+    found = memory_arithmetic(QWEN7B, Launch(8, 2), training(beta=0.04), lora)
+    assert found["trained parameters (LoRA)"] == "40.37 million"  # 28 x 16 x 90,112 inputs and outputs
+    assert figure(found["GPU memory: gradients"]) == 0.0  # 10 MB a GPU
+    assert figure(found["GPU memory: optimizer"]) == pytest.approx(40_370_176 * 12 / 8 / GIB, abs=0.06)
+    assert figure(found["GPU memory: weights"]) == pytest.approx((QWEN7B.parameters + 40_370_176) * 2 / GIB, abs=0.06)
+    assert not any("reference" in name for name in found)
+    # Frozen weights stay as they are loaded, but where DeepSpeed casts them; PEFT makes adapters float32.
+    plain = memory_arithmetic(QWEN7B, Launch(1), training(), model(use_peft=True, dtype="float32"))
+    assert figure(plain["GPU memory: weights"]) == pytest.approx(QWEN7B.parameters * 4 / GIB, abs=0.06)
+
+
+@pytest.mark.parametrize(("stage", "share"), [(0, 2), (2, 2), (3, 0.25)])
+def test_a_reference_model_is_whole_below_stage_3(stage, share):
+    found = memory_arithmetic(QWEN7B, Launch(8, stage), training(beta=0.04), model())
+    assert figure(found["GPU memory: reference model"]) == pytest.approx(QWEN7B.parameters * share / GIB, abs=0.06)
+    assert "GPU memory: reference model" not in memory_arithmetic(QWEN7B, Launch(8, stage), training(), model())
+
+
+def test_what_is_offloaded_is_in_cpu_memory_and_what_stays_is_said():
+    launch = read_launch("accelerate_configs/zero3_offload.yaml", 1)
+    found = memory_arithmetic(QWEN7B, launch, training(beta=0.04), model())
+    bytes_of = {"weights": 2, "gradients": 2, "optimizer": 12, "reference model": 2}
+    for name, width in bytes_of.items():
+        assert found[f"GPU memory: {name}"] == "0.0 GiB, in CPU memory"
+        each = QWEN7B.parameters * width / 8 / GIB
+        assert figure(found[f"CPU memory: {name}"]) == pytest.approx(each, abs=0.06), name
+    # DeepSpeed gathers at most a billion parameters: 2e9 bytes
+    assert figure(found["GPU memory: weights gathered for use, at most"]) == pytest.approx(2e9 / GIB, abs=0.06)
+    optimizer_alone = memory_arithmetic(QWEN7B, Launch(8, 2, True), training(), model())
+    assert figure(optimizer_alone["GPU memory: weights"]) == pytest.approx(14.2, abs=0.06)
+    assert figure(optimizer_alone["GPU memory: optimizer"]) == 0
+
+
+def test_the_peak_counts_what_stays_on_the_gpu_while_vllm_is_awake():
+    # 32 GiB of vLLM and 2 + 2 + 12 = 16 bytes a parameter over 8 processes: 32 + 14.2, more than the update's 37
+    asleep = memory_arithmetic(QWEN7B, Launch(8, 3), training(), model())
+    assert figure(asleep["GPU memory: sampling together"]) == pytest.approx(32 + 14.2, abs=0.1)
+    assert figure(asleep["GPU memory: peak"]) == pytest.approx(32 + 14.2, abs=0.1)
+    assert asleep["GPU memory: peak"].endswith("fits")
+    update = figure(asleep["GPU memory: training together"])
+    awake = memory_arithmetic(QWEN7B, Launch(8, 3), training(vllm_enable_sleep_mode=False), model())
+    assert figure(awake["GPU memory: peak"]) == pytest.approx(32 + update, abs=0.1)
+    # Under ZeRO-1 over two, 2 + 2 + 6 bytes a parameter stay, 71 GiB, and 32 come: more than 80, though an update on
+    # short rows is less, and so are the weights and the engine alone.
+    short = {"max_refinement_prompt_length": 64, "max_refinement_length": 64, "max_completion_length": 64}
+    tight = memory_arithmetic(QWEN7B, Launch(2, 1), training(**short), model())
+    assert figure(tight["GPU memory: training together"]) < 76
+    assert figure(tight["GPU memory: peak"]) == pytest.approx(32 + 7.615 * 10 / 1.0737, abs=0.2)
+    assert "DOES NOT FIT" in tight["GPU memory: peak"]
+
+
+def test_every_mode_has_a_verdict():
+    server = memory_arithmetic(QWEN7B, Launch(8, 3), training(vllm_mode="server"), model())
+    assert server["GPU memory: peak"].startswith(server["GPU memory: training together"].split()[0])
+    assert server["GPU memory: peak"].endswith("(vLLM on GPUs of its own): fits")
+    # transformers: 14.2 GiB stay, 14.2 of whole weights, and 8 problems' 64 rows x 12288 tokens x 57344 bytes = 42
+    own = memory_arithmetic(QWEN7B, Launch(8, 3), training(use_vllm=False), model())
+    assert figure(own["GPU memory: peak"]) == pytest.approx(14.2 + 14.2 + 42, abs=0.1)
+    small = memory_arithmetic(QWEN7B, Launch(8, 3), training(use_vllm=False, gpu_memory_gib=40), model())
+    assert "DOES NOT FIT" in small["GPU memory: peak"]
+    no_room = memory_arithmetic(QWEN7B, Launch(8, 3), training(vllm_gpu_memory_utilization=0.1), model())
+    assert "DOES NOT FIT" in no_room["GPU memory: peak"]  # 8 GiB do not hold the engine's 14.2 GiB of weights
+
+
+def test_a_pass_computes_a_prompt_once_and_keeps_to_its_budget():
+    whole = largest_pass(training(), "refinement")
+    assert whole == Pass(8192 + 8 * 4095, 8 * 4096, 8 * 12288)
+    half = largest_pass(training(per_device_train_batch_size=4, gradient_accumulation_steps=32), "refinement")
+    assert half.tokens == 8192 + 4 * 4095  # the other half computes the prompt again
+    astride = largest_pass(training(per_device_train_batch_size=6), "candidate")  # rows 6 to 11: of two problems
+    assert astride.tokens == 2 * 8192 + 6 * 4095
+    sets = largest_pass(training(num_candidate_sets=2), "refinement")  # prompts of 4 refinements each
+    assert sets.tokens == 2 * 8192 + 8 * 4095
+    padded = largest_pass(training(), "candidate", shares=False)
+    assert padded == Pass(8 * 12288, 8 * 4096, 8 * 12288)
+    budget = largest_pass(training(max_tokens_per_micro_batch=20000), "refinement")
+    assert budget == Pass(20000, 2 * 4096, 2 * 12288)  # 8192 + 2 x 4095 fit, a third row does not; shorter ones may
+    row = largest_pass(training(max_tokens_per_micro_batch=8192), "refinement")
+    assert row.tokens == 8192 + 4095  # a row beyond the budget is a pass of its own
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_a_layer_keeps_what_autograd_keeps(dtype, width):
+    """The difference that two layers make to what the backward pass would find, beside the weights."""
+    kept = []
+    for layers in (2, 4):
+        config = Qwen2Config(hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
+                             num_key_value_heads=2, vocab_size=128)  # fmt: skip
+        backbone = Qwen2Model(config).to(dtype)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+        found = {}
+
+        def keep(tensor, weights=weights, found=found):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, or its place would be given again
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = backbone(torch.zeros(1, 512, dtype=torch.long), use_cache=False)
+        kept.append(sum(size for size, _ in found.values()))
+        del output
+    # By hand: 2 norms x (4 + 2 w) x 64, w x (3 x 64 + 2 x 32 + 4 x 160); the kernel's result is here no second time.
+    assert layer_bytes(SMALL, width) == 2 * (4 + 2 * width) * 64 + width * (192 + 64 + 640)
+    assert (kept[1] - kept[0]) / 2 / 512 == pytest.approx(layer_bytes(SMALL, width) - width * 64, rel=0.02)
+
+
+def test_activations_of_the_7b_recipe_by_hand():
+    tokens, scored = 8192 + 8 * 4095, 8 * 4096
+    inputs = tokens * 28 * 3584 * 2  # what checkpointing keeps
+    layer = tokens * (2 * 8 * 3584 + 2 * (3 * 3584 + 2 * 512 + 4 * 18944))
+    side_by_side = 8 * 12288 * 2 * 2 * 3584  # keys and values of prompt and completion, of every query head
+    backward = tokens * 2 * 2 * 18944
+    name = "GPU memory: activations of a micro-batch, at most"
+    found = memory_arithmetic(QWEN7B, Launch(8, 3), training(), model())[name]
+    assert figure(found) == pytest.approx((inputs + layer + side_by_side + backward) / GIB, abs=0.06)
+    assert "40,952 tokens, with gradient checkpointing" in found
+    without = memory_arithmetic(QWEN7B, Launch(8, 3), training(gradient_checkpointing=False), model())[name]
+    head = tokens * 8 * 3584 + scored * 3584 * (2 + 4 + 2) + 4096 * 32768 * 2 + 152064 * 3584 * (4 + 2)  # > backward
+    assert figure(without) == pytest.approx((28 * (layer + side_by_side) + head) / GIB, abs=0.1)
+    less = memory_arithmetic(QWEN7B, Launch(8, 3), training(max_tokens_per_micro_batch=8192), model())[name]
+    assert figure(less) < 0.4 * figure(found)
+    # With few tokens the head is the larger: its gradient in float32 and in bfloat16, a tile, and the scored states.
+    one = Pass(100, 50, 100)
+    head = 100 * 8 * 3584 + 50 * 3584 * (2 + 4 + 2) + 50 * 32768 * 2 + 152064 * 3584 * (4 + 2)
+    assert pass_bytes(QWEN7B, one, 2, True, True, True) == 100 * 28 * 3584 * 2 + head
+    assert head < 0.1 * scored * 152064 * 10  # no logits, which 10 bytes each were reckoned for
+
+
+SIZES = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ('{"hidden_size": 3584}', "intermediate_size, num_hidden_layers, num_attention_heads, vocab_size missing"),
+        ("{hidden_size: 3584}", "model_shape={hidden_size: 3584}: intermediate_size"),
+        ("foo", "model_shape=foo: a mapping of sizes"),
+        ("{a: [", "a mapping of sizes"),
+        (SIZES | {"num_attention_heads": 0}, "num_attention_heads=0: give a whole number, at least 1"),
+        (SIZES | {"vocab_size": "many"}, "vocab_size=many: give a whole number"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_named(said, message):
+    with pytest.raises(ValueError, match="model_shape=") as error:
+        read_shape(None, said)
+    assert message in str(error.value)
+
+
+def test_a_local_model_without_llamas_names_needs_model_shape(tmp_path):
+    (tmp_path / "config.json").write_text('{"n_embd": 768, "vocab_size": 50257}')
+    with pytest.raises(ValueError, match="model_name_or_path=") as error:
+        read_shape(str(tmp_path), None)
+    assert f"model_name_or_path={tmp_path}: hidden_size" in str(error.value) and "set model_shape" in str(error.value)
+    assert read_shape(str(tmp_path), SIZES).hidden_size == 128
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"its config\.json is no JSON"):
+        read_shape(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("path", ["README.md", "requirements/cpu.txt", "recipes/tiny/grpo.yaml"])
+def test_another_file_is_no_launch(path):
+    with pytest.raises(ValueError, match=f"launch_config={path}: not an accelerate configuration, give one of"):
+        read_launch(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("num_processes: 0", "num_processes=0: give a whole number, at least 1"),
+        ("deepspeed_config: {zero_stage: 4}", "zero_stage=4: give a whole number, from 0 to 3"),
+        ("deepspeed_config: {deepspeed_config_file: x.json}", "state zero_stage in its place"),
+        ("deepspeed_config: 3", "not an accelerate configuration"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_named(tmp_path, content, message):
+    (tmp_path / "launch.yaml").write_text(f"distributed_type: DEEPSPEED\n{content}\n")
+    with pytest.raises(ValueError, match="launch_config=") as error:
+        read_launch(str(tmp_path / "launch.yaml"), 1)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        ({"vllm_tensor_parallel_size": 0}, {}, "vllm_tensor_parallel_size=0: give a whole number, at least 1"),
+        ({"gpu_memory_gib": 0}, {}, "gpu_memory_gib=0: "),
+        ({}, {"lora_r": 0}, "lora_r=0: "),
+        ({}, {"lora_target_modules": "q_proj"}, "lora_target_modules='q_proj' is no module"),
+        ({}, {"lora_target_modules": "*_proj"}, "lora_target_modules='[*]_proj' is no module"),
+    ],
+)
+def test_a_number_that_nothing_can_be_reckoned_with_is_named(args, options, message):
+    with pytest.raises(ValueError, match=message):
+        memory_arithmetic(QWEN7B, Launch(8, 3), training(**args), model(use_peft=True, **options))
+
+
+def test_a_dry_run_says_what_is_wrong_without_a_traceback(monkeypatch, capsys):
+    path = "recipes/Qwen2.5-7B-Instruct/grpo.yaml"
+    words = ["--config", path, "--dry_run", "true", "--launch_config", "README.md"]
+    monkeypatch.setattr("sys.argv", ["grpo_gsr.py", *words])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path("recipes/grpo_gsr.py", run_name="__main__")
+    printed = capsys.readouterr()
+    assert printed.err.strip().splitlines()[-1].startswith("grpo_gsr.py: error: launch_config=README.md: ")
+    assert "GPU memory" not in printed.out
+
+
+def test_the_7b_recipe_computes_a_prompt_once():
+    recipe = yaml.safe_load(Path("recipes/Qwen2.5-7B-Instruct/grpo.yaml").read_text())
+    assert recipe["per_device_train_batch_size"] % recipe["num_generations"] == 0
+    assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] * 8 == 64 * 16
 
 
 def test_on_a_cpu_nothing_is_said_of_a_gpu():
-    found = memory_arithmetic(QWEN7B, Launch(2, 2, True, on_cpu=True), SimpleNamespace(**ARGS))
+    found = memory_arithmetic(QWEN7B, Launch(2, 2, True, on_cpu=True), training(), model())
     assert figure(found["CPU memory: optimizer"]) == pytest.approx(QWEN7B.parameters * 6 / GIB, abs=0.06)
     assert "VLLM_CPU_KVCACHE_SPACE" in found["CPU memory: vLLM"]
     said = " ".join(f"{name} {text}" for name, text in found.items() if name != "GPU memory")

@@ -1,0 +1,221 @@
+"""What the memory figures of a dry run are reckoned from: the model's sizes, the launch and LoRA, read and checked."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+import yaml
+
+PEFT_TARGETS = ("q_proj", "v_proj")  # PEFT's own for the types llama, qwen2 and qwen3: peft/utils/constants.py
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a Llama or Qwen type model, by the names of its config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    tie_word_embeddings: bool = False
+
+    @property
+    def query_width(self) -> int:
+        """Numbers of a token's queries in one layer, over all heads."""
+        return self.num_attention_heads * (self.head_dim or self.hidden_size // self.num_attention_heads)
+
+    @property
+    def key_width(self) -> int:
+        """Numbers of a token's keys in one layer, over all heads; of its values as many."""
+        return self.query_width // self.num_attention_heads * (self.num_key_value_heads or self.num_attention_heads)
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's linear modules, by their names in it."""
+        hidden, inner, query, key = self.hidden_size, self.intermediate_size, self.query_width, self.key_width
+        return {
+            "self_attn.q_proj": (hidden, query),
+            "self_attn.k_proj": (hidden, key),
+            "self_attn.v_proj": (hidden, key),
+            "self_attn.o_proj": (query, hidden),
+            "mlp.gate_proj": (hidden, inner),
+            "mlp.up_proj": (hidden, inner),
+            "mlp.down_proj": (inner, hidden),
+        }
+
+    @property
+    def layer_parameters(self) -> int:
+        """Number of a layer's parameters, biases and norms left out."""
+        return sum(inputs * outputs for inputs, outputs in self.linear.values())
+
+    @property
+    def table_parameters(self) -> int:
+        """Number of parameters of the embedding and of the output head, once if they are tied."""
+        return (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, biases and norms left out."""
+        return self.num_hidden_layers * self.layer_parameters + self.table_parameters
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values of one token, bfloat16."""
+        return 2 * 2 * self.num_hidden_layers * self.key_width
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started: processes, what they share out, and what is in CPU memory.
+
+    `zero_stage` is DeepSpeed's (0: nothing is shared out); FSDP2 counts as stage 3, and as 2 without resharding.
+    """
+
+    processes: int = 1
+    zero_stage: int = 0
+    offload_optimizer: bool = False
+    on_cpu: bool = False
+    offload_weights: bool = False
+    fsdp: bool = False
+
+    @property
+    def name(self) -> str:
+        """What shares out, as it is printed."""
+        return "FSDP2" if self.fsdp else f"ZeRO stage {self.zero_stage}"
+
+    @property
+    def offloaded(self) -> set[str]:
+        """What a GPU run keeps in CPU memory: ZeRO-2 and 3 put gradients beside the optimizer (`self.device`)."""
+        if self.on_cpu:
+            return set()
+        beside = {"gradients"} if self.zero_stage >= 2 else set()
+        return ({"optimizer"} | beside if self.offload_optimizer else set()) | (
+            {"weights", "reference model"} if self.offload_weights else set()
+        )
+
+
+def read_shape(model: str | None, said: dict | str | None) -> ModelShape | None:
+    """The shape from a local model folder, else from the key `model_shape`; None where neither tells.
+
+    Raises:
+        ValueError: Sizes that are missing or no whole numbers above 0.
+    """
+    path, needed = Path(str(model)) / "config.json", [one.name for one in fields(ModelShape) if one.default is MISSING]
+    if path.is_file():
+        name, mend = f"model_name_or_path={model}", "set model_shape to the sizes by Llama's names"
+        values = _mapping(lambda: json.loads(path.read_text("utf-8")), f"{name}: its config.json is no JSON: {mend}")
+        values = values.get("text_config") or values
+        if said and not values.keys() >= set(needed):
+            return read_shape(None, said)
+    elif said:
+        name, mend = f"model_shape={said}", "give them by config.json's names"
+        wrong = f"{name}: a mapping of sizes by config.json's names is expected, such as {{hidden_size: 3584, ...}}"
+        values = _mapping(lambda: yaml.safe_load(said) if isinstance(said, str) else said, wrong)
+    else:
+        return None
+    if missing := [size for size in needed if values.get(size) is None]:
+        raise ValueError(f"{name}: {', '.join(missing)} missing: {mend}")
+    given = [size.name for size in fields(ModelShape) if values.get(size.name) is not None]
+    tied = bool(values.get("tie_word_embeddings", False))
+    sizes = {size: _whole(values[size], f"{name}: {size}", 1) for size in given if size != "tie_word_embeddings"}
+    return ModelShape(**sizes, tie_word_embeddings=tied)
+
+
+def read_launch(path: str | None, processes: int) -> Launch:
+    """What an accelerate configuration file says; without one, `processes` without sharding.
+
+    Raises:
+        ValueError: Another file, or a number in it that cannot be.
+    """
+    if not path:
+        return Launch(processes)
+    name = f"launch_config={path}"
+    wrong = f"{name}: not an accelerate configuration, give one of accelerate_configs/"
+    values = _mapping(lambda: yaml.safe_load(Path(path).read_text("utf-8")), wrong)
+    deepspeed, fsdp = values.get("deepspeed_config") or {}, values.get("fsdp_config") or {}
+    if "distributed_type" not in values or not isinstance(deepspeed, dict) or not isinstance(fsdp, dict):
+        raise ValueError(wrong)
+    if "deepspeed_config_file" in deepspeed:
+        raise ValueError(f"{name}: deepspeed_config_file is not read for a dry run: state zero_stage in its place")
+    stage = _whole(deepspeed.get("zero_stage", 0), f"{name}: zero_stage", 0, 3)
+    if is_fsdp := values["distributed_type"] == "FSDP":
+        stage = 3 if fsdp.get("fsdp_reshard_after_forward", True) else 2
+    all_offloaded = is_fsdp and bool(fsdp.get("fsdp_offload_params", False))
+    return Launch(
+        _whole(values.get("num_processes", processes), f"{name}: num_processes", 1),
+        stage,
+        all_offloaded or str(deepspeed.get("offload_optimizer_device", "none")) == "cpu",
+        bool(values.get("use_cpu", False)),
+        all_offloaded or (stage == 3 and str(deepspeed.get("offload_param_device", "none")) == "cpu"),
+        is_fsdp,
+    )
+
+
+def adapter_parameters(shape: ModelShape, model) -> int:
+    """Number of parameters that LoRA trains: PEFT's choice of modules (`check_target_module_exists`).
+
+    Args:
+        model: TRL's `ModelConfig`.
+
+    Raises:
+        ValueError: No module is chosen.
+    """
+    targets, kept = model.lora_target_modules or PEFT_TARGETS, model.lora_modules_to_save or []
+    modules = {"model.embed_tokens": (shape.vocab_size, shape.hidden_size)}
+    modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
+    for layer in range(shape.num_hidden_layers):
+        modules |= {f"model.layers.{layer}.{name}": size for name, size in shape.linear.items()}
+    if str(targets).lower() == "all-linear":
+        targets = r"model\.layers\..*"
+    whole = [size for name, size in modules.items() if _named(name, kept)]
+    try:
+        adapted = [size for name, size in modules.items() if _named(name, targets) and not _named(name, kept)]
+    except re.error:
+        adapted = []
+    if not adapted:
+        raise ValueError(
+            f"lora_target_modules={targets!r} is no module of the model: give all-linear, several names such as "
+            "q_proj v_proj, or a regular expression of a module's whole name such as .*q_proj"
+        )
+    return sum(model.lora_r * sum(size) for size in adapted) + sum(inputs * outputs for inputs, outputs in whole)
+
+
+def _named(module: str, targets) -> bool:
+    """Whether a module's whole name fits a regular expression, or ends in one of several names."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(f".{module}".endswith(f".{name}") for name in targets)
+
+
+def check_numbers(args, model) -> None:
+    """What the figures divide by or multiply with. Raises `ValueError` with the key, its value and the mend."""
+    if args.use_vllm:
+        _whole(args.vllm_tensor_parallel_size, "vllm_tensor_parallel_size", 1)
+    if model is not None and model.use_peft:
+        _whole(model.lora_r, "lora_r", 1)
+    if args.gpu_memory_gib <= 0:
+        raise ValueError(f"gpu_memory_gib={args.gpu_memory_gib:g}: give the memory of one GPU in GiB, above 0")
+
+
+def _mapping(read: Callable[[], object], wrong: str) -> dict:
+    """What `read` returns; `ValueError` with this message if that is no mapping or cannot be read."""
+    try:
+        values = read()
+    except (ValueError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(wrong)
+    return values
+
+
+def _whole(value: object, name: str, least: int, most: int | None = None) -> int:
+    """A whole number in these bounds, or `ValueError` that says so."""
+    text = f"at least {least}" if most is None else f"from {least} to {most}"
+    if not re.fullmatch(r"\d+", str(value)) or not least <= int(str(value)) <= (most or int(str(value))):
+        raise ValueError(f"{name}={value}: give a whole number, {text}")
+    return int(str(value))
