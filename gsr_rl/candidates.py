@@ -63,23 +63,25 @@ def choose_candidate_sets(
         uniform_share: See `set_policies`, which tells with the same arguments which sets are uniform.
 
     Returns:
-        M lists of distinct indices into the candidates. Uniform sets share no candidate while enough usable ones are
-        left (M * K <= number usable), and otherwise reuse as few as possible; the other policies take their kinds
-        from what is left first. With fewer than K usable candidates a set holds all of them; with none, every set is
-        empty.
+        M lists of distinct indices into the candidates. Uniform sets are drawn first and share no candidate while
+        enough usable ones are left (M * K <= number usable), and otherwise reuse as few as possible; the other
+        policies take their kinds from what is then left first. With fewer than K usable candidates a set holds all of
+        them; with none, every set is empty.
     """
     policies = set_policies(policy, num_sets, uniform_share, seed)
     rng = random.Random(choice_seed(seed, "sets") if policy != "uniform" else seed)
     pool = [index for index, ok in enumerate(usable) if ok]
-    sets: list[list[int]] = []
+    sets: list[list[int]] = [[]] * num_sets
     deck: list[int] = []  # what no set has shown since the last deal
-    for kind in policies:
+    # the uniform ones first: what another policy has left of a deck is no uniform draw
+    for place in sorted(range(num_sets), key=lambda place: policies[place] != "uniform"):
+        kind = policies[place]
         size = min(num_candidates, len(pool))
         if len(deck) < size:  # used up: deal again behind what is left
             deck = deck + [index for index in rng.sample(pool, len(pool)) if index not in deck]
         chosen = deck[:size] if kind == "uniform" else _pick(deck, size, correct, kind, rng)
         deck = [index for index in deck if index not in chosen]
-        sets.append(rng.sample(chosen, len(chosen)))
+        sets[place] = rng.sample(chosen, len(chosen))
     return sets
 
 

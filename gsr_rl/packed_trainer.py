@@ -231,8 +231,18 @@ class PackedGRPOTrainer(GRPOTrainer):
         finally:
             self.vllm_importance_sampling_correction = correction
 
+    def _compare_with_engine(self, logps: torch.Tensor, rows: Batch) -> None:
+        """Where nothing compared the sampled tokens' log-probabilities so far: log the drift, add the ratio."""
+        known = {"importance_sampling_ratio", "old_per_token_logps"} & rows.keys()
+        if self.use_vllm and "sampling_per_token_logps" in rows and not known:
+            ratio = self._importance_ratio(logps, rows)
+            if self.vllm_importance_sampling_correction:
+                rows["importance_sampling_ratio"] = ratio
+
     def _importance_ratio(self, logps: torch.Tensor, rows: Batch) -> torch.Tensor:
         """Trainer's over engine's probability of each sampled token (or sequence), truncated or masked as TRL does.
+
+        Logs the drift between the two.
 
         Returns:
             (B, T) for the token modes, (B, 1) for the sequence modes.

@@ -36,7 +36,7 @@ def rollout_sums(blocks: list[Block], plan: Plan) -> Sums:
     names = [
         *(f"{stage}/{name}" for stage in ("candidate", "refinement") for name in STAGE_METRICS),
         *("refinement/cut_prompts", "refinement/skipped_prompts", "candidate/skipped_prompts"),
-        f"gap/pass@{label}",
+        f"gap/pass@{plan.num_candidates}",
         *(f"{prefix}/{name}@{label}" for prefix in prefixes for name in ("maj", "selfref")),
         *(f"{prefix}/{name}" for prefix in prefixes for name in SET_METRICS),
         *(f"{BY_NUM_CORRECT[prefix]}/{right}" for prefix in prefixes for right in range(plan.num_candidates + 1)),
@@ -53,7 +53,7 @@ def rollout_sums(blocks: list[Block], plan: Plan) -> Sums:
         scored = [c for c in block.candidates if c.scored]
         if len(scored) >= plan.num_candidates:
             right = sum(c.correct > 0.5 for c in scored)
-            add(f"gap/pass@{label}", pass_at_k(len(scored), right, plan.num_candidates))
+            add(f"gap/pass@{plan.num_candidates}", pass_at_k(len(scored), right, plan.num_candidates))
         for one in block.sets:
             _add_stage(add, "refinement", one.refinements)
             add("refinement/skipped_prompts", float(not one.fits))
@@ -122,9 +122,12 @@ def warnings_of(logs: dict[str, float], candidates: int) -> dict[str, str]:
     look("diversity", "candidate/distinct", lambda v: v * candidates < 1.5,
          "nearly all candidates of a problem give one answer, so there is little to refine and no signal; try "
          "candidate_objective pass@k, a lower learning rate or harder problems")  # fmt: skip
-    look("copying", "gap/copy_rate", lambda v: v > 0.97,
+    look("copying", "gap/copy_rate" if "gap/copy_rate" in logs else "chosen/copy_rate", lambda v: v > 0.97,
          "refinements only repeat the candidates' majority; check the warm start, or show harder sets "
          "(candidate_choice hard)")  # fmt: skip
+    look("solve prompts", "candidate/skipped_prompts", lambda v: v > 0.2,
+         "many problems leave no room for a candidate in the model's window; lower max_completion_length or leave out "
+         "long problems")  # fmt: skip
     for stage, limit in (("candidate", "max_completion_length"), ("refinement", "max_refinement_length")):
         look(f"{stage} length", f"{stage}/unfinished", lambda v: v > 0.3,
              f"completions run into their limit; raise {limit} or add the length reward")  # fmt: skip

@@ -162,7 +162,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         generation = self._seconds["generation"] - before
         self._seconds["update"] += clock(device) - start - generation
         if self.accelerator.sync_gradients:
-            update = self._seconds.pop("update")
+            update = self.log_of_rollouts.slowest({"update": self._seconds.pop("update")})["time/update"]
             useful = self._useful_tokens[window % self.args.num_windows]
             self._metrics["train"]["time/update"].append(update)
             for name, value in self.account.metrics(update, useful, self.accelerator).items():
@@ -256,7 +256,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             for name, value in self.rollout.seconds.items():
                 seconds[name] += value
             self._report_pass_rates(blocks)
-            self.log_of_rollouts.count_groups(set_advantages(blocks, args))
+            self.log_of_rollouts.count(blocks, set_advantages(blocks, args))
             for block in blocks:
                 (kept if has_signal(block, args.stages) else silent).append(block)
             sampled += number
@@ -339,8 +339,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             rows["completion_ids"].size(1),
             compute_entropy=True,
         )
-        if self.use_vllm and self.vllm_importance_sampling_correction and "importance_sampling_ratio" not in rows:
-            rows["importance_sampling_ratio"] = self._importance_ratio(forward[0].detach(), rows)
+        self._compare_with_engine(forward[0].detach(), rows)
         rows["num_items_in_batch"] = count[1] * (self.args.steps_per_generation / accumulation)
         self._forward = forward
         limit, self.max_completion_length = self.max_completion_length, self._limit(stage)

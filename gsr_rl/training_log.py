@@ -23,11 +23,12 @@ class TrainingLog:
         self.trainer = trainer
         self._counts: Sums = {}
         self._generations = 0
+        self._shown: int | None = None  # logging steps before the last examples
         self._warned: dict[str, int] = {}
 
-    def count_groups(self, counts: Sums) -> None:
-        """Groups without signal, [number, of how many], of all sampled problems: also of those passed over."""
-        add_sums(self._counts, counts)
+    def count(self, blocks: list[Block], groups: Sums) -> None:
+        """All sampled problems, also those that over-sampling passes over, and their groups without signal."""
+        add_sums(self._counts, rollout_sums(blocks, self.trainer.args.plan) | groups)
 
     def count_problems(self, sampled: int, with_signal: int, wanted: int) -> None:
         """How many problems this rank sampled for the `wanted` ones of its batch, and how many have signal."""
@@ -35,12 +36,14 @@ class TrainingLog:
         self._counts["oversample/with_signal"] = [float(with_signal), float(wanted)]
 
     def training(self, blocks: list[Block]) -> None:
-        """Log a generation batch: metrics, seconds of the slowest rank, table, examples, warnings."""
+        """Log a generation batch: metrics of what was counted, seconds of the slowest rank, table, examples, warnings.
+
+        Args:
+            blocks: The problems that are trained on.
+        """
         trainer, step = self.trainer, self.trainer.state.global_step
         self._generations += 1
-        sums = rollout_sums(blocks, trainer.args.plan) | self._counts
-        self._counts = {}
-        means = self.means(sums)
+        means, self._counts = self.means(self._counts), {}
         seconds = dict(trainer.rollout.seconds)
         seconds["sync"] = 0.0
         if trainer.use_vllm:
@@ -49,9 +52,10 @@ class TrainingLog:
             trainer._metrics["train"][name].append(value)
         self._write_table(blocks, step)
         if trainer.accelerator.is_main_process:
-            args = trainer.args
-            if args.num_examples and (step % max(1, int(args.logging_steps)) == 0 or step == 1):
-                print_examples(blocks, args.num_examples, step)
+            due = step // max(1, int(trainer.state.logging_steps))
+            if trainer.args.num_examples and due != self._shown:
+                print_examples(blocks, trainer.args.num_examples, step)
+                self._shown = due
             self._warn(means)
 
     def means(self, sums: dict[str, list[float]]) -> dict[str, float]:

@@ -1,4 +1,5 @@
 from collections import Counter
+from math import comb
 
 import pytest
 from hypothesis import given
@@ -99,6 +100,26 @@ def test_uniform_sets_among_others_do_not_look_at_correctness():
         )
         if kinds[0] == "uniform":
             assert first[0] == second[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "total", "right", "m"), [("hard", 8, 4, 2), ("paper", 8, 4, 2), ("balanced", 8, 2, 4)]
+)
+def test_uniform_sets_beside_others_hold_as_many_right_ones_as_chance_gives(policy, total, right, m):
+    """Their number of right candidates is hypergeometric, which gap and rates over them rest on."""
+    counts, number = Counter(), 0
+    correct = [1.0] * right + [0.0] * (total - right)
+    for seed in range(3000):
+        keys = {"correct": correct, "policy": policy, "uniform_share": 0.5}
+        for kind, chosen in zip(
+            set_policies(policy, m, 0.5, seed), choose_candidate_sets([True] * total, 4, m, seed, **keys), strict=True
+        ):
+            if kind == "uniform":
+                counts[sum(correct[index] > 0.5 for index in chosen)] += 1
+                number += 1
+    for shown in range(right + 1):
+        chance = comb(right, shown) * comb(total - right, 4 - shown) / comb(total, 4)
+        assert abs(counts[shown] / number - chance) < 5 * (chance * (1 - chance) / number) ** 0.5 + 1e-9
 
 
 def test_an_unknown_policy_is_named():

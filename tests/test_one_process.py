@@ -38,6 +38,17 @@ def test_drift_is_logged_and_warned_of_by_stage_where_a_generation_serves_severa
         assert f"{stage}/sampling_logp_difference/mean is" in caplog.text
 
 
+@pytest.mark.parametrize("correction", [True, False])
+def test_drift_is_logged_by_the_loss_with_and_without_the_correction(tiny_model, tmp_path, correction):
+    trainer = make(str(tmp_path), tiny_model)
+    trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, correction
+    logps = torch.full((2, 3), -1.0)
+    rows = {"sampling_per_token_logps": torch.full((2, 3), -1.25), "completion_mask": torch.ones(2, 3)}
+    trainer._compare_with_engine(logps, rows)
+    assert trainer._metrics["train"]["sampling_logp_difference/mean"] == [pytest.approx(0.25)]
+    assert ("importance_sampling_ratio" in rows) == correction
+
+
 def test_drift_that_the_last_steps_loss_found_is_warned_of_after_its_log(tiny_model, tmp_path, caplog):
     trainer = make(str(tmp_path), tiny_model)
     trainer.model.train()

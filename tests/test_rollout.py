@@ -154,7 +154,7 @@ def test_a_random_number_of_candidates_is_drawn_between_its_bounds_for_each_prob
     blocks, _ = trainer.roll()
     assert {len(block.sets[0].shown) for block in blocks} == {1, 2, 3}
     assert [b.sets[0].shown for b in blocks] == [b.sets[0].shown for b in trainer.roll()[0]]
-    assert {"gap/maj@1-3", "gap/selfref@1-3", "gap/pass@1-3"} < set(rollout_sums(blocks, trainer.args.plan))
+    assert {"gap/maj@1-3", "gap/selfref@1-3", "gap/pass@3"} < set(rollout_sums(blocks, trainer.args.plan))
 
 
 def test_metrics_of_sets_that_a_policy_chose_stand_apart(tmp_path):
@@ -254,6 +254,8 @@ def test_warnings_name_the_metric_its_value_and_a_mend():
     found = warnings_of({"candidate/distinct": 0.125, "gap/copy_rate": 1.0, "refinement/unfinished": 0.4}, 8)
     assert set(found) == {"diversity", "copying", "refinement length"}
     assert "candidate/distinct is 0.125" in found["diversity"] and "pass@k" in found["diversity"]
+    assert set(warnings_of({"chosen/copy_rate": 1.0}, 8)) == {"copying"}, "where no set is uniform"
+    assert set(warnings_of({"candidate/skipped_prompts": 1.0}, 8)) == {"solve prompts"}
     drift = warnings_of({"candidate/sampling_logp_difference/mean": 0.4}, 8)
     assert "vllm_dtype" in drift["candidate drift"]
 

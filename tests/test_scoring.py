@@ -121,7 +121,7 @@ class Stand:
         self.problems = SimpleNamespace(take=self.take)
         self.train_dataset = [{"problem_id": str(i), "answer": "1"} for i in range(100)]
         self.rollout = SimpleNamespace(seconds={})
-        self.log_of_rollouts = SimpleNamespace(count_groups=lambda counts: None, count_problems=self.count)
+        self.log_of_rollouts = SimpleNamespace(count=lambda blocks, groups: None, count_problems=self.count)
 
     def others(self, missing):
         self.others_missing -= 1
