@@ -148,7 +148,7 @@ def test_readme_shows_test_problems_of_all_seeds_in_the_default_folder_and_nothi
     assert not write(results), "another folder"
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "RESULTS", results)
-    assert write(results) and "somewhat narrow" in readme.read_text()
+    assert write(results) and "intervals over seeds are narrow" in readme.read_text()
     one = results / "seed1" / "sft.json"
     test = one.read_text()
     assert not write(results, {one: test.replace('"split": "test"', '"split": "validation"')})

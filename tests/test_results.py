@@ -1,5 +1,6 @@
 """README says what results/ holds."""
 
+import re
 import runpy
 import sys
 
@@ -25,6 +26,42 @@ def test_the_readmes_table_is_made_from_the_results(tables):
     block = tables["readme_block"](config, ROOT / "results" / "paper", [0, 1, 2])
     assert tables["with_block"](text, block) == text, "run `python recipes/tiny/paper.py --report`"
     assert "after GRPO" in block and tables["with_block"](text, block + " changed") != text
+
+
+def test_the_tables_are_made_from_the_results(tables):
+    config = yaml.safe_load((TINY / "arms.yaml").read_text())["tables"]
+    made = tables["all_tables"](config, ROOT / "results" / "paper")
+    assert (ROOT / "results" / "paper" / "tables.md").read_text() == made, (
+        "run `python recipes/tiny/paper.py --report`"
+    )
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|\n ").split("|")]
+
+
+def test_the_figures_of_smollm2_are_those_of_its_reports():
+    text, shown = (ROOT / "results" / "README.md").read_text(), []
+    columns = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
+    for line in text.splitlines():
+        if found := re.match(r"\| \[.*\]\((smollm2/\w+\.md)\)", line):
+            report = (ROOT / "results" / found[1]).read_text().splitlines()
+            figures = {cells(row)[0]: cells(row)[1] for row in reversed(report) if row.startswith("| ")}
+            for column, cell in zip([*columns, "selfref_none"], cells(line)[1:], strict=True):
+                assert figures.get(column, "").startswith(cell), (found[1], column)
+            shown.append(figures)
+    assert len(shown) >= 3
+    line = next(one for one in (ROOT / "README.md").read_text().splitlines() if "on sums, one seed" in one)
+    for column in ("selfref@4", "pass@1"):
+        wanted = [figures[column].split()[0] for figures in shown[:3]]
+        assert all(number in line for number in wanted), (column, wanted)
+
+
+def test_a_verdict_over_seeds_needs_that_no_seed_says_the_opposite(tables):
+    over, word = {"low": 0.01, "high": 0.03}, tables["verdict_over_seeds"]
+    assert word({}, [{"value": 0.01}, {"value": 0.03}], over) == "reproduced"
+    assert word({}, [{"value": -0.01}, {"value": 0.05}], over) == "not reproduced"
+    assert word({"at_least": -2}, [{"value": -0.01}, {"value": 0.05}], over) == "reproduced"
 
 
 def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):

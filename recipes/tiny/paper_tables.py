@@ -19,21 +19,38 @@ def write(tables: dict, results: Path) -> None:
     """All tables of the seeds that are there into tables.md, their plots beside it, and the demo's into README."""
     from gsr_rl.run_folder import atomic_write
 
-    seeds = sorted(int(folder.name.removeprefix("seed")) for folder in results.glob("seed[0-9]*"))
+    text = all_tables(tables, results)
+    atomic_write(results / "tables.md", text)
+    for name, config in tables.items():
+        for against in config.get("plots", []):
+            if arms := load(config, results, seeds_of(results)):
+                draw(against, arms, results / plot_name(name, against))
+    print(text)
+    if why := not_for_readme(tables["demo"], results):
+        return print(f"README is left as it is: {why}")
+    text = README.read_text(encoding="utf-8")
+    atomic_write(README, with_block(text, readme_block(tables["demo"], results, SEEDS)))
+
+
+def all_tables(tables: dict, results: Path) -> str:
+    """The text of tables.md: every table of which an arm has been run, with the names of its plots."""
+    seeds = seeds_of(results)
     lines = ["# Experiments in the tiny world", "", "Made by `python recipes/tiny/paper.py`; settings of the arms:"]
     lines += ["[arms.yaml](../../recipes/tiny/arms.yaml).", "", narrow(len(seeds)), ""]
     for name, config in tables.items():
         if arms := load(config, results, seeds):
             lines += section(config, arms)
             for against in config.get("plots", []):
-                draw(against, arms, results / f"{name}_{against}.png")
-                lines += [f"![{config['title']}: {against}]({name}_{against}.png)", ""]
-    atomic_write(results / "tables.md", "\n".join(lines))
-    print("\n".join(lines))
-    if why := not_for_readme(tables["demo"], results):
-        return print(f"README is left as it is: {why}")
-    text = README.read_text(encoding="utf-8")
-    atomic_write(README, with_block(text, readme_block(tables["demo"], results, SEEDS)))
+                lines += [f"![{config['title']}: {against}]({plot_name(name, against)})", ""]
+    return "\n".join(lines)
+
+
+def seeds_of(results: Path) -> list[int]:
+    return sorted(int(folder.name.removeprefix("seed")) for folder in results.glob("seed[0-9]*"))
+
+
+def plot_name(table: str, against: str) -> str:
+    return f"{table}_{against}.png"
 
 
 def not_for_readme(config: dict, results: Path) -> str | None:
@@ -54,8 +71,9 @@ def narrow(seeds: int) -> str:
         return "One seed: the intervals say nothing of the spread between seeds."
     share = math.sqrt((seeds - 1) / seeds)
     return (
-        f"Resampling {seeds} seeds shows {share:.2f} of the deviation between seeds, so intervals over seeds are "
-        "somewhat narrow."
+        f"Resampling {seeds} seeds shows {share:.2f} of their deviation, so intervals over seeds are narrow: "
+        "in a simulation of three they cover 86 to 95 of 100, the less the more seeds differ (tests/test_metrics.py). "
+        "A verdict also needs that no seed alone says the opposite."
     )
 
 
@@ -114,7 +132,7 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
         each = [estimate(ratio, weights, signed=True) for ratio in ratios]
         over = estimate_over_seeds(ratios, signed=True)
         holding = sum(verdict(claim, one) == "reproduced" for one in each)
-        word = f"{verdict(claim, over)}, {holding} of {len(each)} seeds alone"
+        word = f"{verdict_over_seeds(claim, each, over)}, {holding} of {len(each)} seeds alone"
         rows.append([claim["text"], *map(figure, each), figure(over), word])
     seeds = next(iter(arms.values())).seeds
     return markdown_table(["claim (difference in points)", *(f"seed {seed}" for seed in seeds), "all", ""], rows)
@@ -127,6 +145,13 @@ def verdict(claim: dict, one: dict) -> str:
         return "reproduced" if one["high"] <= bound else "opposite" if one["low"] > bound else "not reproduced"
     bound = claim.get("at_least", 0) / 100
     return "reproduced" if one["low"] > bound else "opposite" if one["high"] < bound else "not reproduced"
+
+
+def verdict_over_seeds(claim: dict, each: list[dict], over: dict) -> str:
+    """The verdict over all seeds, unless a seed's own figure lies on the other side of the bound."""
+    bound = claim.get("at_most", claim.get("at_least", 0)) / 100
+    sides = {one["value"] > bound for one in each if one["value"] != bound}
+    return verdict(claim, over) if len(sides) < 2 else "not reproduced"
 
 
 def right_candidates_table(arms: dict[str, Arm]) -> str:
