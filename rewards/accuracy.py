@@ -28,6 +28,10 @@ class AccuracyReward:
     __name__ = "accuracy"
 
     def __init__(self, require_box: bool = True, timeout: float | None = None):
+        if not isinstance(require_box, bool):
+            raise ValueError(f"accuracy: require_box={require_box!r}: true or false is expected")
+        if timeout is not None and (type(timeout) not in (int, float) or not 0 < timeout < float("inf")):
+            raise ValueError(f"accuracy: timeout={timeout!r}: a positive number of seconds is expected")
         self.require_box, self.timeout = require_box, timeout
 
     def __call__(self, prompts=None, completions=None, completion_ids=None, *, answer, log_metric=None, **columns):

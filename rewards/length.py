@@ -12,6 +12,9 @@ class LengthReward:
     __name__ = "length"
 
     def __init__(self, max_length: int, buffer: int):
+        for name, value in (("max_length", max_length), ("buffer", buffer)):
+            if type(value) is not int:
+                raise ValueError(f"length: {name}={value!r}: a whole number is expected, without quotes")
         if not 0 < buffer <= max_length:
             raise ValueError(
                 f"buffer={buffer} is not between 1 and max_length={max_length}: set it to about a fifth of max_length"

@@ -49,9 +49,11 @@ def load_reward_funcs(names: list[str] | str, options: dict[str, dict] | str | N
         ValueError: A name, an option or an argument that does not exist, or one that is missing.
     """
     names = [names] if isinstance(names, str) else list(names)
-    options = json.loads(options) if isinstance(options, str) else dict(options or {})
+    options = _read(options)
     if not names:
         raise ValueError("reward_funcs is empty: name at least one reward, such as accuracy")
+    if strange := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"reward_funcs has {strange[0]!r}: a name is expected, such as accuracy")
     if doubled := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"reward_funcs names {doubled[0]!r} twice: give it a weight instead (reward_weights)")
     for name, values in options.items():
@@ -60,6 +62,16 @@ def load_reward_funcs(names: list[str] | str, options: dict[str, dict] | str | N
         if not isinstance(values, dict):
             raise ValueError(f"reward_options[{name!r}]={values!r}: a mapping of arguments is expected")
     return [_build(name, options.get(name, {})) for name in names]
+
+
+def _read(options: dict | str | None) -> dict:
+    try:
+        options = json.loads(options) if isinstance(options, str) else options or {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"reward_options={options!r} is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"reward_options={options!r}: a mapping of rewards to their arguments is expected")
+    return options
 
 
 def _build(name: str, options: dict) -> Callable:
