@@ -221,7 +221,7 @@ def _split(argv: list[str]) -> dict[str, list[str]]:
 
 def _typed(annotation: str, words: list[str]) -> object:
     """Words of the command line as YAML scalars; text stays text where the key is one, a list's words are a list."""
-    text_only = annotation in ("str", "str | None")
+    text_only = annotation and set(annotation.split(" | ")) <= {"str", "list[str]", "None"}
 
     def scalar(text: str) -> object:
         if text_only and text != "null":

@@ -6,12 +6,13 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 from gsr_rl.candidates import POLICIES
 from gsr_rl.generation import KINDS as ENGINES
 from gsr_rl.hub_sets import HUB_SETS, check_split
-from gsr_rl.value_checks import at_least, check_model, check_shares, check_window
+from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, finite, positive
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
@@ -69,6 +70,34 @@ def check_training_problems(c) -> list[str]:
         "left: train on another set or split, or take the name out"
         for name in as_list(c.decontaminate_against)
         if source_of(str(name)) == own
+    ]
+
+
+def held_out_keys(problems, training) -> dict[str, object]:
+    """The keys of `ProblemConfig` that are others for the held-out problems of a `GSRConfig`."""
+    keys = {"dataset_name": training.eval_dataset_name, "dataset_split": training.eval_dataset_split}
+    keys |= {"max_problems": training.max_eval_problems, "decontaminate_against": None}
+    if training.eval_dataset_name != problems.dataset_name:  # what is said of one set does not hold for another
+        of_one = ("dataset_config", "dataset_kwargs", "row_filters", "problem_column", "answer_column")
+        keys |= dict.fromkeys(of_one)
+    return keys
+
+
+def check_problems_and_held_out(c) -> list[str]:
+    """`check_training_problems`, and the same of the held-out problems, which are not those that are trained on."""
+    found, name = check_training_problems(c), c.eval_dataset_name
+    if not name or not c.dataset_name:
+        return found
+    if source_of(f"{name}@{c.eval_dataset_split}") == source_of(f"{c.dataset_name}@{c.dataset_split}"):
+        is_file = Path(name).suffix in LOCAL_SUFFIXES
+        where = "" if is_file else f", eval_dataset_split={c.eval_dataset_split}"
+        mend = "another file" if is_file else "another split or set"
+        found.append(f"eval_dataset_name={name}{where}: these problems are trained on, hold out {mend}")
+    held_out = check_problems(SimpleNamespace(**vars(c) | held_out_keys(c, c)))
+    return found + [
+        message.replace("dataset_name=", "eval_dataset_name=").replace("dataset_split=", "eval_dataset_split=")
+        for message in held_out
+        if message not in found
     ]
 
 
@@ -168,13 +197,15 @@ def _check_row(c, row: dict) -> str | None:
 
 def check_sampling(c) -> list[str]:
     """The keys of `EngineConfig`."""
+    if wrong := finite(c):
+        return wrong
     found = _check_engine(c)
     limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
-    found += at_least(c, 1, "num_generations", "num_candidate_sets", *limits)
+    found += at_least(c, 1, "num_generations", "num_candidate_sets", *limits) + at_least(c, 0, "seed")
     for name in ("temperature", "refinement_temperature"):
         if getattr(c, name) < 0:
             found.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
-    found += check_shares(c, "top_p", "refinement_top_p")
+    found += check_shares(c, "top_p", "refinement_top_p", "gpu_memory_utilization")
     if not c.output_dir:
         found.append("output_dir is not set: give the folder that the results go to")
     if c.num_candidates > c.num_generations:
@@ -221,10 +252,7 @@ def _check_engine(c, role: str = "") -> list[str]:
     if role:
         return found
     found += at_least(c, 1, "max_requests_in_flight", "tensor_parallel_size") + at_least(c, 0, "request_retries")
-    for name in ("request_timeout", "requests_per_minute", "data_parallel_size"):
-        if getattr(c, name) is not None and getattr(c, name) <= 0:
-            found.append(f"{name}={getattr(c, name)}: a positive number is expected")
-    return found
+    return found + positive(c, "request_timeout", "requests_per_minute", "data_parallel_size")
 
 
 def _shown(url: object) -> str:

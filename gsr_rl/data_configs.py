@@ -12,11 +12,15 @@ COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of pr
 
 def mapping(name: str, value):
     """A mapping that a command line gives as text; TRL's parser leaves YAML's as it is."""
-    if isinstance(value, str):
-        value = yaml.safe_load(value)
-        if not isinstance(value, dict):
-            raise ValueError(f"{name}={value!r}: a mapping is expected")
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, dict):
+        raise ValueError(f"{name}={value!r}: a mapping is expected, such as {{name: value}}")
+    return read
 
 
 @dataclass
@@ -72,7 +76,8 @@ class ProblemConfig:
     )
 
     def __post_init__(self):
-        self.row_filters = mapping("row_filters", self.row_filters)
+        for name in ("row_filters", "dataset_kwargs"):
+            setattr(self, name, mapping(name, getattr(self, name)))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 WORDS = {"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0"}  # that are read as true or false
 EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+IN_LISTS = {"list[float]": "a list of numbers", "list[str]": "a list of texts"}
 
 
 def mismatch(annotation: str, value: object) -> str | None:
@@ -19,7 +20,11 @@ def mismatch(annotation: str, value: object) -> str | None:
         return None
     if "str" in names and isinstance(value, bool):  # an unquoted `no`
         return None
-    expected = [EXPECTED.get(name, f"a {name}") for name in names if name != "None"]
+    expected = [
+        IN_LISTS.get(kind, EXPECTED.get(name, f"a {name}"))
+        for name, kind in zip(names, kinds, strict=True)
+        if name != "None"
+    ]
     hint = ": put it in quotes" if names[0] == "str" and isinstance(value, int | float) else ""
     return " or ".join(expected) + " is expected" + hint
 
@@ -32,10 +37,11 @@ def _is(value: object, name: str, kind: str) -> bool:
     if name == "dict":
         return isinstance(value, dict)
     if name == "list":
-        inner = kind[len("list[") : -1] if "[" in kind else ""
-        return isinstance(value, str | list) and (
-            inner != "float" or (isinstance(value, list) and all(_is(one, "float", "") for one in value))
-        )
+        if kind == "list[float]":  # text in a list is not read as a number
+            return isinstance(value, list) and all(type(one) in (int, float) for one in value)
+        if kind == "list[str]" and isinstance(value, list):
+            return all(isinstance(one, str) for one in value)
+        return isinstance(value, str | list)
     if name == "bool":
         return isinstance(value, bool) or str(value).lower() in WORDS
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):

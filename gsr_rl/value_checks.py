@@ -1,7 +1,21 @@
 """Checks of single values, and of lengths against a model's window, that several configurations share."""
 
 import json
+import math
 from pathlib import Path
+
+
+def finite(c) -> list[str]:
+    """No key is NaN or infinite, on its own or in a list or mapping: they would pass checks of ranges."""
+    return [f"{name}={value}: a finite number is expected" for name, value in vars(c).items() if not _is_finite(value)]
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def at_least(c, least: float, *names: str) -> list[str]:
@@ -10,6 +24,15 @@ def at_least(c, least: float, *names: str) -> list[str]:
         f"{name}={getattr(c, name)}: at least {least} is needed"
         for name in names
         if getattr(c, name) is not None and getattr(c, name) < least
+    ]
+
+
+def positive(c, *names: str) -> list[str]:
+    """Each of these keys is left out or above 0."""
+    return [
+        f"{name}={getattr(c, name)}: a positive number is expected"
+        for name in names
+        if getattr(c, name) is not None and getattr(c, name) <= 0
     ]
 
 
