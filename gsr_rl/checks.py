@@ -10,32 +10,38 @@ from gsr_rl.data_checks import (
     check_candidate_choice,
     check_distillation,
     check_problems,
+    check_problems_and_held_out,
     check_sampling,
     check_training_problems,
     from_hub,
 )
 from gsr_rl.hub_configs import check_hub
 from gsr_rl.run_folder import read_refinement_settings
-from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, one_of
+from gsr_rl.trainer_checks import (
+    check_best_checkpoint,
+    check_generation_kwargs,
+    check_importance_sampling,
+    check_quantization,
+    check_resuming,
+    check_rewards,
+    metric_choosers,
+    when,
+)
+from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, finite, one_of, positive
 
 __all__ = [
     "check_distill",
     "check_grpo",
     "check_problems",
+    "check_problems_and_held_out",
     "check_refinement",
     "check_sft",
     "check_training_problems",
     "raise_if_any",
-    "when",
 ]
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
-
-
-def when(strategy) -> str:
-    """transformers' `eval_strategy` or `save_strategy` as a word; YAML reads an unquoted `no` as False."""
-    return "no" if strategy is False else str(getattr(strategy, "value", strategy))
 
 
 def raise_if_any(messages: list[str]) -> None:
@@ -128,17 +134,12 @@ def check_grpo(c) -> list[str]:
             f"multi_objective_aggregation={c.multi_objective_aggregation} would mix the statistics of both stages: "
             "use sum_then_normalize"
         )
-    rewards = [c.reward_funcs] if isinstance(c.reward_funcs, str) else c.reward_funcs
-    if c.reward_weights is not None and len(c.reward_weights) != len(rewards):
-        found.append(
-            f"reward_weights={c.reward_weights} has {len(c.reward_weights)} numbers for {len(rewards)} reward_funcs "
-            f"({', '.join(rewards)}): give one a reward"
-        )
+    found += check_rewards(c) + check_generation_kwargs(c) + check_importance_sampling(c)
+    found += check_best_checkpoint(c) + check_resuming(c) + check_quantization(c)
     found += _check_micro_batch_terms(c) + _check_token_budget(c)
-    if c.use_vllm:
-        found += check_window(
-            c, "vllm_max_model_length", getattr(c, "model_name_or_path", None), refines=c.refinement_weight > 0
-        )
+    found += check_window(
+        c, "vllm_max_model_length", getattr(c, "model_name_or_path", None), refines=c.refinement_weight > 0
+    )
     found += _check_server_deadlines(c)
     found += _check_batch(c)
     return found
@@ -148,17 +149,20 @@ def _check_ranges(c) -> list[str]:
     """Values that nothing can be reckoned with, and those that TRL would first stumble over in a training step."""
     if unset := [name for name in ("num_generations", "max_completion_length") if getattr(c, name) is None]:
         return [f"{name}=null: a whole number is expected" for name in unset]
+    if wrong := finite(c):
+        return wrong
     found = at_least(c, 1, "num_generations", "num_candidate_sets", "per_device_train_batch_size")
     found += at_least(c, 1, "gradient_accumulation_steps", "steps_per_generation", "num_iterations")
-    found += at_least(c, 0, "learning_rate", "beta", "epsilon", "max_grad_norm", "warmup_steps")
+    found += at_least(c, 1, "num_generations_eval", "max_eval_problems", "eval_problems_per_call")
+    found += at_least(c, 0, "learning_rate", "beta", "epsilon", "max_grad_norm", "warmup_steps", "seed")
+    found += positive(c, "server_request_timeout", "vllm_server_timeout")
     limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
     if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
         found += [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
     if c.temperature <= 0:
         found.append(f"temperature={c.temperature}: a policy is trained on samples, so a positive value is needed")
-    found += check_shares(c, "top_p")
+    found += check_shares(c, "top_p", "vllm_gpu_memory_utilization")
     found += one_of(c, loss_type=LOSS_TYPES, vllm_mode=("colocate", "server"))
-    found += one_of(c, importance_sampling_level=("token", "sequence"))
     if str(c.scale_rewards).lower() not in ("group", "none", "true", "false", "batch"):
         found.append(f"scale_rewards={c.scale_rewards!r}: use group or none")
     return found
@@ -175,6 +179,12 @@ def _check_choice(c) -> list[str]:
         found.append(
             f"candidate_credit={c.candidate_credit} compares uniformly chosen candidate sets of a problem: set "
             f"num_candidate_sets to at least 2 (it is {c.num_candidate_sets}) and candidate_choice to uniform"
+        )
+    elif c.candidate_credit and (c.min_num_candidates or c.num_candidates) == c.num_generations:
+        found.append(
+            f"candidate_credit={c.candidate_credit} with num_candidates={c.num_candidates} of "
+            f"num_generations={c.num_generations}: every candidate is in every set, so there is none to credit: lower "
+            "num_candidates"
         )
     if c.candidate_credit and not (c.candidate_weight > 0 and c.refinement_weight > 0):
         found.append(f"candidate_credit={c.candidate_credit} needs both stages: set both weights above 0")
@@ -276,8 +286,10 @@ def check_distill(c) -> list[str]:
 
 def check_sft(c) -> list[str]:
     """The keys of `GSRSFTConfig`."""
+    if wrong := finite(c):
+        return wrong
     found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
-    found += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps")
+    found += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps", "seed")
     found += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
     name = c.dataset_name
     if not name:
@@ -287,4 +299,8 @@ def check_sft(c) -> list[str]:
     stages = [c.stages] if isinstance(c.stages, str) else c.stages
     if not stages or set(stages) - {"candidate", "refinement"}:
         found.append(f"stages={stages}: use candidate or refinement, or both: [candidate, refinement]")
-    return found
+    mend = "the warm start evaluates nothing, leave it out and measure with eval_gsr.py"
+    found += [f"{one}: {mend}" for one in metric_choosers(c)]
+    if when(c.eval_strategy) != "no":
+        found.append(f"eval_strategy={c.eval_strategy}: {mend}")
+    return found + check_resuming(c) + check_quantization(c)

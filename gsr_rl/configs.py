@@ -18,6 +18,7 @@ from gsr_rl.data_configs import (
 from gsr_rl.eval_configs import EvalConfig
 from gsr_rl.hub_configs import DataSetHubConfig
 from gsr_rl.rollout import Plan
+from gsr_rl.trainer_checks import check_reporting
 
 __all__ = [
     "DistillConfig",
@@ -31,11 +32,18 @@ __all__ = [
 ]
 
 
-def _say_no(config) -> None:
-    """An unquoted `no` of a YAML file, which is False, as transformers writes it."""
+def _read_as_yaml(config, *own: str) -> None:
+    """An unquoted `no`, which YAML reads as False, as transformers writes it, and mappings given as text.
+
+    transformers reads mappings as JSON, and takes other text for a file's name in some of its keys. `own` are ours.
+    """
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(config, name) is False:
             setattr(config, name, "no")
+    for name in (*config._VALID_DICT_FIELDS, *own):
+        value = getattr(config, name)
+        if name in own or str(value).startswith("{"):
+            setattr(config, name, mapping(name, value))
 
 
 @dataclass
@@ -129,7 +137,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         default=None, metadata={"help": "Held-out problems for evaluation while training (eval_strategy, eval_steps)."}
     )
     eval_dataset_split: str = field(default="validation", metadata={"help": "Their split."})
-    max_eval_problems: int = field(default=200, metadata={"help": "How many of them."})
+    max_eval_problems: int | None = field(default=200, metadata={"help": "How many of them; null: all."})
     eval_problems_per_call: int = field(
         default=64, metadata={"help": "Held-out problems that a rank gives to its engine at once."}
     )
@@ -185,8 +193,10 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     )
 
     def __post_init__(self):
-        _say_no(self)
-        raise_if_any(check_grpo(self))
+        _read_as_yaml(self, "reward_options", "generation_kwargs", "model_shape")
+        raise_if_any(check_grpo(self) + check_reporting(self))
+        # TRL wants to divide it into groups; held-out problems come eval_problems_per_call at a time instead
+        self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations
         if self.max_refinement_length is None:
             self.max_refinement_length = self.max_completion_length
         self.is_for_cpu = self.use_cpu  # as stated: a dry run for GPUs needs none
@@ -354,7 +364,7 @@ class GSRSFTConfig(RefinementConfig, SFTConfig):
     )
 
     def __post_init__(self):
-        _say_no(self)
-        raise_if_any(check_sft(self))
+        _read_as_yaml(self)
+        raise_if_any(check_sft(self) + check_reporting(self))
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         SFTConfig.__post_init__(self)

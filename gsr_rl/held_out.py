@@ -8,6 +8,11 @@ from gsr_rl.rollout_metrics import Sums, add_sums, candidates_label, rollout_sum
 REPORTED = ("maj", "selfref", "pass")  # @K, of `gap/`
 
 
+def metric_names(num_candidates: int) -> list[str]:
+    """The accuracies and the gap that `evaluate_held_out` gives, without its prefix: a checkpoint is chosen by one."""
+    return ["pass@1", *(f"{name}@{num_candidates}" for name in REPORTED), "refinement_gap"]
+
+
 def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float]:
     """Accuracies and the gap on held-out problems, one uniform candidate set each, sampled as in training.
 

@@ -92,10 +92,18 @@ def test_the_refinement_budget_fits_the_engines_window():
     assert "1256" in message and "set max_refinement_prompt_length to at most 768" in message
 
 
-@pytest.mark.parametrize("program, name", [("grpo", "vllm_max_model_length"), ("eval", "max_model_length")])
-def test_lengths_fit_the_models_own_window_too(program, name):
+@pytest.mark.parametrize(
+    "program, name, more",
+    [
+        ("grpo", "vllm_max_model_length", {"use_vllm": True}),
+        ("grpo", "vllm_max_model_length", {}),
+        ("eval", "max_model_length", {}),
+    ],
+    ids=["grpo, vllm", "grpo, transformers", "eval"],
+)
+def test_lengths_fit_the_models_own_window_too(program, name, more):
     """The tiny base reads 512 tokens."""
-    values = GRPO | {"use_vllm": True} if program == "grpo" else {"benchmarks": ["tiny/mix"], "output_dir": "out"}
+    values = GRPO | more if program == "grpo" else {"benchmarks": ["tiny/mix"], "output_dir": "out"}
     values |= {"model_name_or_path" if program == "grpo" else "model": TINY, "max_completion_length": 40}
     values |= {"max_refinement_prompt_length": 200}
 
@@ -160,7 +168,9 @@ def test_a_number_that_is_no_number_is_named():
         ({"learning_rate": "fast"}, "learning_rate='fast': a number is expected"),
         ({"dataset_name": 5}, "dataset_name=5: text is expected: put it in quotes"),
         ({"curriculum": "perhaps"}, "curriculum='perhaps': true or false is expected"),
-        ({"reward_weights": -1}, "reward_weights=-1: a list is expected"),
+        ({"reward_weights": -1}, "reward_weights=-1: a list of numbers is expected"),
+        ({"reward_weights": ["1e-3"]}, "reward_weights=['1e-3']: a list of numbers is expected"),
+        ({"reward_funcs": [3]}, "reward_funcs=[3]: a list of texts is expected"),
         ({"dataset_kwargs": [1]}, "dataset_kwargs=[1]: a dict or text is expected"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
@@ -180,9 +190,9 @@ def test_values_that_the_parser_can_read_pass(values):
 
 def test_words_of_the_command_line_are_of_the_keys_type():
     values = cli.read_values(
-        "grpo", ["--dataset_name", "5", "--reward_weights", "-1", "--reward_funcs", "accuracy", "--seed", "3"]
+        "grpo", ["--dataset_name", "5", "--reward_weights", "-1", "--reward_funcs", "a", "3", "--seed", "3"]
     )
-    assert values == {"dataset_name": "5", "reward_weights": [-1], "reward_funcs": "accuracy", "seed": 3}
+    assert values == {"dataset_name": "5", "reward_weights": [-1], "reward_funcs": ["a", "3"], "seed": 3}
 
 
 @pytest.mark.parametrize(

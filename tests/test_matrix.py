@@ -80,7 +80,8 @@ OPTIONS = {
     },
     "two waves": {"streamed_rollout": False},
     "stage rewards": {"reward_funcs": ["accuracy", "refinement/format"], "reward_weights": [1.0, 0.2]},
-    **{loss: {"loss_type": loss} for loss in ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo")},
+    **{loss: {"loss_type": loss} for loss in ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo")},
+    "vespo": {"loss_type": "vespo", "vllm_importance_sampling_mode": "token_mask"},
 }
 IN_MAKE_TEST = {"credit", "oversample"}
 

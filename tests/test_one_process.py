@@ -7,6 +7,7 @@ import pytest
 import torch
 from programs.train_fixed import FixedRollouts, main, make
 
+from gsr_rl.held_out import metric_names
 from gsr_rl.trainer import GSRTrainer
 from gsr_rl.windows import STAGES
 
@@ -67,7 +68,7 @@ def test_an_evaluation_leaves_the_metrics_of_training_steps_to_their_own_log(tin
     trainer._metrics["train"]["candidate/reward"].append(0.5)
     trainer.evaluate(trainer.train_dataset.select(range(4)))
     record = trainer.state.log_history[-1]
-    assert "eval_pass@1" in record and "candidate/reward" not in record
+    assert {f"eval_{name}" for name in metric_names(2)} <= record.keys() and "candidate/reward" not in record
     assert trainer._metrics["train"]["candidate/reward"] == [0.5] and trainer.model.training
 
 
