@@ -54,7 +54,7 @@ ALIASES = {
 PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_training_problems, checks.check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
-    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_training_problems, checks.check_grpo)),
+    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems_and_held_out, checks.check_grpo)),
     "eval": (("ProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
 }
 

@@ -190,6 +190,23 @@ def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
     ]
 
 
+def without_held_out(rows: list[dict], held_out: list[dict]) -> list[dict]:
+    """The rows whose text no held-out row has, with a line on stderr for what was left out.
+
+    Raises:
+        ValueError: None is left.
+    """
+    texts = {normalise_text(row["problem"]) for row in held_out}
+    kept = [row for row in rows if normalise_text(row["problem"]) not in texts]
+    if not kept:
+        raise ValueError(
+            "eval_dataset_name holds out every problem of dataset_name: give other problems to one of them"
+        )
+    if count := len(rows) - len(kept):
+        print(f"left out {count} training problems that eval_dataset_name holds out", file=sys.stderr)
+    return kept
+
+
 def _options(config) -> dict:
     options = config.dataset_kwargs or {}
     if isinstance(options, str):

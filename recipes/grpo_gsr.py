@@ -19,18 +19,17 @@ def load_datasets(problem_args, args):
 
     from datasets import Dataset
 
-    from gsr_rl.problems import load_problems, training_rows
+    from gsr_rl.data_checks import held_out_keys
+    from gsr_rl.problems import load_problems, training_rows, without_held_out
 
-    def load(config):
-        return Dataset.from_list(training_rows(load_problems(config), args.prompt_template))
+    def dataset(rows):
+        return Dataset.from_list(training_rows(rows, args.prompt_template))
 
+    problems = load_problems(problem_args)
     if not args.eval_dataset_name:
-        return load(problem_args), None
-    held_out = {"dataset_name": args.eval_dataset_name, "dataset_split": args.eval_dataset_split}
-    held_out |= {"max_problems": args.max_eval_problems, "decontaminate_against": None}
-    if args.eval_dataset_name != problem_args.dataset_name:  # what is said of one set does not hold for another
-        held_out |= {"row_filters": None, "problem_column": None, "answer_column": None, "dataset_config": None}
-    return load(problem_args), load(dataclasses.replace(problem_args, **held_out))
+        return dataset(problems), None
+    held_out = load_problems(dataclasses.replace(problem_args, **held_out_keys(problem_args, args)))
+    return dataset(without_held_out(problems, held_out)), dataset(held_out)
 
 
 def main() -> None:

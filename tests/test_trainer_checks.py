@@ -1,11 +1,13 @@
 """What TRL and transformers would stumble over after the model has loaded, or never, is refused before."""
 
+import runpy
 from types import SimpleNamespace
 
 import pytest
 from test_cli import GRPO, ROOT, TINY, findings
 
 from gsr_rl import cli
+from gsr_rl.data_checks import held_out_keys
 from gsr_rl.trainer_checks import check_reporting
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_dataset_name": "tiny/mix"}
@@ -200,3 +202,47 @@ def test_text_that_is_no_mapping_is_named_with_its_key(tmp_path, capsys):
 def test_trls_batch_of_evaluation_does_not_stand_in_the_way(tmp_path, more):
     evaluated = ("--eval_strategy", "steps", "--eval_dataset_name", "tiny/mix", "--num_generations", "16", *more)
     parsed(tmp_path, *evaluated)
+
+
+@pytest.mark.parametrize("same", [{}, {"dataset_split": "train"}])
+def test_held_out_problems_are_not_those_of_the_training(same, tmp_path, monkeypatch):
+    message = findings(eval_dataset_name="tiny/mix", eval_dataset_split="train")
+    assert message.startswith("eval_dataset_name=tiny/mix, eval_dataset_split=train: these problems are trained on")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    message = findings(dataset_name="rows.jsonl", eval_dataset_name=str(tmp_path / "rows.jsonl"), **same)
+    assert message.endswith("these problems are trained on, hold out another file")
+
+
+def test_held_out_problems_are_checked_as_the_others_are():
+    assert findings(eval_dataset_name="tiny/mix", eval_dataset_split="none") == (
+        "eval_dataset_split=none: the tiny world has " + findings(dataset_split="none").split(" has ")[1]
+    )
+    assert "eval_dataset_name=no.jsonl: there is no such file" in findings(eval_dataset_name="no.jsonl")
+
+
+def load_datasets(tmp_path, trained: list[str], **problem_keys):
+    from gsr_rl.configs import ProblemConfig
+
+    for name, texts in {"train": trained, "held": ["1 + 1", "Add  TWO and two"]}.items():
+        lines = [f'{{"problem": "{text}", "answer": "2"}}\n' for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    problems = ProblemConfig(dataset_name=str(tmp_path / "train.jsonl"), dataset_split="train", **problem_keys)
+    held_out = {"eval_dataset_name": str(tmp_path / "held.jsonl"), "eval_dataset_split": "test"}
+    args = SimpleNamespace(**held_out, max_eval_problems=None, prompt_template="tiny")
+    return runpy.run_path(str(ROOT / "recipes/grpo_gsr.py"))["load_datasets"](problems, args)
+
+
+def test_a_held_out_problem_is_not_trained_on(tmp_path, capsys):
+    train, held = load_datasets(tmp_path, ["3 + 3", "add two and two"], dataset_kwargs={"difficulty": 3})
+    assert train["problem"][:] == ["3 + 3"] and len(held) == 2
+    assert "left out 1 training problems that eval_dataset_name holds out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="eval_dataset_name holds out every problem of dataset_name"):
+        load_datasets(tmp_path, ["add two and two"])
+
+
+@pytest.mark.parametrize("name, kept", [("tiny/chain", False), ("tiny/mix", True)])
+def test_what_is_said_of_one_generated_set_does_not_hold_for_another(name, kept):
+    problems = SimpleNamespace(dataset_name="tiny/mix", dataset_kwargs={"difficulty": 3})
+    held_out = SimpleNamespace(eval_dataset_name=name, eval_dataset_split="test", max_eval_problems=5)
+    assert ("dataset_kwargs" not in held_out_keys(problems, held_out)) == kept
