@@ -196,6 +196,8 @@ def _check_choice(c) -> list[str]:
         found.append(
             f"eval_strategy={c.eval_strategy} needs held-out problems: set eval_dataset_name, or eval_strategy to no"
         )
+    if c.eval_on_start and not c.eval_dataset_name:
+        found.append("eval_on_start=true needs held-out problems: set eval_dataset_name, or leave it out")
     return found
 
 
@@ -301,6 +303,7 @@ def check_sft(c) -> list[str]:
         found.append(f"stages={stages}: use candidate or refinement, or both: [candidate, refinement]")
     mend = "the warm start evaluates nothing, leave it out and measure with eval_gsr.py"
     found += [f"{one}: {mend}" for one in metric_choosers(c)]
-    if when(c.eval_strategy) != "no":
-        found.append(f"eval_strategy={c.eval_strategy}: {mend}")
+    if when(c.eval_strategy) != "no" or c.eval_on_start:
+        name = "eval_on_start" if c.eval_on_start else "eval_strategy"
+        found.append(f"{name}={getattr(c, name)}: {mend}")
     return found + check_resuming(c) + check_quantization(c)

@@ -32,17 +32,20 @@ __all__ = [
 ]
 
 
+MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
+
+
 def _read_as_yaml(config, *own: str) -> None:
     """An unquoted `no`, which YAML reads as False, as transformers writes it, and mappings given as text.
 
-    transformers reads mappings as JSON, and takes other text for a file's name in some of its keys. `own` are ours.
+    Some of transformers' may also be a file's name. `own` are our mappings.
     """
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(config, name) is False:
             setattr(config, name, "no")
     for name in (*config._VALID_DICT_FIELDS, *own):
         value = getattr(config, name)
-        if name in own or str(value).startswith("{"):
+        if name not in MAY_BE_FILES or str(value).startswith("{"):
             setattr(config, name, mapping(name, value))
 
 
@@ -193,7 +196,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     )
 
     def __post_init__(self):
-        _read_as_yaml(self, "reward_options", "generation_kwargs", "model_shape")
+        _read_as_yaml(self, "reward_options", "model_shape")
         raise_if_any(check_grpo(self) + check_reporting(self))
         # TRL wants to divide it into groups; held-out problems come eval_problems_per_call at a time instead
         self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations

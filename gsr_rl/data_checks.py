@@ -94,8 +94,10 @@ def check_problems_and_held_out(c) -> list[str]:
         mend = "another file" if is_file else "another split or set"
         found.append(f"eval_dataset_name={name}{where}: these problems are trained on, hold out {mend}")
     held_out = check_problems(SimpleNamespace(**vars(c) | held_out_keys(c, c)))
+    called = {"dataset_name": "eval_dataset_name", "dataset_split": "eval_dataset_split"}
+    called |= {"max_problems": "max_eval_problems"}
     return found + [
-        message.replace("dataset_name=", "eval_dataset_name=").replace("dataset_split=", "eval_dataset_split=")
+        re.sub(r"^(\w+)(?==)", lambda name: called.get(name[0], name[0]), message)
         for message in held_out
         if message not in found
     ]

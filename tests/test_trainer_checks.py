@@ -45,7 +45,7 @@ def test_the_warm_start_evaluates_nothing(tmp_path):
     rows.write_text("{}\n")
     values = {"dataset_name": str(rows), "model_name_or_path": TINY}
     cli.check_values("sft", values)
-    for key, value in {"eval_strategy": "steps", "load_best_model_at_end": True}.items():
+    for key, value in {"eval_strategy": "steps", "eval_on_start": True, "load_best_model_at_end": True}.items():
         with pytest.raises(ValueError, match=f"{key}={value}.*: the warm start evaluates nothing"):
             cli.check_values("sft", values | {key: value})
 
@@ -109,6 +109,7 @@ def test_every_logger_of_transformers_can_be_looked_for(monkeypatch):
         ({"reward_funcs": "refinement/accuracy"}, "add a reward, such as candidate/accuracy, or set candidate_weight"),
         ({"save_only_model": True, "resume_from_checkpoint": True}, "holds no optimizer to go on with"),
         ({"load_in_4bit": True, "use_peft": True}, "load_in_4bit=true: quantized weights are not supported"),
+        ({"eval_on_start": True}, "eval_on_start=true needs held-out problems"),
         ({"load_in_8bit": True}, "load_in_8bit=true: quantized weights are not supported"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
@@ -192,10 +193,12 @@ def test_mappings_of_the_command_line_are_yaml_or_json(tmp_path):
     assert args.model_shape == {"hidden_size": 8} and args.chat_template_kwargs == {"a": True}
 
 
-def test_text_that_is_no_mapping_is_named_with_its_key(tmp_path, capsys):
+@pytest.mark.parametrize("text", ["{min_tokens: [", "many"])
+@pytest.mark.parametrize("name", ["generation_kwargs", "reward_options", "lr_scheduler_kwargs"])
+def test_text_that_is_no_mapping_is_named_with_its_key(name, text, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        parsed(tmp_path, "--generation_kwargs", "{min_tokens: [")
-    assert "generation_kwargs='{min_tokens: [': a mapping is expected" in capsys.readouterr().err
+        parsed(tmp_path, f"--{name}", text)
+    assert f"{name}={text!r}: a mapping is expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [(), ("--num_generations_eval", "3")])
@@ -218,6 +221,8 @@ def test_held_out_problems_are_checked_as_the_others_are():
     assert findings(eval_dataset_name="tiny/mix", eval_dataset_split="none") == (
         "eval_dataset_split=none: the tiny world has " + findings(dataset_split="none").split(" has ")[1]
     )
+    message = findings(eval_dataset_name="tiny/mix", eval_dataset_split="test", max_eval_problems=0)
+    assert message.startswith("max_eval_problems=0: at least 1 is needed")
     assert "eval_dataset_name=no.jsonl: there is no such file" in findings(eval_dataset_name="no.jsonl")
 
 
