@@ -4,6 +4,7 @@ TRL's parser does the parsing. But importing TRL takes seconds, so `--help`, unk
 each other are dealt with first, from the dataclasses' source text.
 """
 
+import argparse
 import ast
 import difflib
 import importlib
@@ -295,9 +296,18 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         ]
         parser, keys = TrlParser(classes), keys_of(program)
         for action in parser._actions:
-            if action.type and action.nargs is None and keys[action.dest].type.endswith("| None"):
+            if action.type and "None" in keys[action.dest].type.split(" | "):
                 action.type = _or_null(action.type)
+                if action.nargs:
+                    action.__class__ = _UnsetByNull
         return parser.parse_args_and_config(argv)
+
+
+class _UnsetByNull(argparse.Action):
+    """Stores the words of a list; the one word `null` unsets it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, None if values == [None] else values)
 
 
 def _or_null(read):

@@ -36,13 +36,14 @@ MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
 
 def _read_as_yaml(config, *own: str) -> None:
-    """An unquoted `no`, which YAML reads as False, as transformers writes it, and mappings given as text.
+    """An unquoted `no`, which YAML reads as False, and an empty `report_to` in transformers' words; text as mappings.
 
     Some of transformers' may also be a file's name. `own` are our mappings.
     """
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(config, name) is False:
             setattr(config, name, "no")
+    config.report_to = config.report_to or "none"
     for name in (*config._VALID_DICT_FIELDS, *own):
         value = getattr(config, name)
         if name not in MAY_BE_FILES or str(value).startswith("{"):

@@ -267,8 +267,11 @@ def test_null_on_the_command_line_unsets_what_the_file_sets(tmp_path):
         "0.5",
         "--output_dir",
         str(tmp_path),
+        *("--report_to", "null", "--reward_weights", "null", "--lora_target_modules", "null"),
     ]
-    _, args, _ = cli.parse("grpo", ["--config", str(ROOT / "recipes/tiny/grpo.yaml"), *words])
+    _, args, model_args = cli.parse("grpo", ["--config", str(ROOT / "recipes/tiny/grpo.yaml"), *words])
+    assert args.reward_weights is model_args.lora_target_modules is None
+    assert args.report_to == []
     assert args.max_tokens_per_micro_batch is None and args.top_entropy_quantile == 0.5
 
 
