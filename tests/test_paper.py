@@ -86,6 +86,8 @@ def test_a_new_arm_in_a_fresh_clone_makes_what_it_starts_from_and_leaves_committ
 
     monkeypatch.setattr(paper.chain, "run", run)
     monkeypatch.setattr(paper, "keep", lambda target, *_: kept.append(target.stem))
+    for arm in ("candidate_only", "grpo_cold", "sft_known"):
+        clone.target(arm).unlink(missing_ok=True)
     before = {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
     for name in paper.needed(CONFIG["arms"], ["base", "grpo", "candidate_only", "grpo_cold", "sft_known"]):
         paper.run(clone, name)
