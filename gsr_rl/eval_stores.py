@@ -121,10 +121,10 @@ def _check_holds(rows: list[dict], found: dict, config) -> None:
                 f"{where} has no problem {row['id']} of {row['benchmark']}: evaluate the same problems (benchmarks, "
                 "dataset_name, dataset_split, problem_seed, max_problems, dataset_kwargs) as that run"
             )
-    keys = [(row["benchmark"], row["id"]) for row in rows]
-    theirs = {key: tuple(found["/".join(key)][0][name] for name in ("problem", "gold")) for key in keys}
-    ours = {key: (row["problem"], row["answer"]) for key, row in zip(keys, rows, strict=True)}
-    check_same_problems(ours, theirs, keys, f"{where}: ")
+    ours = {(row["benchmark"], row["id"]): (row["problem"], row["answer"]) for row in rows}
+    firsts = (found[unit_id(row)][0] for row in rows)
+    theirs = dict(zip(ours, ((one["problem"], one["gold"]) for one in firsts), strict=True))
+    check_same_problems(ours, theirs, ours, f"{where}: ")
 
 
 def frozen_sets(rows: list[dict], config) -> dict[str, tuple[list[dict], dict[int, list[int]]]]:

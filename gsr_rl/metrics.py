@@ -277,14 +277,6 @@ def _is_degenerate(ratio: Ratio) -> bool:
     return bool((ratio.numerator >= 0).all()) and ratio.value in (0.0, 1.0)
 
 
-def _share_interval(ratio: Ratio, weights: np.ndarray) -> tuple[float, float]:
-    if not _is_degenerate(ratio):
-        low, high = _percentiles(_resampled(ratio, weights))
-        if low < high:
-            return low, high
-    return wilson(ratio.value, ratio.count)
-
-
 def _newcombe(up: float, down: float, n_up: float, n_down: float) -> tuple[float, float]:
     """Newcombe's 95 % interval of the difference of two shares, from their Wilson intervals."""
     (low_up, high_up), (low_down, high_down) = wilson(up, n_up), wilson(down, n_down)
@@ -315,10 +307,12 @@ def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[st
     value = ratio.value
     if math.isnan(value):
         low = high = math.nan
-    elif signed:
-        low, high = _at_least_newcombe(_percentiles(_resampled(ratio, weights)), ratio)
     else:
-        low, high = _share_interval(ratio, weights)
+        low, high = _percentiles(_resampled(ratio, weights))
+        if signed:
+            low, high = _at_least_newcombe((low, high), ratio)
+        elif not low < high:  # no width
+            low, high = wilson(value, ratio.count)
     return _summary(value, low, high) | {"n": round(ratio.count, _DIGITS)}
 
 
