@@ -23,15 +23,21 @@ class ServerVLLM(VLLMGeneration):
     Args:
         request_timeout: Seconds that one answer of the server may take.
         exchange_folder: Where weights are handed over.
+        least_window: Longest prompt plus completion that the run may ask for, in tokens.
+
+    Attributes:
+        window: Longest prompt plus completion that the server takes, in tokens, on all ranks. None if it tells none.
 
     Raises:
         RuntimeError: On all ranks, if the server is away, slow or answers with an error. One exception: if it fails
             while weights go by NCCL, TRL raises on the main process alone, and the launcher ends the others.
     """
 
-    def __init__(self, *args, request_timeout: float, exchange_folder: str, **kwargs):
+    def __init__(self, *args, request_timeout: float, exchange_folder: str, least_window: int, **kwargs):
         self.request_timeout, self.exchange_folder = request_timeout, Path(exchange_folder)
+        self.least_window = least_window
         self.sync_seconds = 0.0
+        self.window: int | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -44,10 +50,10 @@ class ServerVLLM(VLLMGeneration):
 
     def _init_vllm(self):
         """TRL connects and opens an NCCL group, and its errors are the main process's; ours reach all ranks."""
-        self._ask_on_main(self._connect)
+        self.window = self._ask_on_main(self._connect)
 
-    def _connect(self) -> None:
-        """A client with deadlines; with a GPU then the NCCL group, whose rendezvous has vLLM's own."""
+    def _connect(self) -> int | None:
+        """A client with deadlines; with a GPU then the NCCL group, whose rendezvous has vLLM's own. Its window."""
         self.vllm_client = VLLMClient(self._url, group_port=self.group_port, connection_timeout=self.server_timeout)
         session = self.vllm_client.session
         session.request = partial(session.request, timeout=self.request_timeout)
@@ -56,8 +62,22 @@ class ServerVLLM(VLLMGeneration):
         again = Retry(**again, backoff_factor=0.5)
         for scheme, adapter in list(session.adapters.items()):
             session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=adapter._pool_maxsize))
+        window = self._served_window()
         if not self._by_disk:
             self.vllm_client.init_communicator(device=self.accelerator.device)
+        return window
+
+    def _served_window(self) -> int | None:
+        response = self.vllm_client.session.get(f"{self.vllm_client.base_url}/v1/models")
+        response.raise_for_status()
+        window = response.json()["data"][0].get("max_model_len")
+        if window and window < self.least_window:
+            raise ValueError(
+                f"its window is {window} tokens, and the longest prompt and completion of this run have "
+                f"{self.least_window}: start it with --max-model-len {self.least_window}, or lower "
+                "max_refinement_prompt_length, max_refinement_length or max_completion_length"
+            )
+        return window
 
     @contextmanager
     def awake(self):

@@ -83,7 +83,8 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     def context_length(self) -> int:
         """Tokens that a prompt and its completion may have together, in the engine and in the model."""
         model_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30)
-        return min(self.args.vllm_max_model_length or model_length, model_length)
+        server = self.vllm_generation.window if self.use_vllm and self.vllm_mode == "server" else None
+        return min(self.args.vllm_max_model_length or model_length, server or model_length, model_length)
 
     def sample(self, prompt_ids: list[list[int]], n: int, max_tokens: int) -> tuple[list, list | None]:
         """n completions of each prompt from TRL's engine, whichever it is, with this stage's limit.

@@ -21,6 +21,7 @@ def engine_in_place(args: GSRConfig):
             ServerVLLM,
             request_timeout=args.server_request_timeout,
             exchange_folder=os.path.join(args.output_dir, "weights-for-server"),
+            least_window=least_window(args),
         )
     elif args.use_vllm:
         from gsr_rl.colocated import ColocatedVLLM
@@ -36,3 +37,9 @@ def engine_in_place(args: GSRConfig):
         yield
     finally:
         grpo_trainer.VLLMGeneration = original
+
+
+def least_window(args: GSRConfig) -> int:
+    """Tokens of the longest request: a refinement's prompt and answer, or a candidate after one token of a prompt."""
+    refinement = args.max_refinement_prompt_length + args.max_refinement_length if args.refinement_weight > 0 else 0
+    return max(args.max_completion_length + 1, refinement)

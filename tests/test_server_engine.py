@@ -16,6 +16,8 @@ import requests
 import torch
 from conftest import ROOT
 
+from gsr_rl.trainer_engine import least_window
+
 URL = "http://127.0.0.1:9"
 BASE = "recipes/tiny/models/base"
 EXTENSION = ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk"]
@@ -57,11 +59,21 @@ def serve(log, extension=EXTENSION):
         process.wait()
 
 
+class Session(requests.Session):
+    """Tells which window the server has, and finds nobody at any other address."""
+
+    def get(self, url):
+        if not url.endswith("/v1/models"):
+            return super().get(url)
+        models = {"data": [{"id": "served", "max_model_len": 256}]}
+        return SimpleNamespace(raise_for_status=lambda: None, json=lambda: models)
+
+
 class Client:
     """Stands for TRL's client of a server that answers, and has no weight-transfer engine."""
 
     def __init__(self, base_url, group_port, connection_timeout):
-        self.base_url, self.session = base_url, requests.Session()
+        self.base_url, self.session = base_url, Session()
 
     def init_communicator(self, device):
         self.deadline = self.session.request.keywords["timeout"]
@@ -83,7 +95,7 @@ def engine(monkeypatch):
         accelerator=SimpleNamespace(device=torch.device("cuda"), is_main_process=True, process_index=0),
         request_timeout=5.0, sync_seconds=0.0, server_base_url=URL, server_timeout=1.0, group_port=1, logprobs=0,
         temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=4,
-        structured_outputs_regex="[0-9]+", generation_kwargs={},
+        structured_outputs_regex="[0-9]+", generation_kwargs={}, least_window=256,
     )  # fmt: skip
     return made
 
@@ -92,6 +104,22 @@ def test_weights_by_nccl_are_set_up_with_deadlines_and_an_error_reaches_all_rank
     with pytest.raises(RuntimeError, match=rf"the vLLM server at {URL} failed \(deadline 5 s .*no weight-transfer"):
         engine._init_vllm()
     assert engine.vllm_client.deadline == 5.0
+
+
+def test_the_servers_window_is_known_and_one_too_small_for_the_run_is_refused_on_all_ranks(engine):
+    engine.accelerator.device = torch.device("cpu")
+    engine._init_vllm()
+    assert engine.window == 256
+    engine.least_window = 257
+    with pytest.raises(RuntimeError, match=r"its window is 256 tokens, .* start it with --max-model-len 257"):
+        engine._init_vllm()
+
+
+def test_the_longest_request_is_a_refinement_or_a_candidate():
+    limits = {"max_completion_length": 100, "max_refinement_prompt_length": 200, "max_refinement_length": 50}
+    assert least_window(SimpleNamespace(refinement_weight=1.0, **limits)) == 250
+    assert least_window(SimpleNamespace(refinement_weight=0.0, **limits)) == 101
+    assert least_window(SimpleNamespace(refinement_weight=1.0, **limits | {"max_completion_length": 300})) == 301
 
 
 def test_a_push_by_nccl_first_looks_on_all_ranks_whether_the_server_is_there(engine, monkeypatch):
