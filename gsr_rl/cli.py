@@ -296,10 +296,13 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         ]
         parser, keys = TrlParser(classes), keys_of(program)
         for action in parser._actions:
-            if action.type and "None" in keys[action.dest].type.split(" | "):
+            kinds = keys[action.dest].type.split(" | ") if action.type else []
+            if "None" in kinds:
                 action.type = _or_null(action.type)
                 if action.nargs:
                     action.__class__ = _UnsetByNull
+            if {"str", "list[str]"} <= set(kinds):  # the parser takes one word of these
+                action.nargs, action.__class__ = "+", _OneOrMore
         return parser.parse_args_and_config(argv)
 
 
@@ -308,6 +311,13 @@ class _UnsetByNull(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, None if values == [None] else values)
+
+
+class _OneOrMore(argparse.Action):
+    """Stores one word as text, several as a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 def _or_null(read):

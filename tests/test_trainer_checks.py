@@ -43,7 +43,7 @@ def test_what_no_evaluation_gives_cannot_choose_the_checkpoint(values, message):
 def test_the_warm_start_evaluates_nothing(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
-    values = {"dataset_name": str(rows), "model_name_or_path": TINY}
+    values = {"dataset_name": str(rows), "model_name_or_path": TINY, "max_length": 256}
     cli.check_values("sft", values)
     for key, value in {"eval_strategy": "steps", "eval_on_start": True, "load_best_model_at_end": True}.items():
         with pytest.raises(ValueError, match=f"{key}={value}.*: the warm start evaluates nothing"):
@@ -137,7 +137,7 @@ def test_its_sound_neighbour_passes(values):
 
 
 OTHERS = {
-    "sft": {"dataset_name": "someone/rows", "model_name_or_path": TINY},
+    "sft": {"dataset_name": "someone/rows", "model_name_or_path": TINY, "max_length": 256},
     "distill": {"dataset_name": "tiny/mix", "student_model": TINY, "output_dir": "out", "max_completion_length": 40}
     | {"max_refinement_prompt_length": 200},
     "eval": {"benchmarks": ["tiny/mix"], "model": TINY, "output_dir": "out", "max_completion_length": 40}
