@@ -287,9 +287,9 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         check_values(program, read_values(program, argv))
         from trl import TrlParser
 
-        from gsr_rl.deepspeed_cpu import skip_unused_extension
+        from gsr_rl.cpu_sharding import shard_on_cpu
 
-        skip_unused_extension()
+        shard_on_cpu()
         modules = [importlib.import_module("gsr_rl.configs"), importlib.import_module("trl")]
         classes = [
             next(getattr(module, name) for module in modules if hasattr(module, name)) for name in PROGRAMS[program][0]

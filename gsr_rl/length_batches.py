@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 from gsr_rl.checkpoints import WholeCheckpoints
 from gsr_rl.hub_trainer import PushesToHub
+from gsr_rl.trainer_checks import warn_of_lost_updates
 
 JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
 
@@ -63,6 +64,10 @@ class LengthGroupedSampler:
 
 class GSRSFTTrainer(PushesToHub, WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer, with our order where `train_sampling_strategy: group_by_length` asks for one."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        warn_of_lost_updates(self)
 
     def _get_train_sampler(self, train_dataset=None):
         """transformers sorts long batches before short ones; ours mixes them in every optimizer step."""

@@ -27,6 +27,7 @@ from gsr_rl.rollout import Block, Plan, TwoStageRollout
 from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.scoring import has_signal, set_advantages
 from gsr_rl.step_account import clock, unique_tokens
+from gsr_rl.trainer_checks import warn_of_lost_updates
 from gsr_rl.trainer_engine import engine_in_place
 from gsr_rl.training_log import TrainingLog
 from gsr_rl.windows import STAGES
@@ -76,6 +77,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
                 callbacks=callbacks,
                 **kwargs,
             )
+        warn_of_lost_updates(self)
 
     # The engine ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,11 @@
 """Checks of keys that TRL and transformers take as they are, to stumble over them when the model has loaded, in the
 first evaluation, or never. See gsr_rl/checks.py."""
 
+import logging
+
 from gsr_rl.value_checks import one_of
+
+logger = logging.getLogger(__name__)
 
 RATIO_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")  # TRL's
 LENGTHS = "max_completion_length and max_refinement_length"
@@ -130,3 +134,18 @@ def check_rewards(c) -> list[str]:
                 f"add a reward, such as {stage}/accuracy, or set {stage}_weight to 0"
             )
     return found
+
+
+def warn_of_lost_updates(trainer) -> None:
+    """A warning where weights of 16 bits are trained as they are. DeepSpeed and mixed FSDP2 keep them in float32."""
+    mixed = trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"
+    if trainer.is_deepspeed_enabled or mixed or not trainer.accelerator.is_main_process:
+        return
+    trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    if short := [dtype for dtype in trained if dtype.itemsize == 2]:
+        logger.warning(
+            "the trained weights are %s and nothing keeps them in float32: updates of learning_rate=%g are lost in "
+            "rounding where they are less than about 1/256 of a weight. Set dtype to float32 (bf16: true computes "
+            "in bfloat16 all the same), or launch with DeepSpeed",
+            str(short[0]).removeprefix("torch."), trainer.args.learning_rate,
+        )  # fmt: skip

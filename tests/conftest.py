@@ -68,14 +68,23 @@ def reward_model(tmp_path_factory, tiny_model):
 def launch():
     """Run a Python program, under `accelerate launch` if an accelerate config is named, and return its output.
 
+    `two_on_cpu` runs a configuration for GPUs on two processes without any.
     Fails with the end of the output on any other exit code than `expect`, and after `timeout` seconds.
     """
 
-    def run(*command: str, accelerate: str | None = None, timeout: int = 400, expect: int = 0, env=None) -> str:
+    def run(
+        *command: str,
+        accelerate: str | None = None,
+        two_on_cpu: bool = False,
+        timeout: int = 400,
+        expect: int = 0,
+        env: dict | None = None,
+    ) -> str:
         prefix = [sys.executable]
         if accelerate is not None:
             config = str(ROOT / "accelerate_configs" / f"{accelerate}.yaml")
             prefix += ["-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+            prefix += ["--num_processes", "2", "--cpu"] if two_on_cpu else []
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [*prefix, *map(str, command)],

@@ -4,12 +4,14 @@ import json
 
 import pandas as pd
 import pytest
+import torch
+from safetensors import safe_open
 
 BASE = "recipes/tiny/models/base"
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": "all-linear", "learning_rate": 0.05}
 
 
-def train(launch, folder, accelerate, **more) -> list[dict]:
+def train(launch, folder, accelerate, two_on_cpu=False, **more) -> list[dict]:
     """Three steps of a small joint run under an accelerate configuration; its step logs."""
     values = {
         "config": "recipes/tiny/grpo.yaml",
@@ -26,7 +28,7 @@ def train(launch, folder, accelerate, **more) -> list[dict]:
         "unfinished_candidates": "cut",
     } | more
     words = [word for key, value in values.items() for word in (f"--{key}", *map(str, _listed(value)))]
-    launch("recipes/grpo_gsr.py", *words, accelerate=accelerate)
+    launch("recipes/grpo_gsr.py", *words, accelerate=accelerate, two_on_cpu=two_on_cpu)
     logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [log for log in logs if "loss" in log]
     assert len(steps) == values["max_steps"]
@@ -55,6 +57,25 @@ def test_every_sharding_trains_whole_models_and_lora(launch, tmp_path, accelerat
     assert_learns_in_step_with_its_engine(steps)
     assert (tmp_path / ("adapter_model.safetensors" if lora else "model.safetensors")).is_file()
     assert json.loads((tmp_path / "gsr_config.json").read_text())["num_candidates"] == 4
+
+
+@pytest.mark.vllm
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerate", ["zero2", "zero3", "zero3_offload"])
+def test_configurations_for_gpus_train_in_bfloat16_on_a_cpu(launch, tmp_path, accelerate):
+    keys = {"bf16": True, "dtype": "bfloat16", "vllm_dtype": "bfloat16", "gradient_checkpointing": True}
+    steps = train(launch, tmp_path, accelerate, two_on_cpu=True, **keys)
+    assert sum(log["grad_norm"] > 0 for log in steps) >= 2
+    for log in steps:  # eight bits of a number are about a hundredth of a log-probability
+        for stage in ("candidate", "refinement"):
+            assert 1e-5 < log[f"{stage}/sampling_logp_difference/mean"] < 0.05
+    with (
+        safe_open(tmp_path / "model.safetensors", "pt") as saved,
+        safe_open(f"{BASE}/model.safetensors", "pt") as base,
+    ):
+        assert all(saved.get_tensor(name).dtype == torch.bfloat16 for name in saved.keys())  # noqa: SIM118
+        assert any(not saved.get_tensor(name).equal(base.get_tensor(name).bfloat16()) for name in saved.keys())  # noqa: SIM118
 
 
 OPTIONS = {

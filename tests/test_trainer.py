@@ -62,15 +62,35 @@ def test_one_process_and_two_make_the_same_gradient_and_update(launch, tiny_mode
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("accelerate", ["zero2_cpu", pytest.param("zero3_cpu", marks=pytest.mark.slow)])
-def test_zero_makes_the_same_plain_sgd_update_as_one_process(launch, tiny_model, tmp_path, accelerate):
+@pytest.mark.parametrize(
+    "accelerate", ["zero2_cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero3_cpu", "fsdp2_cpu"))]
+)
+def test_sharding_makes_the_same_plain_sgd_update_as_one_process(launch, tiny_model, tmp_path, accelerate):
     one = fixed_run(launch, tmp_path, tiny_model, per_device_train_batch_size=32)
     two = fixed_run(launch, tmp_path, tiny_model, accelerate, per_device_train_batch_size=16)
+    assert two["distributed_type"] == ("FSDP" if accelerate == "fsdp2_cpu" else "DEEPSPEED")
     start = torch.load(tmp_path / "None.pt")["start"]
     moved = torch.cat([(one["weights"][name] - start[name]).flatten() for name in start])
     other = torch.cat([(two["weights"][name] - start[name]).flatten() for name in start])
     assert moved.norm() > 0
     assert (moved - other).norm() / moved.norm() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("accelerate", ["zero3_cpu", "fsdp2_cpu"])
+def test_sharded_weights_and_optimizer_are_resumed(launch, tiny_model, tmp_path, accelerate):
+    keys = {"optim": "adamw_torch", "learning_rate": 0.01}
+    whole = fixed_run(launch, tmp_path, tiny_model, accelerate, max_steps=3, **keys)
+    (tmp_path / "cut").mkdir()
+    cut = {"save_strategy": "steps", "save_steps": 2}
+    fixed_run(launch, tmp_path / "cut", tiny_model, accelerate, max_steps=2, **keys, **cut)
+    (checkpoint,) = (tmp_path / "cut" / f"{accelerate}.pt_run").glob("checkpoint-2")
+    cut["resume_from_checkpoint"] = str(checkpoint)
+    resumed = fixed_run(launch, tmp_path / "cut", tiny_model, accelerate, max_steps=3, **keys, **cut)
+    assert [log["step"] for log in resumed["logs"]] == [1, 2, 3]
+    expected, found = moved(whole, whole["start"]), moved(resumed, whole["start"])
+    assert (expected - found).norm() / expected.norm() < 1e-5
 
 
 def moved(run: dict, start: dict) -> torch.Tensor:
@@ -116,7 +136,7 @@ def test_packing_makes_the_gradients_of_padded_rows(launch, tiny_model, tmp_path
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     "accelerate",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_cpu", "zero2_cpu")), "zero3_cpu"],
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_cpu", "zero2_cpu", "fsdp2_cpu")), "zero3_cpu"],
 )
 def test_ranks_with_different_numbers_of_passes_take_one_step_a_window(launch, tiny_model, tmp_path, accelerate):
     overrides = {"learning_rate": 0.1, "gradient_accumulation_steps": 1, "max_steps": 2}

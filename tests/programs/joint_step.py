@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from gsr_rl import tiny_world
 from gsr_rl.configs import GSRConfig
-from gsr_rl.deepspeed_cpu import skip_unused_extension
+from gsr_rl.cpu_sharding import shard_on_cpu
 from gsr_rl.problems import training_rows
 from gsr_rl.trainer import GSRTrainer
 from rewards import load_reward_funcs
@@ -41,7 +41,7 @@ def distance(trainer, prompts: list[list[int]]) -> tuple[float, float]:
 
 
 def main(out: str, model: str, overrides: str = "{}") -> None:
-    skip_unused_extension()
+    shard_on_cpu()
     rows = tiny_world.generate("mix", "train", 32, 0)
     dataset = Dataset.from_list(training_rows(rows, "tiny"))
     values = dict(

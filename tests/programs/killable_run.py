@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, TrainerCallback, set_seed
 from gsr_rl import checkpoints, tiny_world
 from gsr_rl.checkpoints import STOPPED, resume_point
 from gsr_rl.configs import GSRConfig
-from gsr_rl.deepspeed_cpu import skip_unused_extension
+from gsr_rl.cpu_sharding import shard_on_cpu
 from gsr_rl.problems import training_rows
 from gsr_rl.trainer import GSRTrainer
 
@@ -58,7 +58,7 @@ class KillLater(TrainerCallback):
 
 
 def main(out: str, model: str, overrides: str = "{}") -> None:
-    skip_unused_extension()
+    shard_on_cpu()
     set_seed(3)
     rows = tiny_world.generate("mix", "train", 10, 0)
     values = dict(

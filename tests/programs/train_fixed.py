@@ -13,12 +13,13 @@ import sys
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
 
 from gsr_rl import tiny_world
 from gsr_rl.candidates import choice_seed
 from gsr_rl.configs import GSRConfig
-from gsr_rl.deepspeed_cpu import skip_unused_extension
+from gsr_rl.cpu_sharding import shard_on_cpu
 from gsr_rl.micro_batches import token_passes
 from gsr_rl.problems import training_rows
 from gsr_rl.trainer import GSRTrainer
@@ -57,12 +58,14 @@ class KeepGradient(TrainerCallback):
         self.gradients = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        whole = {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in gradients.items()}
+        self.gradients.append(whole)
 
 
 def make(folder: str, model: str, kind=FixedRollouts, reward_funcs=reward, callbacks=(), problems=32, **overrides):
     """A trainer on the tiny world's problems, whose run folder this is, with these keys of its configuration."""
-    skip_unused_extension()
+    shard_on_cpu()
     rows = tiny_world.generate("mix", "train", problems, 0)
     dataset = Dataset.from_list(training_rows(rows, "tiny"))
     values = dict(
@@ -101,14 +104,15 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
     keep = KeepGradient()
     trainer = make(out + "_run", model, callbacks=[keep], **json.loads(overrides))
     start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    trainer.train()
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     planned = gather_object([list(trainer.planned)])
     steps_taken = getattr(trainer.model_wrapped, "global_steps", trainer.state.global_step)  # DeepSpeed's own count
     if trainer.accelerator.is_main_process:
         steps = [log for log in trainer.state.log_history if "loss" in log]
         found = {"gradients": keep.gradients, "start": start, "weights": weights, "logs": steps}
-        torch.save(found | {"planned": planned, "steps_taken": steps_taken}, out)
+        kind = trainer.accelerator.distributed_type.value
+        torch.save(found | {"planned": planned, "steps_taken": steps_taken, "distributed_type": kind}, out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""Sharding on a CPU: DeepSpeed without its shared-memory extension, and FSDP2, which accelerate leaves out there."""
+
+import os
+from functools import wraps
+
+
+def shard_on_cpu() -> None:
+    """Let `accelerate launch` shard on a CPU as it does on GPUs. Does nothing where there is a GPU.
+
+    DeepSpeed is kept from compiling its shared-memory all-reduce, which only its inference engine uses: that takes a
+    minute on the first run of a machine, in each process, and training never calls it. accelerate (1.15,
+    `AcceleratorState.__init__`) takes up its FSDP plugin on accelerators alone, and would train plain data parallel
+    without a word. Call this before the training arguments are made: they start the process group.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        from accelerate.state import AcceleratorState
+
+        if not hasattr(AcceleratorState.__init__, "__wrapped__"):
+            AcceleratorState.__init__ = _with_fsdp(AcceleratorState.__init__)
+
+
+def _with_fsdp(start):
+    """`AcceleratorState.__init__` that takes up the FSDP plugin of several processes on a CPU too."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    @wraps(start)
+    def start_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+        start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is None or self.distributed_type != DistributedType.MULTI_CPU:
+            return
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+        self.fsdp_plugin = fsdp_plugin
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    return start_with_fsdp
