@@ -4,11 +4,12 @@ import runpy
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_cli import GRPO, ROOT, TINY, findings
 
 from gsr_rl import cli
 from gsr_rl.data_checks import held_out_keys
-from gsr_rl.trainer_checks import check_reporting
+from gsr_rl.trainer_checks import check_reporting, warn_of_lost_updates
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_dataset_name": "tiny/mix"}
 BEST = EVERY_STEP | {"load_best_model_at_end": True}
@@ -251,3 +252,29 @@ def test_what_is_said_of_one_generated_set_does_not_hold_for_another(name, kept)
     problems = SimpleNamespace(dataset_name="tiny/mix", dataset_kwargs={"difficulty": 3})
     held_out = SimpleNamespace(eval_dataset_name=name, eval_dataset_split="test", max_eval_problems=5)
     assert ("dataset_kwargs" not in held_out_keys(problems, held_out)) == kept
+
+
+@pytest.mark.parametrize(
+    "dtype, trained, deepspeed, fsdp, mixed, warned",
+    [
+        (torch.bfloat16, True, False, False, "bf16", True),  # plain data parallel
+        (torch.bfloat16, True, False, True, "no", True),
+        (torch.bfloat16, True, False, True, "bf16", False),  # FSDP2 keeps the weights in float32
+        (torch.bfloat16, True, True, False, "no", False),
+        (torch.bfloat16, False, False, False, "bf16", False),  # LoRA's base
+        (torch.float32, True, False, False, "bf16", False),
+    ],
+)
+def test_trained_weights_of_16_bits_that_nothing_keeps_in_float32_are_warned_of(
+    caplog, dtype, trained, deepspeed, fsdp, mixed, warned
+):
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=deepspeed,
+        is_fsdp_enabled=fsdp,
+        accelerator=SimpleNamespace(mixed_precision=mixed, is_main_process=True),
+        model=torch.nn.Linear(2, 2, dtype=dtype).requires_grad_(trained),
+        args=SimpleNamespace(learning_rate=1e-6),
+    )
+    warn_of_lost_updates(trainer)
+    message = "the trained weights are bfloat16 and nothing keeps them in float32: updates of learning_rate=1e-06 are"
+    assert (message in caplog.text) == warned
