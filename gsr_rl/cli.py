@@ -287,7 +287,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         check_values(program, read_values(program, argv))
         from trl import TrlParser
 
-        from gsr_rl.cpu_sharding import shard_on_cpu
+        from gsr_rl.sharding import shard_on_cpu
 
         shard_on_cpu()
         modules = [importlib.import_module("gsr_rl.configs"), importlib.import_module("trl")]

@@ -185,10 +185,11 @@ def _usage(name: str, settings: dict, adapter: bool) -> str:
 
 
 def _versions(versions: dict) -> str:
-    hardware = versions.get("hardware") or {}
-    packages = [f"{key} {value}" for key, value in versions.items() if key != "hardware"]
+    hardware, launch = versions.get("hardware") or {}, versions.get("launch")
+    packages = [f"{key} {value}" for key, value in versions.items() if key not in ("hardware", "launch")]
     devices = hardware.get("accelerators") or [f"{hardware.get('processor', 'unknown processor')}, no accelerator"]
-    return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join(map(str, devices))}"
+    shared = [f"{launch['processes']} processes, sharding: {launch['sharding']}"] if launch else []
+    return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join([*map(str, devices), *shared])}"
 
 
 # Results ----------------------------------------------------------------------------------------------------

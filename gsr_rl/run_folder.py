@@ -94,14 +94,15 @@ def resolved_yaml(configs: dict[str, object]) -> str:
     return yaml.safe_dump({name: plain(config) for name, config in configs.items()}, sort_keys=False, width=119)
 
 
-def write_run_info(folder: str | Path, configs: dict[str, object]) -> None:
+def write_run_info(folder: str | Path, configs: dict[str, object], launch: dict[str, object] | None = None) -> None:
     """Write `config.yaml` (every resolved value, by section), `versions.json` and `command.txt` into `folder`.
 
-    Secrets are left out of them.
+    Secrets are left out of them. `launch`: what a training was launched as, for `versions.json`.
     """
     folder = Path(folder)
     atomic_write(folder / "config.yaml", resolved_yaml(configs))
-    atomic_write(folder / "versions.json", json.dumps(versions() | {"hardware": hardware()}, indent=1) + "\n")
+    found = versions() | {"hardware": hardware()} | ({"launch": launch} if launch else {})
+    atomic_write(folder / "versions.json", json.dumps(found, indent=1) + "\n")
     atomic_write(folder / "command.txt", masked_command(sys.argv) + "\n")
 
 

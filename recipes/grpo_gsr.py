@@ -63,6 +63,7 @@ def main() -> None:
 
     from gsr_rl.provenance import write_provenance
     from gsr_rl.run_folder import write_run_info
+    from gsr_rl.sharding import launched_as
 
     set_seed(args.seed)
     with clear_errors("grpo"):
@@ -88,7 +89,9 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     if trainer.accelerator.is_main_process:
-        write_run_info(args.output_dir, configs)
+        launch = launched_as(trainer.accelerator)
+        print(f"Training on {launch['processes']} processes, sharding: {launch['sharding']}", flush=True)
+        write_run_info(args.output_dir, configs, launch)
         write_provenance(args.output_dir, model_args.model_name_or_path, problem_args.dataset_name)
 
     # The same command after an interruption goes on where it was, with resume_from_checkpoint true.

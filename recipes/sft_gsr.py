@@ -67,6 +67,7 @@ def main() -> None:
     from gsr_rl.length_batches import GSRSFTTrainer
     from gsr_rl.provenance import write_provenance
     from gsr_rl.run_folder import json_lines_callback, write_run_info
+    from gsr_rl.sharding import launched_as
 
     set_seed(args.seed)
     with clear_errors("sft"):
@@ -86,7 +87,9 @@ def main() -> None:
         callbacks=[json_lines_callback(args.output_dir)],
     )
     if trainer.accelerator.is_main_process:
-        write_run_info(args.output_dir, configs)
+        launch = launched_as(trainer.accelerator)
+        print(f"Training on {launch['processes']} processes, sharding: {launch['sharding']}", flush=True)
+        write_run_info(args.output_dir, configs, launch)
         write_provenance(args.output_dir, model_args.model_name_or_path, args.dataset_name)
 
     # The same command after an interruption goes on where it was, with resume_from_checkpoint true.

@@ -8,6 +8,8 @@ import torch
 from safetensors import safe_open
 
 BASE = "recipes/tiny/models/base"
+SHARDING = {f"zero{stage}_cpu": f"DeepSpeed ZeRO-{stage}" for stage in (1, 2, 3)}
+SHARDING |= {"ddp_cpu": "plain data parallel", "fsdp2_cpu": "FSDP2"}
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": "all-linear", "learning_rate": 0.05}
 
 
@@ -51,9 +53,13 @@ def assert_learns_in_step_with_its_engine(steps: list[dict]) -> None:
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("accelerate", ["zero1_cpu", "zero2_cpu", "zero3_cpu", "ddp_cpu", "fsdp2_cpu"])
+@pytest.mark.parametrize("accelerate", SHARDING)
 def test_every_sharding_trains_whole_models_and_lora(launch, tmp_path, accelerate, lora):
     steps = train(launch, tmp_path, accelerate, **(LORA if lora else {}))
+    assert json.loads((tmp_path / "versions.json").read_text())["launch"] == {
+        "processes": 2,
+        "sharding": SHARDING[accelerate],
+    }
     assert_learns_in_step_with_its_engine(steps)
     assert (tmp_path / ("adapter_model.safetensors" if lora else "model.safetensors")).is_file()
     assert json.loads((tmp_path / "gsr_config.json").read_text())["num_candidates"] == 4
@@ -66,6 +72,8 @@ def test_every_sharding_trains_whole_models_and_lora(launch, tmp_path, accelerat
 def test_configurations_for_gpus_train_in_bfloat16_on_a_cpu(launch, tmp_path, accelerate):
     keys = {"bf16": True, "dtype": "bfloat16", "vllm_dtype": "bfloat16", "gradient_checkpointing": True}
     steps = train(launch, tmp_path, accelerate, two_on_cpu=True, **keys)
+    shared = json.loads((tmp_path / "versions.json").read_text())["launch"]
+    assert shared == {"processes": 2, "sharding": f"DeepSpeed ZeRO-{accelerate[4]}"}
     assert sum(log["grad_norm"] > 0 for log in steps) >= 2
     for log in steps:  # eight bits of a number are about a hundredth of a log-probability
         for stage in ("candidate", "refinement"):

@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, TrainerCallback, set_seed
 from gsr_rl import checkpoints, tiny_world
 from gsr_rl.checkpoints import STOPPED, resume_point
 from gsr_rl.configs import GSRConfig
-from gsr_rl.cpu_sharding import shard_on_cpu
 from gsr_rl.problems import training_rows
+from gsr_rl.sharding import shard_on_cpu
 from gsr_rl.trainer import GSRTrainer
 
 

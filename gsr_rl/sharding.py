@@ -1,4 +1,4 @@
-"""Sharding on a CPU: DeepSpeed without its shared-memory extension, and FSDP2, which accelerate leaves out there."""
+"""How a training is shared out over its processes, and that a CPU shards as GPUs do."""
 
 import os
 from functools import wraps
@@ -25,6 +25,18 @@ def shard_on_cpu() -> None:
 
         if not hasattr(AcceleratorState.__init__, "__wrapped__"):
             AcceleratorState.__init__ = _with_fsdp(AcceleratorState.__init__)
+
+
+def launched_as(accelerator) -> dict[str, object]:
+    """The number of processes, and what shards weights or optimizer over them, as launched."""
+    deepspeed, fsdp = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("deepspeed", "fsdp"))
+    if deepspeed is not None:
+        sharding = f"DeepSpeed ZeRO-{deepspeed.zero_stage}"
+    elif fsdp is not None:
+        sharding = f"FSDP{fsdp.fsdp_version}"
+    else:
+        sharding = "plain data parallel" if accelerator.num_processes > 1 else "none"
+    return {"processes": accelerator.num_processes, "sharding": sharding}
 
 
 def _with_fsdp(start):
