@@ -24,7 +24,9 @@ def model_folder(folder: Path) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     write_provenance(folder, "someone/base-model", "openai/gsm8k")
-    (folder / "versions.json").write_text(json.dumps({"python": "3.11", "torch": "2.13", "hardware": {}}))
+    launch = {"processes": 2, "sharding": "DeepSpeed ZeRO-2"}
+    versions = {"python": "3.11", "torch": "2.13", "hardware": {}, "launch": launch}
+    (folder / "versions.json").write_text(json.dumps(versions))
     for name in ("training_args.bin", "metrics.jsonl", "rollouts/0.parquet", "checkpoint-5/model.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not to be pushed")

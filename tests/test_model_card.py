@@ -31,6 +31,12 @@ def test_the_card_names_the_first_base_and_all_data_of_a_chain(model, tmp_path):
     assert str(tmp_path) not in str(card) and "a supervised warm start" in card.text
 
 
+def test_the_card_says_how_the_training_was_launched(model):
+    card = card_of(model, "me/first")
+    assert "- python 3.11, torch 2.13\n- trained on " in card
+    assert "2 processes, sharding: DeepSpeed ZeRO-2" in card
+
+
 def test_the_cards_way_to_use_the_model_runs(model, capsys):
     code = re.search(r"```python\n(.*?)```", card_of(model, str(model)), re.DOTALL).group(1)
     here = code.replace(f'Solver("{model}")', f'Solver("{model}", engine="transformers")')  # it starts sooner

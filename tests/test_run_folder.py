@@ -121,11 +121,13 @@ class Config:
 
 
 def test_the_resolved_configuration_is_yaml_without_secrets(tmp_path):
-    run_folder.write_run_info(tmp_path, {"training": Config(), "more": {"x": None}})
+    launch = {"processes": 2, "sharding": "FSDP2"}
+    run_folder.write_run_info(tmp_path, {"training": Config(), "more": {"x": None}}, launch)
     text = (tmp_path / "config.yaml").read_text()
     assert yaml.safe_load(text) == {"training": {"rate": 0.1, "stages": ["a"]}, "more": {"x": None}}
     versions = json.loads((tmp_path / "versions.json").read_text())
     assert versions["gsr-rl"] and versions["torch"] and versions["hardware"]["cores"] >= 1
+    assert versions["launch"] == launch
 
 
 def test_metrics_are_appended_a_line_a_record(tmp_path):
