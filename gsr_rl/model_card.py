@@ -185,11 +185,11 @@ def _usage(name: str, settings: dict, adapter: bool) -> str:
 
 
 def _versions(versions: dict) -> str:
-    hardware, launch = versions.get("hardware") or {}, versions.get("launch")
+    hardware, launch = versions.get("hardware") or {}, versions.get("launch") or {}
     packages = [f"{key} {value}" for key, value in versions.items() if key not in ("hardware", "launch")]
     devices = hardware.get("accelerators") or [f"{hardware.get('processor', 'unknown processor')}, no accelerator"]
-    shared = [f"{launch['processes']} processes, sharding: {launch['sharding']}"] if launch else []
-    return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join([*map(str, devices), *shared])}"
+    trained_on = [*map(str, devices), *(f"{key}: {value}" for key, value in launch.items())]
+    return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join(trained_on)}"
 
 
 # Results ----------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def main() -> None:
     )
     if trainer.accelerator.is_main_process:
         launch = launched_as(trainer.accelerator)
-        print(f"Training on {launch['processes']} processes, sharding: {launch['sharding']}", flush=True)
+        print("Training with", ", ".join(f"{key}: {value}" for key, value in launch.items()), flush=True)
         write_run_info(args.output_dir, configs, launch)
         write_provenance(args.output_dir, model_args.model_name_or_path, problem_args.dataset_name)
 

@@ -56,10 +56,8 @@ def assert_learns_in_step_with_its_engine(steps: list[dict]) -> None:
 @pytest.mark.parametrize("accelerate", SHARDING)
 def test_every_sharding_trains_whole_models_and_lora(launch, tmp_path, accelerate, lora):
     steps = train(launch, tmp_path, accelerate, **(LORA if lora else {}))
-    assert json.loads((tmp_path / "versions.json").read_text())["launch"] == {
-        "processes": 2,
-        "sharding": SHARDING[accelerate],
-    }
+    launched = json.loads((tmp_path / "versions.json").read_text())["launch"]
+    assert launched == {"processes": 2, "sharding": SHARDING[accelerate]}
     assert_learns_in_step_with_its_engine(steps)
     assert (tmp_path / ("adapter_model.safetensors" if lora else "model.safetensors")).is_file()
     assert json.loads((tmp_path / "gsr_config.json").read_text())["num_candidates"] == 4
@@ -72,8 +70,8 @@ def test_every_sharding_trains_whole_models_and_lora(launch, tmp_path, accelerat
 def test_configurations_for_gpus_train_in_bfloat16_on_a_cpu(launch, tmp_path, accelerate):
     keys = {"bf16": True, "dtype": "bfloat16", "vllm_dtype": "bfloat16", "gradient_checkpointing": True}
     steps = train(launch, tmp_path, accelerate, two_on_cpu=True, **keys)
-    shared = json.loads((tmp_path / "versions.json").read_text())["launch"]
-    assert shared == {"processes": 2, "sharding": f"DeepSpeed ZeRO-{accelerate[4]}"}
+    launched = json.loads((tmp_path / "versions.json").read_text())["launch"]
+    assert launched == {"processes": 2, "sharding": f"DeepSpeed ZeRO-{accelerate[4]}"}
     assert sum(log["grad_norm"] > 0 for log in steps) >= 2
     for log in steps:  # eight bits of a number are about a hundredth of a log-probability
         for stage in ("candidate", "refinement"):

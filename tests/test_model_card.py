@@ -34,7 +34,7 @@ def test_the_card_names_the_first_base_and_all_data_of_a_chain(model, tmp_path):
 def test_the_card_says_how_the_training_was_launched(model):
     card = card_of(model, "me/first")
     assert "- python 3.11, torch 2.13\n- trained on " in card
-    assert "2 processes, sharding: DeepSpeed ZeRO-2" in card
+    assert "processes: 2, sharding: DeepSpeed ZeRO-2" in card
 
 
 def test_the_cards_way_to_use_the_model_runs(model, capsys):
