@@ -27,16 +27,7 @@ from gsr_rl.trainer_checks import (
     metric_choosers,
     when,
 )
-from gsr_rl.value_checks import (
-    at_least,
-    beyond_window,
-    check_model,
-    check_shares,
-    check_window,
-    finite,
-    one_of,
-    positive,
-)
+from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, finite, one_of, positive
 
 __all__ = [
     "check_distill",
@@ -302,7 +293,6 @@ def check_sft(c) -> list[str]:
     found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
     found += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps", "seed")
     found += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
-    found += beyond_window(c, "max_length", getattr(c, "model_name_or_path", None))
     name = c.dataset_name
     if not name:
         found.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")

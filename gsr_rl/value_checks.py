@@ -82,21 +82,13 @@ def model_window(model: str | None) -> int | None:
     return length and int(length * max(1.0, rope.get("factor") or 1.0))
 
 
-def beyond_window(c, name: str, model: str | None) -> list[str]:
-    """A length that a local model's own window does not reach."""
-    stated, own = getattr(c, name), model_window(model)
-    if stated and own and stated > own:
-        return [f"{name}={stated} is more than the {own} tokens that {model} can read: set {name} to at most {own}"]
-    return []
-
-
 def check_window(c, name: str, model: str | None, refines: bool = True) -> list[str]:
     """Prompts with their completions fit the engine's window: the key `name`, or the model's own without it."""
     stated, own = getattr(c, name), model_window(model)
     if stated is not None and stated < 1:
         return [f"{name}={stated}: at least 1 is needed, or leave it out for the model's own window"]
-    if found := beyond_window(c, name, model):
-        return found
+    if stated and own and stated > own:
+        return [f"{name}={stated} is more than the {own} tokens that {model} can read: set {name} to at most {own}"]
     window = stated or own
     if window is None:
         return []
