@@ -81,7 +81,8 @@ def test_configurations_for_gpus_train_in_bfloat16_on_a_cpu(launch, tmp_path, ac
         safe_open(f"{BASE}/model.safetensors", "pt") as base,
     ):
         assert all(saved.get_tensor(name).dtype == torch.bfloat16 for name in saved.keys())  # noqa: SIM118
-        assert any(not saved.get_tensor(name).equal(base.get_tensor(name).bfloat16()) for name in saved.keys())  # noqa: SIM118
+        # ZeRO-2 writes the tied head too, which the base's file leaves to its embedding
+        assert any(not saved.get_tensor(name).equal(base.get_tensor(name).bfloat16()) for name in base.keys())  # noqa: SIM118
 
 
 OPTIONS = {
