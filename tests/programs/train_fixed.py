@@ -103,14 +103,13 @@ def make(folder: str, model: str, kind=FixedRollouts, reward_funcs=reward, callb
 def main(out: str, model: str, overrides: str = "{}") -> None:
     keep = KeepGradient()
     trainer = make(out + "_run", model, callbacks=[keep], **json.loads(overrides))
-    start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     planned = gather_object([list(trainer.planned)])
     steps_taken = getattr(trainer.model_wrapped, "global_steps", trainer.state.global_step)  # DeepSpeed's own count
     if trainer.accelerator.is_main_process:
         steps = [log for log in trainer.state.log_history if "loss" in log]
-        found = {"gradients": keep.gradients, "start": start, "weights": weights, "logs": steps}
+        found = {"gradients": keep.gradients, "weights": weights, "logs": steps}
         kind = trainer.accelerator.distributed_type.value
         torch.save(found | {"planned": planned, "steps_taken": steps_taken, "distributed_type": kind}, out)
 
