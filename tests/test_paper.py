@@ -5,6 +5,7 @@ import importlib
 import json
 import runpy
 import shutil
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def test_a_new_arm_in_a_fresh_clone_makes_what_it_starts_from_and_leaves_committ
     ran, kept = [], []
 
     def run(name, command, folder, threads):
+        if name in ran:
+            return 1.0
         ran.append(name)
         for word in command:  # what a command reads was made before it
             if word.startswith(str(clone.out)) and word != str(clone.out / name):
@@ -89,12 +92,37 @@ def test_a_new_arm_in_a_fresh_clone_makes_what_it_starts_from_and_leaves_committ
     for arm in ("candidate_only", "grpo_cold", "sft_known"):
         clone.target(arm).unlink(missing_ok=True)
     before = {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
-    for name in paper.needed(CONFIG["arms"], ["base", "grpo", "candidate_only", "grpo_cold", "sft_known"]):
-        paper.run(clone, name)
-    assert ran[:5] == ["distill", "sft", "candidate_only", "eval_base", "eval_candidate_only"]
-    assert ran[5:8] == ["distill", "sft", "grpo"] and ran[-1] == "eval_sft_known" and "eval_sft" not in ran
-    assert kept == ["candidate_only", "grpo_cold", "sft_known"]
+    names = paper.needed(CONFIG["arms"], ["base", "grpo", "candidate_only", "grpo_cold", "sft_known"])
+    paper.run_all([(clone, name) for name in names])
+    assert ran[:5] == ["distill", "sft", "candidate_only", "eval_base", "grpo"]
+    assert {*ran[5:7]} == {"eval_candidate_only", "eval_grpo_cold"} and ran[-1] == "eval_sft_known"
+    assert "eval_sft" not in ran and "eval_grpo" not in ran
+    assert {*kept} == {"candidate_only", "grpo_cold", "sft_known"} and len(kept) == 3
     assert before == {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
+
+
+def test_two_evaluations_run_at_once_and_what_they_refine_over_has_ended(paper, clone, monkeypatch):
+    """In an empty state, two seeds, an arm of all seeds before the next."""
+    log, both, marks = [], threading.Barrier(2, timeout=20), set()
+
+    def run(name, command, folder, threads):
+        if (folder, name) in marks:
+            return 1.0
+        if name.startswith("eval"):
+            assert threads == 1
+            log.append(("start", name))
+            both.wait()  # until another evaluation runs
+        log.append(("end", name))
+        marks.add((folder, name))
+        return 1.0
+
+    monkeypatch.setattr(paper.chain, "run", run)
+    monkeypatch.setattr(paper, "keep", lambda *_: None)
+    new = another(clone, results_dir=clone.out)
+    paper.run_all([(seed, name) for name in ("base", "sft") for seed in (new, dataclasses.replace(new, number=1))])
+    assert log[:4] == [("start", "eval_base")] * 2 + [("end", "eval_base")] * 2
+    assert log[4:8] == [("end", "distill"), ("end", "sft")] * 2
+    assert log[8:] == [("start", "eval_sft")] * 2 + [("end", "eval_sft")] * 2
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

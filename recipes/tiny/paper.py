@@ -12,6 +12,7 @@ that is not in runs/paper (a fresh clone): its figures stay. README's table is o
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chain
@@ -22,6 +23,7 @@ from paper_arms import COLUMNS, metric
 from paper_steps import STATE, Seed, Step, needed
 
 ARMS = Path(__file__).with_name("arms.yaml")
+EVALUATIONS = 2  # at once, one thread each: an evaluation of a model this small keeps one core busy
 
 
 def parse_args(config: dict) -> argparse.Namespace:
@@ -38,10 +40,31 @@ def parse_args(config: dict) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def run_all(arms: list[tuple[Seed, str]]) -> None:
+    """Run what is left of the arms: one training after another on all cores, and evaluations side by side."""
+    waiting: list[tuple[Seed, str]] = []
+    for seed, name in arms:
+        if seed.target(name).is_file():
+            continue
+        for step in seed.steps(name)[:-1]:
+            if any(step == of.steps(arm)[-1] for of, arm in waiting):
+                evaluate(waiting)
+            chain.run(step.name, step.command, step.folder, step.threads)
+        waiting.append((seed, name))
+        if len(waiting) == EVALUATIONS:
+            evaluate(waiting)
+    evaluate(waiting)
+
+
+def evaluate(waiting: list[tuple[Seed, str]]) -> None:
+    """Run these arms at once, and empty the list."""
+    with ThreadPoolExecutor(EVALUATIONS) as pool:
+        list(pool.map(run, *zip(*waiting, strict=True)) if waiting else ())
+    waiting.clear()
+
+
 def run(seed: Seed, name: str) -> None:
     """Make an arm's model, evaluate it, and put what its figures are made from into the results."""
-    if seed.target(name).is_file():
-        return
     seconds = {s.name: chain.run(s.name, s.command, s.folder, s.threads) for s in seed.steps(name)}
     costs = {"train": seconds.get(name, 0.0), "eval": seconds[f"eval_{name}"]}
     about = {"split": seed.args.split, "commands": seed.commands(name), "seconds": costs}
@@ -105,11 +128,10 @@ def main() -> None:
         return print(plan(config, seeds, args.tables))
     if not args.report:
         arms = [arm for name in args.tables for arm in config["tables"][name]["arms"]]
-        wanted = [(seed, name) for seed in seeds for name in needed(config["arms"], ["base", *arms])]
+        wanted = [(seed, name) for name in needed(config["arms"], ["base", *arms]) for seed in seeds]
         for seed, name in wanted:
             seed.left(name)  # refuses what was made with other arguments before anything is run
-        for seed, name in wanted:
-            run(seed, name)
+        run_all(wanted)
 
     paper_tables.write(config["tables"], args.results_dir)
 

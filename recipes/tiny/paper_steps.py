@@ -113,7 +113,7 @@ class Seed:
         folder = self.out / f"eval_{name}"
         asked = (self.args.split, self.args.num_problems, None if alone else self.out / "eval_base", *words(keys))
         command = chain.evaluate(folder, self.number, self.model(name), *asked)
-        return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out, 2)]
+        return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out, 1)]
 
     def commands(self, name: str) -> list[str]:
         """An arm's steps as they are kept with its figures: as if its models were where they are by default."""
