@@ -73,7 +73,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         default="pass@1",
         metadata={
             "help": "Advantage of candidates: `pass@1` (plain) or `pass@k` (a candidate's part in the expected best "
-            "of K; keeps the diversity that refinement lives on)."
+            "of K; meant to keep the diversity that refinement lives on)."
         },
     )
     objective_k: int | None = field(
