@@ -1,5 +1,6 @@
 """How many problems, rollouts, tokens and bytes one step of joint GRPO takes, from its configuration alone."""
 
+import os
 from dataclasses import replace
 
 from trl import ModelConfig
@@ -23,7 +24,8 @@ def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[
         ValueError: Sizes, a launch or numbers that nothing can be reckoned with.
     """
     launch = read_launch(args.launch_config, args.world_size)
-    launch = replace(launch, on_cpu=launch.on_cpu or args.is_for_cpu)
+    started = int(os.environ.get("WORLD_SIZE", launch.processes))  # by accelerate launch, whatever the file says
+    launch = replace(launch, processes=started, on_cpu=launch.on_cpu or args.is_for_cpu)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * launch.processes
     problems = rows // args.block_size
     generated_problems = problems * args.num_windows

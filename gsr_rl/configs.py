@@ -171,7 +171,8 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     launch_config: str | None = field(
         default=None,
         metadata={
-            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it reckons with."
+            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it reckons with. "
+            "Under `accelerate launch` the processes are those that were started."
         },
     )
     gpu_memory_gib: float = field(default=80.0, metadata={"help": "For a dry run: memory of one GPU in GiB."})

@@ -332,6 +332,18 @@ def test_a_dry_run_for_gpus_needs_none_and_counts_the_tokens_of_a_step(tmp_path)
     assert unlimited["solve prompt tokens a generation, at most"].startswith("no limit but the model's window")
 
 
+def test_the_processes_that_were_started_count_and_not_the_files(tmp_path, monkeypatch):
+    launch = "accelerate_configs/zero3.yaml"
+    shape = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, vocab_size=100)
+    args = GSRConfig(output_dir=str(tmp_path), num_generations=8, per_device_train_batch_size=16, bf16=False,
+                     report_to="none", launch_config=launch, model_shape=shape)  # fmt: skip
+    assert batch_arithmetic(args)["processes"] == 8
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as accelerate launch --num_processes 2 sets it
+    found = batch_arithmetic(args)
+    assert found["processes"] == 2
+    assert found["problems an optimizer step"] == 2 * args.gradient_accumulation_steps
+
+
 def test_sizes_and_launch_are_read_from_files(tmp_path):
     shape = read_shape("recipes/tiny/models/base", None)
     assert shape.hidden_size == 128 and shape.tie_word_embeddings
