@@ -59,7 +59,7 @@ def run_all(arms: list[tuple[Seed, str]]) -> None:
 def evaluate(waiting: list[tuple[Seed, str]]) -> None:
     """Run these arms at once, and empty the list."""
     with ThreadPoolExecutor(EVALUATIONS) as pool:
-        list(pool.map(run, *zip(*waiting, strict=True)) if waiting else ())
+        list(pool.map(lambda arm: run(*arm), waiting))
     waiting.clear()
 
 
