@@ -125,6 +125,30 @@ def test_two_evaluations_run_at_once_and_what_they_refine_over_has_ended(paper, 
     assert log[8:] == [("start", "eval_sft")] * 2 + [("end", "eval_sft")] * 2
 
 
+def test_every_arms_commands_pass_the_checks_of_their_programs(paper, clone):
+    """With the base in the place of each model that would be there by then."""
+    from gsr_rl import cli
+
+    seed = another(clone, results_dir=clone.out)
+    for name in CONFIG["arms"]:
+        for model in (seed.out / name, seed.args.state_dir / name / "base"):
+            model.parent.mkdir(parents=True, exist_ok=True)
+            model.symlink_to(TINY / "models" / "base")
+    for name in CONFIG["rows"]:
+        Path(seed.rows(name)).parent.mkdir(parents=True, exist_ok=True)
+        Path(seed.rows(name)).touch()
+    (seed.out / "eval_base").mkdir()
+    (seed.out / "eval_base" / "samples.parquet").touch()
+    steps = {(step.folder, step.name): step for name in CONFIG["arms"] for step in seed.steps(name)}
+    parsed = 0
+    for step in steps.values():
+        for place, word in enumerate(step.command):
+            if word.endswith("_gsr.py"):
+                cli.parse(Path(word).stem.removesuffix("_gsr"), step.command[place + 1 :])
+                parsed += 1
+    assert parsed >= len(CONFIG["arms"])
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_committed_figures_were_made_by_the_commands_of_the_arms(paper, clone, number):
     seed = dataclasses.replace(another(clone, results_dir=COMMITTED), number=number)

@@ -94,19 +94,6 @@ def test_a_claim_is_told_by_the_side_of_its_bound_that_the_interval_lies_on(tabl
     assert tables["verdict"](claim, dict(zip(("low", "high"), interval, strict=True))) == word
 
 
-def test_the_settings_of_every_arm_are_keys_of_its_program():
-    from gsr_rl import cli
-
-    config = yaml.safe_load((TINY / "arms.yaml").read_text())
-    known = {program: set(cli.keys_of(program)) for program in cli.PROGRAMS}
-    for arm in config["arms"].values():
-        if arm.get("program") in known:
-            assert set(arm.get("keys", {})) <= known[arm["program"]]
-        assert set(arm.get("eval", {})) <= known["eval"]
-    for spec in config["rows"].values():
-        assert set(spec) - {"student", "of", "part"} <= known["distill"]
-
-
 def test_steps_that_stand_in_a_candidate_are_told_from_others():
     known = runpy.run_path(str(TINY / "known_steps.py"))["only_known_steps"]
     chains = ["47+5=52*3=56\\boxed{56}", "47+5=53*3=59\\boxed{59}"]
