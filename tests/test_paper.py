@@ -171,6 +171,15 @@ def test_figures_made_with_other_arguments_are_refused(paper, clone):
     assert another(clone, state_dir=Path("elsewhere")).left("sft") == [], "where the models are says nothing"
 
 
+def test_arms_come_before_those_that_start_from_them_and_a_table_is_for_its_own_seeds(paper, clone):
+    config = CONFIG | {"tables": {"some": {"arms": ["grpo_more"]}, "a try": {"seeds": [1], "arms": ["credit", "sft"]}}}
+    seeds = [clone, dataclasses.replace(clone, number=1)]
+    arms = [(seed.number, name) for seed, name in paper.arms_of(config, seeds, ["some", "a try"])]
+    of_both = [(number, name) for name in ("base", "sft", "sft_more", "grpo_more") for number in (0, 1)]
+    assert arms == [*of_both, (1, "credit")]
+    assert paper.arms_of(config, seeds[:1], ["a try"]) == [(clone, "base")]
+
+
 def test_the_plan_gives_the_hours_of_each_table_and_of_what_is_left(paper, clone):
     new = another(clone, results_dir=clone.out)
     lines = paper.plan(CONFIG, [clone, new], ["demo", "stages"]).splitlines()[2:]

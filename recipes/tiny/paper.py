@@ -104,6 +104,22 @@ def keep(target: Path, evaluation: Path, training: Path, model: str, about: dict
     atomic_write(target, json.dumps(content, indent=1) + "\n")
 
 
+def arms_of(config: dict, seeds: list[Seed], tables: list[str]) -> list[tuple[Seed, str]]:
+    """The arms of these tables and those that they start from, an arm of all seeds before the next.
+
+    A table with `seeds` is for those alone.
+    """
+
+    def of(number: int) -> list[str]:
+        its = [config["tables"][name] for name in tables]
+        asked = [arm for table in its if number in table.get("seeds", [number]) for arm in table["arms"]]
+        return needed(config["arms"], ["base", *asked])
+
+    each = {seed.number: of(seed.number) for seed in seeds}
+    order = needed(config["arms"], [name for names in each.values() for name in names])
+    return [(seed, name) for name in order for seed in seeds if name in each[seed.number]]
+
+
 def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
     """Hours that each table takes by itself, and hours of it that are left."""
     from gsr_rl.report import markdown_table
@@ -113,10 +129,10 @@ def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
         return f"{sum(config['minutes'][kind] for kind in kinds) / 60:.1f}"
 
     rows = []
-    arms = {name: needed(config["arms"], ["base", *config["tables"][name]["arms"]]) for name in tables}
-    for name, its in (arms | {"all": [arm for some in arms.values() for arm in some]}).items():
-        whole, left = ([s for seed in seeds for arm in its for s in of(seed, arm)] for of in (Seed.steps, Seed.left))
-        rows.append([name, str(len(set(its))), hours(whole), hours(left)])
+    for name, its in ({name: [name] for name in tables} | {"all": tables}).items():
+        arms = arms_of(config, seeds, its)
+        whole, left = ([step for seed, arm in arms for step in of(seed, arm)] for of in (Seed.steps, Seed.left))
+        rows.append([name, str(len({arm for _, arm in arms})), hours(whole), hours(left)])
     return markdown_table(["table", "arms", "hours", "hours left"], rows)
 
 
@@ -127,8 +143,7 @@ def main() -> None:
     if args.plan:
         return print(plan(config, seeds, args.tables))
     if not args.report:
-        arms = [arm for name in args.tables for arm in config["tables"][name]["arms"]]
-        wanted = [(seed, name) for name in needed(config["arms"], ["base", *arms]) for seed in seeds]
+        wanted = arms_of(config, seeds, args.tables)
         for seed, name in wanted:
             seed.left(name)  # refuses what was made with other arguments before anything is run
         run_all(wanted)
