@@ -3,9 +3,14 @@
 import dataclasses
 import importlib
 import json
+import os
 import runpy
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -60,6 +65,26 @@ def test_a_mark_without_a_command_counts_and_other_arguments_are_refused(paper, 
         chain.run("eval", command("test"), folder, 1)
     folder = folder.rename(tmp_path / "moved")
     assert chain.seconds_of("eval", command("validation"), folder) is not None, "a folder may be moved"
+
+
+def test_a_step_that_is_at_work_is_not_started_again(paper, tmp_path):
+    """Nor where the process that started it was killed: the command itself holds the lock."""
+    code = "import sys; sys.path.insert(0, 'recipes/tiny'); import chain; from pathlib import Path; "
+    code += f"chain.run('slow', ['sleep', '60'], Path({str(tmp_path)!r}), 1)"
+    starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    commands = lambda: subprocess.run(["pgrep", "-P", str(starter.pid)], capture_output=True, text=True).stdout  # noqa: E731
+    deadline = time.monotonic() + 30
+    while not (found := commands()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    starter.kill()
+    starter.wait()
+    with pytest.raises(SystemExit, match=r"\[slow\] .* is at work in another process: wait for it, or end it"):
+        paper.chain.run("slow", ["true"], tmp_path, 1)
+    os.kill(int(found), signal.SIGKILL)
+    while Path(f"/proc/{int(found)}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert paper.chain.run("slow", ["true"], tmp_path, 1) < 30
 
 
 def test_the_demo_refuses_a_folder_of_another_split_before_it_runs_anything(paper, tmp_path, monkeypatch):
@@ -280,13 +305,41 @@ def test_arms_of_sft_have_the_same_rows_and_steps_or_the_same_tokens():
             assert tokens == pytest.approx(sft["training_tokens"], rel=0.02), name
 
 
-def test_rows_of_known_steps_and_of_any_are_as_many_of_both_stages(tmp_path, monkeypatch):
-    row = lambda stage, text: {"stage": stage, "candidates": ["47+5=52"], "completion": [{"content": text}]}  # noqa: E731
-    rows = [row("candidate", "47+5=52")] * 5 + [row("refinement", "47+5=52")] * 3 + [row("refinement", "47+5=53")] * 4
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    words = ["known_steps.py", "--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", words)
-    runpy.run_path(str(TINY / "known_steps.py"), run_name="__main__")
+def select_rows(tmp_path, monkeypatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["select_rows.py", "--output_dir", str(tmp_path), *words])
+    runpy.run_path(str(TINY / "select_rows.py"), run_name="__main__")
+
+
+def sft_row(stage: str, text: str, family: str = "chain") -> dict:
+    completion = [{"content": text}]
+    return {"stage": stage, "problem_id": f"{family}-1", "candidates": ["47+5=52"], "completion": completion}
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read_rows(path: Path) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted((row["stage"], row["problem_id"].split("-")[0]) for row in rows)
+
+
+def test_rows_of_known_steps_and_of_any_are_as_many_of_both_stages_and_of_each_family(tmp_path, monkeypatch):
+    rows = [sft_row("candidate", "47+5=52")] * 5 + [sft_row("refinement", "47+5=52")] * 3
+    rows += [sft_row("refinement", "47+5=53")] * 4 + [sft_row("refinement", "47+5=53", "guess")] * 9
+    select_rows(tmp_path, monkeypatch, "--rows", write_rows(tmp_path / "rows.jsonl", rows))
     for name in ("known", "any"):
-        made = [json.loads(line)["stage"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
-        assert (made.count("candidate"), made.count("refinement")) == (3, 3)
+        assert read_rows(tmp_path / f"{name}.jsonl") == [("candidate", "chain")] * 3 + [("refinement", "chain")] * 3
+
+
+def test_right_direct_solutions_replace_as_many_of_each_family(tmp_path, monkeypatch):
+    rows = [sft_row("candidate", "wrong")] * 2 + [sft_row("candidate", "wrong", "guess"), sft_row("refinement", "its")]
+    right = [sft_row("candidate", "right")] * 5 + [sft_row("candidate", "right", "guess")] * 5
+    paths = [write_rows(tmp_path / "rows.jsonl", rows), write_rows(tmp_path / "right_rows.jsonl", right)]
+    select_rows(tmp_path, monkeypatch, "--rows", paths[0], "--right", paths[1])
+    assert read_rows(tmp_path / "right.jsonl") == read_rows(tmp_path / "rows.jsonl")
+    assert "wrong" not in (tmp_path / "right.jsonl").read_text() and "its" in (tmp_path / "right.jsonl").read_text()
+    write_rows(tmp_path / "right_rows.jsonl", right[:5])
+    with pytest.raises(SystemExit, match="1 rows of guess are wanted, and there are 0: distil more problems"):
+        select_rows(tmp_path, monkeypatch, "--rows", paths[0], "--right", paths[1])

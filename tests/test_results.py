@@ -95,7 +95,7 @@ def test_a_claim_is_told_by_the_side_of_its_bound_that_the_interval_lies_on(tabl
 
 
 def test_steps_that_stand_in_a_candidate_are_told_from_others():
-    known = runpy.run_path(str(TINY / "known_steps.py"))["only_known_steps"]
+    known = runpy.run_path(str(TINY / "select_rows.py"))["only_known_steps"]
     chains = ["47+5=52*3=56\\boxed{56}", "47+5=53*3=59\\boxed{59}"]
     row = lambda text, candidates: {"completion": [{"content": text}], "candidates": candidates}  # noqa: E731
     assert known(row("47+5=52*3=56\\boxed{56}", chains[:1])) and known(row(chains[1], chains))

@@ -1,5 +1,6 @@
 """The programs of the tiny world as commands, and how they are run so that what has ended is not run again."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -76,11 +77,28 @@ def changes(before: str, now: str) -> str:
 
 
 def run(name: str, command: list[str], folder: Path, threads: int) -> float:
-    """Run one command, its output into a log file. Returns its seconds, which are kept with it for a resume."""
+    """Run one command, its output into a log file. Returns its seconds, which are kept with it for a resume.
+
+    Raises:
+        SystemExit: It failed, was run with other arguments, or runs already.
+    """
     if (seconds := seconds_of(name, command, folder)) is not None:
         return seconds
     log = folder / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(
+                f"[{name}] in {folder} is at work in another process: wait for it, or end it. Its log: {log}"
+            ) from None
+        return _run(name, command, folder, threads, log, lock)
+
+
+def _run(name: str, command: list[str], folder: Path, threads: int, log: Path, lock) -> float:
+    from gsr_rl.run_folder import atomic_write
+
     print(f"\n[{name}] {shlex.join(command)}\n    log: {log}", flush=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -90,13 +108,14 @@ def run(name: str, command: list[str], folder: Path, threads: int) -> float:
     }
     start = time.monotonic()
     with open(log, "w") as file:
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
+        # The command holds the lock as well, so that it is kept where the command outlives this process.
+        streams = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
+        code = subprocess.run(command, cwd=ROOT, env=environment, **streams).returncode
     seconds = time.monotonic() - start
     if code:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\n[{name}] failed with exit code {code}; the whole log is {log}")
     print(f"[{name}] {seconds:.0f} s", flush=True)
-    mark = folder / "done" / f"{name}.json"
-    mark.parent.mkdir(exist_ok=True)
-    mark.write_text(json.dumps({"seconds": round(seconds, 1), "command": _in_folder(command, folder)}))
+    done = {"seconds": round(seconds, 1), "command": _in_folder(command, folder)}
+    atomic_write(folder / "done" / f"{name}.json", json.dumps(done))
     return seconds

@@ -90,8 +90,9 @@ def keep(target: Path, evaluation: Path, training: Path, model: str, about: dict
     summary = json.loads((evaluation / "eval.json").read_text())
     logs = training / "metrics.jsonl"
     steps = [json.loads(line) for line in logs.read_text().splitlines()] if logs.is_file() else []
-    with safe_open(f"{model}/model.safetensors", "pt") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    with safe_open(f"{model}/model.safetensors", "pt") as weights:  # the head is the embedding, saved twice by ZeRO-2
+        names = set(weights.keys()) - {"lm_head.weight"}
+        shapes = [weights.get_slice(name).get_shape() for name in names]
     settings = ("k", "num_problems", "num_samples", "seed", "sampling", "versions", "hardware")
     content = {key: summary.get(key) for key in settings} | about
     content["by_num_correct"] = summary["by_num_correct"]

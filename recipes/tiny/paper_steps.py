@@ -64,21 +64,31 @@ class Seed:
 
     def rows(self, name: str) -> str:
         """The file of the SFT rows of this name."""
+        part = self.config["rows"][name].get("part")
+        return f"{self.selected(name)}/{part}.jsonl" if part else f"{self.out}/{name}/sft_rows.jsonl"
+
+    def selected(self, name: str) -> Path:
+        """The folder of what select_rows.py makes for these rows."""
         spec = self.config["rows"][name]
-        return (
-            f"{self.out}/{spec['of']}_steps/{spec['part']}.jsonl"
-            if "of" in spec
-            else f"{self.out}/{name}/sft_rows.jsonl"
-        )
+        return self.out / f"{spec.get('right', spec['of'])}_rows"
 
     def row_steps(self, name: str) -> list[Step]:
         """What makes these SFT rows, from the start."""
         spec, before = dict(self.config["rows"][name]), []
         if "of" in spec:
-            folder = self.out / f"{spec['of']}_steps"
-            command = ["python", "recipes/tiny/known_steps.py", "--rows", self.rows(spec["of"])]
-            command += ["--output_dir", str(folder), "--seed", str(self.number)]
-            return [*self.row_steps(spec["of"]), Step(folder.name, "rows", command, self.out, 2)]
+            folder, sources = self.selected(name), {"rows": spec["of"]}
+            sources |= {"right": spec["right"]} if "right" in spec else {}
+            command = [
+                "python",
+                "recipes/tiny/select_rows.py",
+                "--output_dir",
+                str(folder),
+                "--seed",
+                str(self.number),
+            ]
+            command += words({key: self.rows(source) for key, source in sources.items()})
+            before = [step for source in sources.values() for step in self.row_steps(source)]
+            return [*before, Step(folder.name, "rows", command, self.out, 2)]
         if "student" in spec:
             student = spec.pop("student")
             before, spec["student_model"] = self.model_steps(student), self.model(student)

@@ -113,29 +113,49 @@ def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
             cost = [f"{arm.mean('optimizer_steps'):.0f}", f"{arm.mean('training_tokens'):,.0f}"]
             cost += [f"{arm.mean('seconds', 'train'):.0f}"]
             rows.append([part.rsplit("/", 1)[-1] if part else "all", name, *cells, *(cost if part is None else "---")])
-    return markdown_table(["problems", "arm", *titles(columns, arms), "steps", "tokens", "seconds"], rows)
+    return markdown_table(["problems", "arm", *titles(columns, arms), "steps", "trained tokens", "seconds"], rows)
 
 
 def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
-    """Each claim's paired difference, on each seed and over all, and whether the intervals bear it out."""
-    from gsr_rl.metrics import bootstrap_weights, estimate, estimate_over_seeds, share
+    """Each claim's paired difference on each seed, over all and in each family, and whether it is borne out."""
     from gsr_rl.report import figure, markdown_table
 
+    parts = sorted({part for arm in arms.values() for part in arm.frames[0]["part"]})
+    parts = parts if len(parts) > 1 else []
     rows = []
     for claim in claims:
-        (new, high), (old, low) = claim["new"], claim["old"]
-        if not {new, old} <= set(arms):
+        if not {claim["new"][0], claim["old"][0]} <= set(arms):
             continue
-        pairs = zip(arms[new].frames, arms[old].frames, strict=True)
-        ratios = [share(a[high] - b.loc[a.index][low]) for a, b in pairs]
-        weights = bootstrap_weights(len(arms[new].frames[0]))
-        each = [estimate(ratio, weights, signed=True) for ratio in ratios]
-        over = estimate_over_seeds(ratios, signed=True)
+        each, over, word = difference(claim, arms)
         holding = sum(verdict(claim, one) == "reproduced" for one in each)
-        word = f"{verdict_over_seeds(claim, each, over)}, {holding} of {len(each)} seeds alone"
-        rows.append([claim["text"], *map(figure, each), figure(over), word])
-    seeds = next(iter(arms.values())).seeds
-    return markdown_table(["claim (difference in points)", *(f"seed {seed}" for seed in seeds), "all", ""], rows)
+        cells = [*map(figure, each), figure(over), f"{word}, {holding} of {len(each)} seeds alone"]
+        for part in parts:
+            _, over, word = difference(claim, arms, part)
+            cells.append(f"{figure(over)} {word}" if word else "-")
+        rows.append([claim["text"], *cells])
+    seeds = [f"seed {seed}" for seed in next(iter(arms.values())).seeds]
+    families = [part.rsplit("/", 1)[-1] for part in parts]
+    return markdown_table(["claim (difference in points)", *seeds, "all", "", *families], rows)
+
+
+def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tuple[list[dict], dict, str]:
+    """A claim's new - old on each seed and over all, over one part of the problems or all, and its verdict.
+
+    The verdict is empty where the arm has no such part.
+    """
+    from gsr_rl.metrics import bootstrap_weights, estimate, estimate_over_seeds, share
+
+    (new, high), (old, low) = claim["new"], claim["old"]
+    ratios = []
+    for a, b in zip(arms[new].frames, arms[old].frames, strict=True):
+        its = a if part is None else a[a["part"] == part]
+        ratios.append(share(its[high] - b.loc[its.index][low]))
+    if not len(its):
+        return [], {}, ""
+    weights = bootstrap_weights(len(its))
+    each = [estimate(ratio, weights, signed=True) for ratio in ratios]
+    over = estimate_over_seeds(ratios, signed=True)
+    return each, over, verdict_over_seeds(claim, each, over)
 
 
 def verdict(claim: dict, one: dict) -> str:
@@ -192,8 +212,7 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
 
     lines: dict[str, list[Arm]] = {}
     for name, arm in arms.items():
-        stem = name.rstrip("0123456789").removesuffix("_").removesuffix("_k")
-        lines.setdefault(stem.removesuffix("_"), []).append(arm)
+        lines.setdefault(name.split("_")[0], []).append(arm)
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axis, metric_name in zip(axes, ("selfref@K", "maj@K", "refinement_gap"), strict=True):
         for name, ones in lines.items():
