@@ -27,6 +27,7 @@ SOURCES = {
     "gsr_rl.configs": ("gsr_rl", "configs.py"),
     "ProblemConfig": ("gsr_rl", "data_configs.py"),
     "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
+    "EvalProblemConfig": ("gsr_rl", "data_configs.py"),
     "EngineAccess": ("gsr_rl", "data_configs.py"),
     "EngineConfig": ("gsr_rl", "data_configs.py"),
     "TeacherConfig": ("gsr_rl", "data_configs.py"),
@@ -56,7 +57,7 @@ PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_training_problems, checks.check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
     "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems_and_held_out, checks.check_grpo)),
-    "eval": (("ProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
+    "eval": (("EvalProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
 }
 
 

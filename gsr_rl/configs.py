@@ -10,6 +10,7 @@ from gsr_rl.checks import check_distill, check_grpo, check_sft, raise_if_any
 from gsr_rl.data_configs import (
     DistillProblemConfig,
     EngineConfig,
+    EvalProblemConfig,
     ProblemConfig,
     RefinementConfig,
     TeacherConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "DistillProblemConfig",
     "EngineConfig",
     "EvalConfig",
+    "EvalProblemConfig",
     "GSRConfig",
     "GSRSFTConfig",
     "ProblemConfig",

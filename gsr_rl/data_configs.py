@@ -93,6 +93,13 @@ class DistillProblemConfig(ProblemConfig):
 
 
 @dataclass
+class EvalProblemConfig(ProblemConfig):
+    """Where evaluation's problems come from: the test split, where nothing else is said."""
+
+    dataset_split: str = field(default="test", metadata={"help": "Split to read: test, validation or train."})
+
+
+@dataclass
 class RefinementConfig:
     """How candidates are shown to the model that refines them: the same from distillation to serving."""
 

@@ -257,6 +257,16 @@ def test_the_command_line_overrides_the_file(tmp_path):
     assert values == {"num_generations": 8, "learning_rate": 2e-6}
 
 
+def test_an_evaluation_reads_the_test_split_where_nothing_is_said_and_other_programs_train():
+    splits = {program: cli.keys_of(program)["dataset_split"].default for program in cli.PROGRAMS}
+    assert splits == {"distill": "train", "sft": "train", "grpo": "train", "eval": "test"}
+    words = "--output_dir out --max_refinement_prompt_length 200 --max_completion_length 40 --dataset_name tiny/mix"
+    problems, _ = cli.parse("eval", [*words.split(), "--model", TINY])
+    assert problems.dataset_split == "test"
+    with pytest.raises(ValueError, match="dataset_split=test: HuggingFaceH4/aime_2024 has its problems in train, set"):
+        cli.check_values("eval", {"dataset_name": "HuggingFaceH4/aime_2024", "output_dir": "out", "model": TINY})
+
+
 def test_null_on_the_command_line_unsets_what_the_file_sets(tmp_path):
     words = [
         "--model_name_or_path",

@@ -32,6 +32,7 @@ ORIGINS = {
     "RefinementConfig": "How candidates are shown",
     "ProblemConfig": "Problems",
     "DistillProblemConfig": "Problems",
+    "EvalProblemConfig": "Problems",
     "AnswerConfig": "How a problem is answered",
     "SolveConfig": "The engine",
     "ServeConfig": "The server",
