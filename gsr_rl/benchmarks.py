@@ -41,6 +41,16 @@ class Source:
         """Whether its rows can be had without the Hub."""
         return bool(self.file) or self.people is not None or self.name.startswith(GENERATED)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Which keys of `ProblemConfig` about one set's rows have a say in this one."""
+        if self.name.startswith(GENERATED):
+            return ("dataset_kwargs",)
+        columns = ("problem_column", "answer_column")
+        if self.known or self.people is not None:
+            return columns if self.file else ()
+        return (*columns, "row_filters") + (() if self.file else ("dataset_config", "dataset_kwargs"))
+
 
 def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     """What `name` means.

@@ -34,7 +34,36 @@ def check_eval_problems(c) -> list[str]:
             ]
         return check_problems(c)
     found = [] if c.max_problems is None or c.max_problems >= 1 else [f"max_problems={c.max_problems}: at least 1"]
-    return found + check_benchmarks(c)
+    return found + _check_beside_benchmarks(c) + check_benchmarks(c)
+
+
+def _check_beside_benchmarks(c) -> list[str]:
+    """No key is set that has no say where `benchmarks` is."""
+    mends = {
+        "dataset_name": "only one of them says what is evaluated: name it in benchmarks, or unset one by null",
+        "dataset_split": "a split is said with the name, such as tiny/mix@validation: leave the key out",
+        "benchmark_name": "each goes by its own name: leave the key out, or give a file another name",
+        "decontaminate_against": "they are evaluated whole: leave the key out, or use dataset_name",
+    }
+    values = {key: getattr(c, key) for key in mends}
+    return [
+        f"{key}={value!r} has no say beside benchmarks: {mends[key]}"
+        for key, value in values.items()
+        if value and (key, value) != ("dataset_split", "test")
+    ]
+
+
+def _check_read(c, sources: list) -> list[str]:
+    """Keys about rows have a say in one of the benchmarks; filters, which all would be taken to pass, in each."""
+    found = []
+    for key in ("dataset_config", "dataset_kwargs", "problem_column", "answer_column", "row_filters"):
+        without = [source.name for source in sources if key not in source.reads]
+        if getattr(c, key) and without and (key == "row_filters" or len(without) == len(sources)):
+            found.append(
+                f"{key}={getattr(c, key)!r} has no say in {', '.join(without)}: leave the key out, or give a file "
+                "of your own by dataset_name"
+            )
+    return found
 
 
 def check_benchmarks(c) -> list[str]:
@@ -54,6 +83,7 @@ def check_benchmarks(c) -> list[str]:
             sources.append(benchmarks.resolve(str(name), files))
         except ValueError as error:
             found.append(str(error))
+    found += _check_read(c, sources)
     names = [source.name for source in sources]
     found += [f"benchmarks: {name} is named twice" for name in sorted(set(names)) if names.count(name) > 1]
     used = {source.file for source in sources}

@@ -267,6 +267,40 @@ def test_an_evaluation_reads_the_test_split_where_nothing_is_said_and_other_prog
         cli.check_values("eval", {"dataset_name": "HuggingFaceH4/aime_2024", "output_dir": "out", "model": TINY})
 
 
+@pytest.mark.parametrize(
+    ("names", "values", "message"),
+    [
+        ("tiny/mix", {"dataset_name": "tiny/chain"}, "dataset_name='tiny/chain' has no say beside benchmarks"),
+        ("tiny/mix", {"dataset_split": "validation"}, "is said with the name, such as tiny/mix@validation"),
+        ("aime24", {"benchmark_name": "mine"}, "benchmark_name='mine' has no say beside benchmarks: each goes by its"),
+        ("aime24", {"decontaminate_against": ["aime25"]}, "decontaminate_against=['aime25'] has no say beside"),
+        ("aime24 someone/set", {"row_filters": {"level": 5}}, "row_filters={'level': 5} has no say in aime24: leave"),
+        ("aime24 tiny/mix", {"problem_column": "text"}, "problem_column='text' has no say in aime24, tiny/mix: leave"),
+        ("aime24 knights_knaves/4", {"dataset_kwargs": {"a": 1}}, "has no say in aime24, knights_knaves/4: leave"),
+        ("tiny/mix", {"dataset_config": "main"}, "dataset_config='main' has no say in tiny/mix"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_key_that_has_no_say_in_benchmarks_is_refused(names, values, message):
+    sound = {"benchmarks": names.split(), "output_dir": "out", "model": "someone/model", "dataset_split": "test"}
+    cli.check_values("eval", sound)
+    with pytest.raises(ValueError) as caught:
+        cli.check_values("eval", sound | values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        ("someone/set", {"row_filters": {"level": 5}, "dataset_config": "main", "answer_column": "gold"}),
+        ("aime24 tiny/mix", {"dataset_kwargs": {"steps": 4}, "problem_seed": 3}),
+        ("aime24", {"row_filters": {}, "max_problems": 5, "split_by": "level"}),
+    ],
+)
+def test_a_key_that_has_a_say_in_benchmarks_is_taken(names, values):
+    cli.check_values("eval", {"benchmarks": names.split(), "output_dir": "out", "model": "someone/model"} | values)
+
+
 def test_null_on_the_command_line_unsets_what_the_file_sets(tmp_path):
     words = [
         "--model_name_or_path",

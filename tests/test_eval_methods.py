@@ -302,7 +302,7 @@ def test_several_benchmarks_in_one_run_keep_their_problems_apart(run, tmp_path):
         rows = [{"id": str(i), "problem": f"{i + (name == 'two')}0+5", "answer": f"{i}5"} for i in range(1, 5)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         paths.append(path)
-    folder = run("several", benchmarks=paths)
+    folder = run("several", benchmarks=paths, dataset_name="null")
     assert CountingEngine.opened == 1
     summary = json.loads((folder / "eval.json").read_text())
     assert list(summary["benchmarks"]) == ["one", "two"] and summary["num_problems"] == 8

@@ -264,8 +264,8 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
         ({"benchmarks": "aime24", "benchmark_files": "{amc23: x.jsonl}"}, "amc23 is none of benchmarks (aime24)"),
         ({"num_candidate_sets": 0}, "num_candidate_sets=0: at least 1 is needed"),
         ({"from_samples": "README.md"}, "README.md: not a samples.parquet of eval_gsr.py"),
-        ({"benchmarks": "tiny/nope"}, "tiny/nope: there are tiny/chain, tiny/guess, tiny/mix"),
-        ({"benchmarks": "reasoning_gym/chain_sums"}, "did you mean reasoning_gym/chain_sum"),
+        ({"benchmarks": "tiny/nope", "dataset_name": "null"}, "tiny/nope: there are tiny/chain, tiny/guess, tiny/mix"),
+        ({"benchmarks": "reasoning_gym/chain_sums", "dataset_name": "null"}, "did you mean reasoning_gym/chain_sum"),
         ({"benchmarks": "knights_knaves/30"}, "at most 18 inhabitants are generated"),
         ({"from_samples": "nowhere"}, "from_samples=nowhere: there is no samples.parquet"),
         ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),
@@ -293,7 +293,8 @@ def test_a_local_benchmark_that_is_another_set_ends_a_dry_run_too(run, tmp_path,
     path = tmp_path / "amc.jsonl"
     path.write_text("".join(json.dumps({"problem": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(83)))
     with pytest.raises(SystemExit) as stopped:
-        run("dry", dry_run="true", benchmarks="amc23", benchmark_files=f"{{amc23: {path}}}")
+        named = {"dataset_name": "null", "benchmarks": "amc23", "benchmark_files": f"{{amc23: {path}}}"}
+        run("dry", dry_run="true", **named)
     message = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2 and "amc23 has 40 problems" in message and "has 83" in message
     assert "amc22-23" in message
