@@ -9,6 +9,7 @@ import yaml
 from gsr_rl.checks import check_refinement, check_trained_for
 from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
 from gsr_rl.hub_configs import check_hub, check_update_model_card
+from gsr_rl.samples import read_samples
 from gsr_rl.value_checks import at_least, check_model
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
@@ -122,7 +123,30 @@ def check_eval(c) -> list[str]:
             f"num_generations={c.num_generations}, so sets would share candidates: set num_candidate_sets to at most "
             f"{most}, or grouping to resampled"
         )
-    return found + at_least(c, 1, "problems_per_chunk", "reward_batch_size") + at_least(c, 0, "num_examples")
+    found += at_least(c, 1, "problems_per_chunk", "reward_batch_size") + at_least(c, 0, "num_examples")
+    return found or _check_kept(c)
+
+
+def _check_kept(c) -> list[str]:
+    """What the folder's samples.parquet holds is in the one that takes its place, with the same K."""
+    path = Path(str(c.output_dir)) / "samples.parquet"
+    if not path.is_file():
+        return []
+    header, samples = read_samples(path, ["round"])
+    where, mend = f"output_dir={c.output_dir}", "or give another output_dir"
+    if header["k"] != c.num_candidates:
+        return [f"num_candidates={c.num_candidates}: {where} has K = {header['k']}: set it to that, {mend}"]
+    found, methods = [], as_list(c.methods)
+    if lost := [name for name in header["methods"] if name not in methods]:
+        asked = " ".join([*methods, *lost])
+        found.append(f"{where} has {', '.join(lost)}, which methods lacks: name them too (--methods {asked}), {mend}")
+    rounds = max((sample["round"] or 0 for sample in samples), default=0)
+    if "rounds" in methods and c.refinement_rounds < rounds:
+        found.append(f"refinement_rounds={c.refinement_rounds}: {where} has {rounds} rounds: set it to that, {mend}")
+    if header["candidates_from"] and not c.candidates_from:
+        origin = header["candidates_from"]
+        found.append(f"{where} has refinements over {origin}: set candidates_from to that, {mend}")
+    return found
 
 
 def _check_methods(c) -> list[str]:

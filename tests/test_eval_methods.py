@@ -225,26 +225,52 @@ def test_a_further_method_samples_no_candidate_again(run, whole, reward_model):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ({"methods": ["select", "rounds"]}, "has selfref, orders, which methods lacks: name them too"),
+        ({"methods": ["selfref", "orders", "rounds"], "refinement_rounds": 1}, "has 2 rounds: set it to that"),
+        ({"methods": ["selfref_none"], "num_candidates": 2}, "num_candidates=2: output_dir="),
+        ({"methods": ["selfref", "orders", "rounds"]}, "set candidates_from to that, or give another output_dir"),
+    ],
+)
+def test_a_folders_figures_are_not_lost_to_a_command_that_does_not_ask_for_them(run, capsys, more, message):
+    few = {"max_problems": 4, "methods": "selfref"}
+    frozen = {"candidates_from": run("frozen_from", **few) / "samples.parquet"}
+    folder = run("kept", **few | frozen | {"methods": ["selfref", "orders", "rounds"]})
+    before = (folder / "samples.parquet").read_bytes()
+    capsys.readouterr()
+    for dry in ("true", "false"):
+        with pytest.raises(SystemExit) as stopped:
+            run("kept", **few | more, dry_run=dry)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and CountingEngine.opened == 0
+        assert message in error and "or give another output_dir" in error
+    assert (folder / "samples.parquet").read_bytes() == before
+    run("kept", **few | frozen | {"methods": ["rounds", "orders", "selfref"]})
+    assert read_samples(folder / "samples.parquet")[0]["methods"] == ["rounds", "orders", "selfref"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
         ({"temperature": 0.3}, "temperature was 1.0, is 0.3"),
         ({"refinement_temperature": 0.3}, "refinement_temperature was 0.7, is 0.3"),
         ({"max_problems": 30}, "max_problems was 40, is 30"),
         ({"seed": 4}, "seed was 0, is 4"),
     ],
 )
-def test_a_changed_configuration_is_refused_by_key(run, capsys, whole, more, message):
+def test_a_changed_configuration_is_refused_by_key(run, capsys, whole, reward_model, more, message):
     with pytest.raises(SystemExit) as stopped:
-        run(whole.name, **more)
+        run(whole.name, methods=ALL, reward_model=reward_model, refinement_rounds=3, **more)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "set it back, or give a new output_dir" in error and CountingEngine.opened == 0
 
 
-def test_another_model_in_the_same_folder_is_another_model(run, whole, capsys):
+def test_another_model_in_the_same_folder_is_another_model(run, whole, reward_model, capsys):
     weights = whole.parent / "model" / "model.safetensors"
     weights.write_bytes(b"trained anew")
     try:
         with pytest.raises(SystemExit):
-            run(whole.name)
+            run(whole.name, methods=ALL, reward_model=reward_model, refinement_rounds=3)
         assert "weights was" in capsys.readouterr().err
     finally:
         weights.unlink()

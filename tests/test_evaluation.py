@@ -353,7 +353,7 @@ def test_a_further_method_of_the_base_leaves_the_runs_over_its_candidates_resuma
     taken = {"candidates_from": base / "samples.parquet", "own_candidates": "false"}
     frozen = {"candidates_from": base / "samples.parquet", "seed": 5}
     before = [(run(name, **keys) / "eval.json").read_text() for name, keys in (("t", taken), ("f", frozen))]
-    run("base", methods=["selfref", "selfref_none", "select"])
+    run("base", methods=["selfref", "selfref_none", "selfref_foreign", "select"])
     engines = FixedEngine.opened
     after = [(run(name, **keys) / "eval.json").read_text() for name, keys in (("t", taken), ("f", frozen))]
     assert [json.loads(text)["benchmarks"] for text in after] == [json.loads(text)["benchmarks"] for text in before]

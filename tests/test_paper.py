@@ -18,6 +18,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from gsr_rl.samples import write_samples
+
 TINY = ROOT / "recipes" / "tiny"
 CONFIG = yaml.safe_load((TINY / "arms.yaml").read_text())
 COMMITTED = ROOT / "results" / "paper"
@@ -163,7 +165,8 @@ def test_every_arms_commands_pass_the_checks_of_their_programs(paper, clone):
         Path(seed.rows(name)).parent.mkdir(parents=True, exist_ok=True)
         Path(seed.rows(name)).touch()
     (seed.out / "eval_base").mkdir()
-    (seed.out / "eval_base" / "samples.parquet").touch()
+    header = {"k": 4, "methods": ["selfref"], "candidates_from": None}
+    write_samples(seed.out / "eval_base" / "samples.parquet", [], header)
     steps = {(step.folder, step.name): step for name in CONFIG["arms"] for step in seed.steps(name)}
     parsed = 0
     for step in steps.values():
