@@ -7,6 +7,7 @@ eval.json         made from samples.parquet alone (gsr_rl/tables.py)
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gsr_rl.generation import EngineError, Request, Sampling, open_configured
 from gsr_rl.prompts import candidate_text, get_template, selected_candidate, selection_template
 from gsr_rl.refining import fit_prompts, solve_prompts
 from gsr_rl.reward_model import RewardModel, check_reward_model
-from gsr_rl.samples import GRADINGS, header_of
+from gsr_rl.samples import GRADINGS, header_of, skipped_of
 from gsr_rl.unit_stream import run_units
 
 SKIPPED = {"text": "", "tokens": 0, "finished": False, "skipped": True}
@@ -75,7 +76,8 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
 
     Returns:
         The rows and the header of samples.parquet, graded strictly (boxed) and leniently. What could not be sampled,
-        because no prompt fits or no candidate can be shown, is wrong, with `skipped` set.
+        because no prompt fits or no candidate can be shown, is wrong, with `skipped` set; the header counts it by
+        method, and a line on stderr says it.
 
     Raises:
         ValueError: The folder holds the units of another configuration, another process works in it, or
@@ -94,7 +96,24 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         units = {kind: store.load("units") for kind, store in stores.items()}
         planner = Planner(rows, config, units, frozen, seed)
         _sample_missing(planner, stores)
-    return list(_all_samples(planner)), header_of(config, rows, other) | {"sets_seed": seed}
+    samples = list(_all_samples(planner))
+    skipped = skipped_of(samples)
+    _warn_of_skipped(skipped, config)
+    return samples, header_of(config, rows, other) | {"sets_seed": seed, "skipped": skipped}
+
+
+def _warn_of_skipped(skipped: dict[str, dict[str, int]], config) -> None:
+    """A line on stderr for each method with samples that count as wrong because the model was not asked for them."""
+    for method, one in skipped.items():
+        if method == "direct":
+            why = f"the problem and max_completion_length={config.max_completion_length} are longer than the window"
+            mend = "lower max_completion_length, or raise max_model_length"
+        else:
+            why = f"nothing fits max_refinement_prompt_length={config.max_refinement_prompt_length} and the window"
+            why += f", or no candidate of the set can be shown (unfinished_candidates={config.unfinished_candidates})"
+            mend = "raise max_refinement_prompt_length or max_model_length, or have more candidates finish"
+        count = f"{one['skipped']} of {one['samples']} samples were not asked for and count as wrong"
+        print(f"warning: {method}: {count}: {why}: {mend}", file=sys.stderr)
 
 
 def _sample_missing(planner: Planner, stores: dict) -> None:

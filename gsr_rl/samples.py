@@ -62,6 +62,16 @@ def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[di
     return json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
 
 
+def skipped_of(samples: list[dict]) -> dict[str, dict[str, int]]:
+    """By method, of those that have any: how many samples were `skipped`, and how many there are (`samples`)."""
+    found: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        one = found.setdefault(sample["method"], {"skipped": 0, "samples": 0})
+        one["skipped"] += sample["skipped"]
+        one["samples"] += 1
+    return {method: one for method, one in found.items() if one["skipped"]}
+
+
 def check_same_problems(here: dict, there: dict, keys: Iterable[tuple[str, str]], where: str = "") -> None:
     """Raises `ValueError` where a (benchmark, id) of both stands for another problem or gold answer."""
     for name, identity in keys:

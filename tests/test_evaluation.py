@@ -12,7 +12,7 @@ from fixed_engine import FixedEngine, run_recipe
 from gsr_rl import evaluation, metrics
 from gsr_rl.eval_methods import foreign_problems
 from gsr_rl.report import figure
-from gsr_rl.samples import read_samples, write_samples
+from gsr_rl.samples import read_samples, skipped_of, write_samples
 from gsr_rl.tables import compare, metrics_from_samples, summarise
 
 KEYS = {
@@ -232,6 +232,27 @@ def test_refinements_that_cannot_be_prompted_are_wrong_and_counted(run):
     summary = json.loads((folder / "eval.json").read_text())
     assert summary["counts"]["skipped_refinements"] > 0
     assert summary["benchmarks"]["tiny/mix"]["selfref@3"]["n"] == 20
+
+
+def test_a_run_that_could_ask_for_no_refinement_says_so_by_method(run, capsys):
+    """Chains of the tiny world have more than the 12 tokens; a control without candidates does not fit either."""
+    folder = run("unasked", dataset_name="tiny/chain", max_refinement_prompt_length=12, max_problems=10)
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    methods = ("selfref", "selfref_none", "selfref_foreign")
+    for method, line in zip(methods, warned, strict=True):
+        assert line.startswith(
+            f"warning: {method}: 20 of 20 samples were not asked for and count as wrong: nothing fits"
+        )
+        assert "max_refinement_prompt_length=12" in line and "raise max_refinement_prompt_length" in line
+    summary = json.loads((folder / "eval.json").read_text())
+    assert summary["skipped"] == {method: {"skipped": 20, "samples": 20} for method in methods}
+    assert summary["benchmarks"]["tiny/chain"]["selfref@3"]["value"] == 0.0
+
+
+def test_skipped_samples_are_counted_by_method():
+    made = [("direct", False), ("selfref", True), ("selfref", False), ("direct", False), ("select", True)]
+    counts = skipped_of([{"method": method, "skipped": skipped} for method, skipped in made])
+    assert counts == {"selfref": {"skipped": 1, "samples": 2}, "select": {"skipped": 1, "samples": 1}}
 
 
 def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
