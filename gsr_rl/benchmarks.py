@@ -3,7 +3,7 @@
     aime24, amc23, math500, ...      a set of gsr_rl/benchmark_manifest.py, or one of its aliases
     knights_knaves/4[/choice]        generated, with 4 inhabitants; as multiple choice
     reasoning_gym/TASK, tiny/mix     generated
-    path/to/rows.jsonl, USER/NAME    a local file, a data set on the Hub
+    path/to/rows.jsonl, USER/NAME    a local file, a data set on the Hub; path/to/aime24.jsonl is checked as aime24
 
 A generated set, or one of the Hub, may say its split: `tiny/mix@validation`. Without it, it is `test`.
 """
@@ -75,7 +75,8 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
         people = int(match[1]) if match[1] else 0 if file else DEFAULT_PEOPLE
         return Source(name, file=file, people=people, choice=bool(match[2]))
     if Path(name).suffix in LOCAL_SUFFIXES:
-        return Source(Path(name).stem, file=name)
+        stem = Path(name).stem
+        return resolve(stem, {stem: name}) if is_name(stem) else Source(stem, file=name)
     if name.startswith(GENERATED):
         return Source(name)
     if known := _ALIASES.get(name.lower()):
@@ -88,6 +89,11 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     raise ValueError(
         f"benchmarks: {name!r} is not known: {hint}Use {', '.join(names)}, a local file or a name on the Hub"
     )
+
+
+def is_name(name: str) -> bool:
+    """Whether a benchmark that is checked goes by this name: one of the manifest, an alias, Knights and Knaves."""
+    return name.lower() in _ALIASES or bool(_KNIGHTS.fullmatch(name))
 
 
 def load(name: str, problem_config, files: dict[str, str] | None = None) -> list[dict]:
@@ -176,7 +182,7 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
         mend = f"that is the number of {', '.join(other)}" if other else "no benchmark here has that many"
         return [
             f"benchmarks: {source.name} has {wanted} problems ({known.about}), {where} has {number}: {mend}. Give the "
-            f"right file by --benchmark_files, or evaluate this one under its own name (--benchmarks FILE)"
+            f"right file, or evaluate this one under another name (rename the file, and give it in benchmarks)"
         ]
     if len(rows) < USABLE * number:
         return [

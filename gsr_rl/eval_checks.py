@@ -33,9 +33,24 @@ def check_eval_problems(c) -> list[str]:
             return [
                 "neither benchmarks nor dataset_name is set: name what to evaluate on, such as --benchmarks aime24"
             ]
-        return check_problems(c)
+        return check_problems(c) + _check_reported_name(c)
     found = [] if c.max_problems is None or c.max_problems >= 1 else [f"max_problems={c.max_problems}: at least 1"]
     return found + _check_beside_benchmarks(c) + check_benchmarks(c)
+
+
+def _check_reported_name(c) -> list[str]:
+    """What `dataset_name` names is not reported as a benchmark: nothing checks that it is that one."""
+    from gsr_rl import benchmarks
+
+    path = Path(c.dataset_name)
+    name = c.benchmark_name or (path.stem if path.suffix in LOCAL_SUFFIXES else "")
+    if not benchmarks.is_name(name):
+        return []
+    key = f"benchmark_name={name}" if c.benchmark_name else f"dataset_name={path} would be reported as {name}"
+    return [
+        f"{key}: that is a benchmark's name, and here nobody checks that it is that one: evaluate it by --benchmarks "
+        f"{name} (a file by --benchmark_files '{{{name}: FILE}}'), or give another benchmark_name"
+    ]
 
 
 def _check_beside_benchmarks(c) -> list[str]:

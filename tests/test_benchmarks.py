@@ -1,6 +1,7 @@
 """Benchmarks by name: every real file loads with the right count, and what is another set is refused by name."""
 
 import json
+import shutil
 
 import pytest
 from benchmark_rows import path_of, rows_of
@@ -159,6 +160,22 @@ def test_other_sources_go_by_their_own_names(tmp_path):
     assert not {row["id"] for row in rows} & {row["id"] for row in test}
     assert benchmarks.describe("hmmt", None, plain_config("")) == ("MathArena/hmmt_feb_2025 on the Hub", 30)
     assert benchmarks.describe("someone/set", None, plain_config("")) == ("someone/set on the Hub", None)
+
+
+@pytest.mark.parametrize("stem", ["amc23", "AMC_2023"])
+def test_a_file_of_a_benchmarks_name_is_that_benchmark_or_refused(tmp_path, stem):
+    path = tmp_path / f"{stem}.jsonl"
+    write(tmp_path, range(83)).rename(path)
+    with pytest.raises(ValueError, match=r"amc23 has 40 problems .* has 83: .* under another name \(rename the file"):
+        load(str(path))
+    shutil.copy(path_of("amc23"), path)
+    assert {row["benchmark"] for row in load(str(path))} == {"amc23"}
+
+
+def test_a_file_of_the_name_of_knights_and_knaves_holds_them(tmp_path):
+    path = write(tmp_path, [1, 2]).rename(tmp_path / "knights_knaves.jsonl")
+    with pytest.raises(ValueError, match="asks for who is a knight"):
+        load(str(path))
 
 
 def test_a_set_that_the_hub_does_not_give_names_the_local_file_as_mend(monkeypatch):

@@ -290,6 +290,29 @@ def test_a_key_that_has_no_say_in_benchmarks_is_refused(names, values, message):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"dataset_name": "AMC23.jsonl"},
+            "dataset_name=AMC23.jsonl would be reported as AMC23: that is a benchmark's",
+        ),
+        (
+            {"dataset_name": "tiny/mix", "benchmark_name": "aime24"},
+            "benchmark_name=aime24: that is a benchmark's name",
+        ),
+    ],
+)
+def test_what_nobody_checks_is_not_reported_as_a_benchmark(values, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("AMC23.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    sound = {"output_dir": "out", "model": "someone/model"}
+    cli.check_values("eval", sound | values | {"benchmark_name": "mine"})
+    with pytest.raises(ValueError) as caught:
+        cli.check_values("eval", sound | values)
+    assert message in str(caught.value) and "or give another benchmark_name" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("names", "values"),
     [
         ("someone/set", {"row_filters": {"level": 5}, "dataset_config": "main", "answer_column": "gold"}),
