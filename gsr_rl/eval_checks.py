@@ -101,7 +101,11 @@ def check_benchmarks(c) -> list[str]:
             found.append(str(error))
     found += _check_read(c, sources)
     names = [source.name for source in sources]
-    found += [f"benchmarks: {name} is named twice" for name in sorted(set(names)) if names.count(name) > 1]
+    found += [
+        f"benchmarks: {name} is named twice: leave one out, or rename one of two files, since figures go by name"
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]
     used = {source.file for source in sources}
     for name, path in files.items():
         if str(path) not in used:

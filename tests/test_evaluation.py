@@ -279,6 +279,7 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
         ({"grouping": "disjoint"}, "num_candidate_sets=2 x num_candidates=3 is more than num_generations=5"),
         ({"own_candidates": "false"}, "own_candidates=false needs candidates_from"),
         ({"benchmarks": ["aime24", "aime2024"]}, "benchmarks: aime24 is named twice"),
+        ({"benchmarks": ["a/test.jsonl", "b/test.jsonl"]}, "test is named twice: leave one out, or rename one of two"),
         ({"benchmarks": "aim24"}, "'aim24' is not known: did you mean aime24?"),
         ({"benchmark_files": "{aime24: x.jsonl}"}, "benchmarks is not set"),
         ({"benchmarks": "aime24", "benchmark_files": "{aime24: x.jsonl}"}, "x.jsonl: there is no such file"),
