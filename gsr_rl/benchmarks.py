@@ -202,8 +202,11 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
             for name, one in BENCHMARKS.items():
                 if found == one.answers:
                     return [f"benchmarks: {where} holds the answers of {name}, not of {source.name}: name it {name}"]
-            print(f"{source.name}: the answers of {where} differ from those known here: look at them before you "
-                  "compare with others' figures", file=sys.stderr)  # fmt: skip
+            own = "rename the file, and give that" if source.file else f"--benchmarks {where}@{known.split}"
+            return [
+                f"benchmarks: {where} has other answers than {source.name} ({known.about}): give the right file, or "
+                f"evaluate this one under another name ({own})"
+            ]
     return []
 
 

@@ -123,9 +123,16 @@ def test_answers_of_another_form_are_refused(tmp_path, name, answers, message):
         load(name, write(tmp_path, answers))
 
 
-def test_other_answers_than_the_known_ones_are_said_and_not_refused(tmp_path, capsys):
-    assert len(load("aime24", write(tmp_path, range(30)))) == 30
-    assert "aime24: the answers of" in capsys.readouterr().err
+def test_other_answers_than_the_known_ones_are_refused_and_go_by_another_name(tmp_path, monkeypatch):
+    path = write(tmp_path, range(30))
+    with pytest.raises(ValueError, match=r"rows.jsonl has other answers than aime24 .*: give the right file, or eval"):
+        load("aime24", path)
+    assert {row["benchmark"] for row in load(str(path))} == {"rows"}
+    rows = [{"problem": f"Problem {place}", "answer": str(place)} for place in range(30)]
+    monkeypatch.setattr("gsr_rl.hub_sets.read_hub", lambda *_: iter(rows))
+    with pytest.raises(ValueError, match=r"under another name \(--benchmarks HuggingFaceH4/aime_2024@train\)"):
+        load("aime24")
+    assert len(load("HuggingFaceH4/aime_2024@train")) == 30
 
 
 def test_answers_are_told_apart_whatever_their_spelling_and_order():
