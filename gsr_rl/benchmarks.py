@@ -64,7 +64,7 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     """
     named = {_ALIASES.get(str(key).lower(), str(key)): str(path) for key, path in (files or {}).items()}
     if match := _KNIGHTS.fullmatch(name):
-        file = named.get(name)
+        file = named.get(name) or named.get(name.removesuffix("/choice"))  # the choices are made of the same puzzles
         if match[1] and int(match[1]) < 2:
             raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
         if match[1] and not file and int(match[1]) > knights_knaves.MOST_PEOPLE:

@@ -258,6 +258,17 @@ def test_multiple_choice_holds_the_right_option_once_and_the_same_ones_in_every_
     assert grade([f"I say \\boxed{{{one['answer']}}}"], [one["answer"]]) == [1.0]
 
 
+def test_the_choice_of_puzzles_that_a_file_holds_is_made_of_that_file():
+    files = {"knights_knaves/4": str(path_of("knights_knaves_4"))}
+    plain, choice = (
+        benchmarks.load(name, plain_config("", max_problems=5), files)
+        for name in ("knights_knaves/4", "knights_knaves/4/choice")
+    )
+    assert [row["id"] for row in choice] == [row["id"] for row in plain]
+    other = {"knights_knaves/4/choice": "other.jsonl"}
+    assert benchmarks.resolve("knights_knaves/4/choice", files | other).file == "other.jsonl"
+
+
 def test_the_right_letter_is_spread_over_the_options():
     rows = load("knights_knaves/4/choice", path_of("knights_knaves_4"))
     counts = [sum(row["answer"] == letter for row in rows) for letter in "ABCD"]
