@@ -67,6 +67,21 @@ def requests_of(number: int, config) -> dict[str, object]:
     return found | {"completion tokens at most": longest}
 
 
+def from_other_run(rows: list[dict], config) -> tuple[dict | None, list[dict] | None, dict | None]:
+    """What `candidates_from` gives to these problems; what it does not give is None.
+
+    Returns:
+        Its sets to refine over (`frozen_sets`); or, with `own_candidates: false`, its candidates as units and its
+        settings (`candidates_of_file`).
+
+    Raises:
+        ValueError: `candidates_from` does not fit.
+    """
+    if not config.own_candidates:
+        return None, *candidates_of_file(rows, config)
+    return frozen_sets(rows, config) if config.candidates_from else None, None, None
+
+
 def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict]:
     """Sample what is missing, and give every sample.
 
@@ -84,8 +99,7 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
             `candidates_from` does not fit.
         EngineError: An endpoint gave no answer for some problems. The others are stored.
     """
-    frozen = frozen_sets(rows, config) if config.candidates_from and config.own_candidates else None
-    taken, other = (None, None) if config.own_candidates else candidates_of_file(rows, config)
+    frozen, taken, other = from_other_run(rows, config)
     seed = other["sets_seed"] if other else config.seed
     stores = open_stores(rows, problem_config, config)
     with contextlib.ExitStack() as locks:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 from fixed_engine import FixedEngine, run_recipe
@@ -205,6 +206,20 @@ def test_frozen_candidates_that_do_not_fit_are_refused(run, first, capsys, more,
     with pytest.raises(SystemExit) as stopped:
         run("refused", candidates_from=first / "samples.parquet", **more)
     assert stopped.value.code == 2 and re.search(message, capsys.readouterr().err)
+
+
+def test_what_another_run_gives_is_known_before_anything_is_sampled(first, samples):
+    config = SimpleNamespace(candidates_from=str(first / "samples.parquet"), own_candidates=True, num_candidates=3)
+    own = {s["problem_id"]: s["candidates"] for s in samples if s["method"] == "selfref" and s["index"] == 1}
+    one = next(s for s in samples if s["method"] == "direct")
+    row = {"benchmark": "tiny/mix", "id": one["problem_id"], "problem": one["problem"], "answer": one["gold"]}
+    frozen, taken, other = evaluation.from_other_run([row], config)
+    assert frozen[f"tiny/mix/{row['id']}"][1][1] == own[row["id"]] and taken is other is None
+    config.own_candidates, config.num_generations, config.num_candidate_sets = False, 5, 2
+    frozen, taken, other = evaluation.from_other_run([row], config)
+    assert frozen is None and len(taken[0]["samples"]) == 5 and other["k"] == 3
+    with pytest.raises(ValueError, match="has no problem far of tiny/mix: evaluate the same problems"):
+        evaluation.from_other_run([row | {"id": "far"}], config)
 
 
 def test_unscored_samples_and_skipped_refinements(first, samples, tmp_path):
