@@ -15,7 +15,8 @@ import numpy as np
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054
-FEW = 15  # with fewer problems that differ, the bootstrap of a difference covers 40 to 90 instead of 95 of 100
+FEW = 15  # with fewer problems that differ, the bootstrap of a difference covers 40 to 90 instead of 95 of 100; with
+# fewer off 0, or off 1, that of a share covers from 87 on
 _UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
 _DIGITS = 6  # figures are rounded to this, so that they do not depend on the order of a machine's summation
 
@@ -285,6 +286,16 @@ def _newcombe(up: float, down: float, n_up: float, n_down: float) -> tuple[float
     return max(-1.0, low), min(1.0, high)
 
 
+def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float, float]:
+    """Where few problems are off 0, few off 1, or none off the others, widened to Wilson's of as many trials."""
+    parts = (ratio.numerator, ratio.denominator - ratio.numerator)
+    off = min(np.count_nonzero(np.rint(part * _UNIT)) for part in parts)
+    if off >= FEW and interval[0] < interval[1]:
+        return interval
+    low, high = wilson(ratio.value, ratio.count)
+    return min(low, interval[0]), max(high, interval[1])
+
+
 def _at_least_newcombe(interval: tuple[float, float], difference: Ratio) -> tuple[float, float]:
     """Where few problems show a difference, widened to Newcombe's of how much they are better and worse."""
     if np.count_nonzero(difference.numerator) >= FEW:
@@ -298,8 +309,8 @@ def _at_least_newcombe(interval: tuple[float, float], difference: Ratio) -> tupl
 def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[str, float | None]:
     """`{"value", "low", "high", "n"}`: the statistic, its 95 % interval, its denominator.
 
-    Bootstrap over problems; Wilson where a share is 0 or 1, or the same on every problem; all None without any scored
-    problem.
+    Bootstrap over problems. With fewer than `FEW` problems off 0, or off 1, it is too narrow, down to no width at all,
+    and Wilson's interval is the least; so too where all problems are the same. All None without any scored problem.
 
     Args:
         signed: It is a difference: see `estimate_difference`.
@@ -308,11 +319,8 @@ def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[st
     if math.isnan(value):
         low = high = math.nan
     else:
-        low, high = _percentiles(_resampled(ratio, weights))
-        if signed:
-            low, high = _at_least_newcombe((low, high), ratio)
-        elif not low < high:  # no width
-            low, high = wilson(value, ratio.count)
+        widened = _at_least_newcombe if signed else _at_least_wilson
+        low, high = widened(_percentiles(_resampled(ratio, weights)), ratio)
     return _summary(value, low, high) | {"n": round(ratio.count, _DIGITS)}
 
 
@@ -342,8 +350,8 @@ def estimate_over_seeds(
 ) -> dict:
     """The mean over several seeds' runs on the same problems, resampling seeds and problems.
 
-    Wilson's interval where a share is 0 on all seeds, or 1 on all, and for a difference at least Newcombe's where few
-    problems show one: of one seed's problems, as they are the same ones.
+    At least Wilson's interval, or for a difference Newcombe's, where few problems tell, as in `estimate`: of one
+    seed's problems, as they are the same ones.
 
     Args:
         ratios: The statistic of each seed.
@@ -354,13 +362,11 @@ def estimate_over_seeds(
     """
     values = [ratio.value for ratio in ratios]
     each = {"seeds": [round(v, _DIGITS) for v in values]}
-    if not signed and len(set(values)) == 1 and all(map(_is_degenerate, ratios)):
-        return _summary(values[0], *wilson(values[0], min(ratio.count for ratio in ratios))) | each
     weights = bootstrap_weights(len(ratios[0].numerator), resamples, seed)
     draws = np.stack([_resampled(ratio, weights) for ratio in ratios], axis=1)  # (resamples, seeds)
     chosen = np.random.default_rng(seed + 1).integers(0, len(ratios), size=draws.shape)
     interval = _percentiles(np.take_along_axis(draws, chosen, axis=1).mean(axis=1))
-    if signed and not any(map(math.isnan, values)):
+    if not any(map(math.isnan, values)):
         mean = Ratio(*(np.mean([vars(r)[part] for r in ratios], axis=0) for part in ("numerator", "denominator")))
-        interval = _at_least_newcombe(interval, mean)
+        interval = (_at_least_newcombe if signed else _at_least_wilson)(interval, mean)
     return _summary(sum(values) / len(values), *interval) | each

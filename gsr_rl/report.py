@@ -130,7 +130,8 @@ def report_markdown(summary: dict) -> str:
         f"# Evaluation of {summary['model']}",
         "",
         f"{summary['num_problems']} problems, {summary['num_samples']} candidates a problem, K = {summary['k']}, seed "
-        f"{summary['seed']}. Percent with 95 % bootstrap intervals over problems (Wilson at 0 and 100).",
+        f"{summary['seed']}. Percent with 95 % bootstrap intervals over problems, at least Wilson's where few are "
+        "off 0 or off 100.",
         "",
         *(f"- {line}" for line in settings_lines(summary)),
     ]

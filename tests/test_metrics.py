@@ -211,6 +211,32 @@ def test_differences_that_few_problems_show_are_covered_too(number, differ, bett
     assert hits / trials > 0.9, "the bootstrap alone covers 6 of 100 at the worst of these"
 
 
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize("accuracy", [0.08, 0.09, 0.13, 0.2, 0.92])
+@pytest.mark.parametrize("number", [30, 40])
+def test_shares_that_few_problems_are_off_0_or_1_in_are_covered_too(number, accuracy, samples):
+    """AIME and AMC: most problems are beyond the model, or none is; `samples` answers to each."""
+    rng, trials, hits = np.random.default_rng(7), 400, 0
+    weights = metrics.bootstrap_weights(number, resamples=400)
+    for _ in range(trials):
+        skill = rng.beta(1.1 * accuracy, 1.1 * (1 - accuracy), number)
+        one = metrics.estimate(share(rng.binomial(samples, skill) / samples), weights)
+        hits += one["low"] <= accuracy <= one["high"]
+    assert hits / trials > 0.93, "the bootstrap alone covers 87 of 100 at the worst of these"
+
+
+@pytest.mark.parametrize("rest", [0.0, 1.0])
+def test_a_share_has_at_least_wilsons_interval_below_15_problems_off_the_rest_and_the_bootstraps_from_there(rest):
+    weights = metrics.bootstrap_weights(100)
+    for number in (1, 14, 15):
+        ratio = share([0.5] * number + [rest] * (100 - number))
+        one = metrics.estimate(ratio, weights)
+        bootstrap, wilson = metrics._percentiles(metrics._resampled(ratio, weights)), metrics.wilson(ratio.value, 100)
+        widest = min(bootstrap[0], wilson[0]), max(bootstrap[1], wilson[1])
+        assert widest != bootstrap, "halves vary less than wholes"
+        assert (one["low"], one["high"]) == pytest.approx(widest if number < 15 else bootstrap, abs=1e-6)
+
+
 def test_intervals_of_rates_and_of_the_gap_over_several_sets_cover_too():
     """Problems of different difficulty, four sets each: fix rate and gap against their true values."""
     rng, trials, hits = np.random.default_rng(3), 300, {"gap": 0, "fix": 0}
@@ -238,6 +264,19 @@ def test_intervals_over_three_seeds_cover_less_the_more_the_seeds_differ(spread,
         one = metrics.estimate_over_seeds([share(run) for run in runs], resamples=200)
         hits += one["low"] <= 0.5 <= one["high"]
     assert low < hits / trials < high, hits / trials
+
+
+def test_seeds_that_agree_on_every_problem_have_at_least_one_runs_interval():
+    values = [1.0] * 3 + [0.0] * 37
+    low, high = np.round(metrics.wilson(3 / 40, 40), 6)
+    over = metrics.estimate_over_seeds([share(values)] * 3)
+    assert over["low"] <= low and over["high"] >= high
+    rng, trials, hits = np.random.default_rng(8), 300, 0
+    for _ in range(trials):
+        run = share((rng.random(40) < 0.08).astype(float))
+        one = metrics.estimate_over_seeds([run] * 3, resamples=200)
+        hits += one["low"] <= 0.08 <= one["high"]
+    assert hits / trials > 0.93, "the bootstrap alone covers 87 of 100"
 
 
 def test_sums_do_not_depend_on_the_order_of_the_problems():
