@@ -198,6 +198,17 @@ def gap(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
     return share([s - m if is_scored(m) and is_scored(s) else math.nan for m, s in pairs])
 
 
+def difference(first: Ratio, second: Ratio) -> Ratio:
+    """`first` - `second` of two shares, problem by problem, over those that are scored on both sides."""
+    first, second = _scored_on_both(first, second)
+    return Ratio(first.numerator - second.numerator, first.denominator)
+
+
+def _scored_on_both(first: Ratio, second: Ratio) -> tuple[Ratio, Ratio]:
+    sides = [one.scored for one in (first, second) if one.scored is not None]
+    return tuple(one.over(np.logical_and.reduce(sides)) for one in (first, second)) if sides else (first, second)
+
+
 def by_num_correct(
     num_correct: Sequence[int], selfref: Sequence[float | None], maj: Sequence[float | None], k: int
 ) -> dict[str, dict[str, float | int | None]]:
@@ -296,12 +307,12 @@ def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float
     return min(low, interval[0]), max(high, interval[1])
 
 
-def _at_least_newcombe(interval: tuple[float, float], difference: Ratio) -> tuple[float, float]:
+def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[float, float]:
     """Where few problems show a difference, widened to Newcombe's of how much they are better and worse."""
-    if np.count_nonzero(difference.numerator) >= FEW:
+    if np.count_nonzero(signed.numerator) >= FEW:
         return interval
-    n = difference.count
-    up, down = (math.fsum(np.maximum(sign * difference.numerator, 0.0)) / n for sign in (1, -1))
+    n = signed.count
+    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / n for sign in (1, -1))
     low, high = _newcombe(up, down, n, n)
     return min(low, interval[0]), max(high, interval[1])
 
@@ -330,16 +341,13 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     Bootstrap over problems. With fewer than `FEW` problems that differ its interval is too narrow, down to none at
     all, and Newcombe's is the least; so too for rates of 0 or 1 over different problems.
     """
-    sides = [one.scored for one in (first, second) if one.scored is not None]
-    if sides:
-        first, second = (one.over(np.logical_and.reduce(sides)) for one in (first, second))
+    first, second = _scored_on_both(first, second)
     value = first.value - second.value
     if math.isnan(value):
         return _summary(value, math.nan, math.nan)
     interval = _percentiles(_resampled(first, weights) - _resampled(second, weights))
     if np.array_equal(first.denominator, second.denominator):
-        difference = Ratio(first.numerator - second.numerator, first.denominator)
-        return _summary(value, *_at_least_newcombe(interval, difference))
+        return _summary(value, *_at_least_newcombe(interval, difference(first, second)))
     if _is_degenerate(first) and _is_degenerate(second):
         interval = _newcombe(first.value, second.value, first.count, second.count)
     return _summary(value, *interval)

@@ -145,18 +145,33 @@ def report_markdown(summary: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def seeds_markdown(figures: dict[str, dict[str, dict]], names: list[str], k: int) -> str:
-    """The table over several seeds, from `tables.over_seeds`."""
-    lines = [f"# Evaluation over {len(names)} runs", "", f"Seeds {', '.join(names)}; percent with 95 % bootstrap "
-             "intervals over seeds and problems."]  # fmt: skip
-    for name, metrics in figures.items():
-        rows = [
-            [metric, figure(one), "-" if one["sd"] is None else f"{100 * one['sd']:.1f}", *map(points, one["seeds"])]
-            for metric, one in metrics.items()
-        ]
-        header = ["", "all seeds", "deviation", *(f"seed {seed}" for seed in names)]
-        lines += ["", f"## {name}", "", markdown_table(header, rows)]
+def seeds_markdown(summary: dict) -> str:
+    """The table over several seeds, from what `tables.over_seeds` returned."""
+    seeds = summary["seeds"]
+    lines = [
+        f"# Evaluation over {len(seeds)} runs",
+        "",
+        f"K = {summary['k']}, seeds {', '.join(seeds)}. Percent with 95 % bootstrap intervals over seeds and "
+        "problems. Deviation, single seeds and differences are of any final answer.",
+    ]
+    header = ["", "any final answer", "boxed only", "deviation", *(f"seed {seed}" for seed in seeds), ""]
+    for name in summary["benchmarks"]:
+        lines += ["", f"## {name}", "", markdown_table(header, seed_rows(summary, name))]
+        if missing := summary["missing"][name]:
+            without = [f"{metric} (seed {', '.join(lacking)})" for metric, lacking in missing.items()]
+            lines += ["", f"Left out, differences included, as some runs have no figure: {'; '.join(without)}."]
     return "\n".join(lines) + "\n"
+
+
+def seed_rows(summary: dict, name: str) -> list[list[str]]:
+    """Rows of a benchmark's table over seeds: each metric, both gradings; then the differences, each `paired`."""
+    k, strict = summary["k"], summary["strict"][name]
+    shares = [(m, one, figure(strict.get(m)), note(m, k)) for m, one in summary["benchmarks"][name].items()]
+    paired = [(key, one, "", "paired") for key, one in summary["differences"][name].items()]
+    return [
+        [label, figure(one), boxed, points(one["sd"]), *map(points, one["seeds"]), what]
+        for label, one, boxed, what in shares + paired
+    ]
 
 
 def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:

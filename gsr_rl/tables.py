@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from gsr_rl import metrics
@@ -209,12 +210,12 @@ def compare(
     return found
 
 
-def _check_seeds(runs: list[Results], grading: str) -> None:
-    """Runs that are put together have the same benchmarks and settings, and each a seed of its own."""
+def _check_seeds(runs: list[Results]) -> None:
+    """Runs that are put together have the same problems and settings, and each a seed of its own."""
     first = runs[0]
     for run in runs[1:]:
-        if set(run.problems[grading]) != set(first.problems[grading]):
-            here, there = (", ".join(sorted(one.problems[grading])) for one in (first, run))
+        if set(run.problems["lenient"]) != set(first.problems["lenient"]):
+            here, there = (", ".join(sorted(one.problems["lenient"])) for one in (first, run))
             raise ValueError(
                 f"from_samples: the benchmarks are {here} in one run and {there} in another: evaluate the same ones"
             )
@@ -232,6 +233,11 @@ def _check_seeds(runs: list[Results], grading: str) -> None:
             f"from_samples: a seed repeats ({models}): name one run of each seed. Two models are compared by "
             "gsr_rl.tables.compare, and models trained with several seeds are each evaluated with --seed of their own"
         )
+    for name, values in first.problems["lenient"].items():
+        if any(set(run.problems["lenient"][name].ids) != set(values.ids) for run in runs):
+            raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
+        for run in runs[1:]:
+            check_same_problems(first.texts, run.texts, [(name, one) for one in values.ids], "from_samples: ")
 
 
 def _setting(header: dict, path: tuple[str, ...]):
@@ -241,28 +247,48 @@ def _setting(header: dict, path: tuple[str, ...]):
     return header
 
 
-def over_seeds(runs: list[Results], grading: str = "lenient") -> dict[str, dict[str, dict]]:
-    """Every metric over runs of several seeds on the same problems, resampling seeds and problems.
+def over_seeds(runs: list[Results]) -> dict:
+    """The content of seeds.json: runs of several seeds on the same problems, resampling seeds and problems.
 
     Returns:
-        `{benchmark: {METRIC: {"value", "low", "high", "seeds": [...], "sd"}}}`; `sd` is that of the seeds' values.
+        `k` and `seeds` (text); `benchmarks` (lenient) and `strict`, `{BENCHMARK: {METRIC: FIGURE}}`; lenient too,
+        `differences`, paired, `{BENCHMARK: {"X-Y": FIGURE}}`, and `missing`, `{BENCHMARK: {METRIC: [seeds]}}`, what is
+        left out and the seeds without it. FIGURE is `{"value", "low", "high", "seeds": [...], "sd"}`, `sd` that of the
+        seeds' values.
 
     Raises:
         ValueError: The runs differ in more than the seed and the model that was trained with it, or a seed repeats.
     """
-    _check_seeds(runs, grading)
-    found: dict[str, dict[str, dict]] = {}
-    for name in runs[0].problems[grading]:
-        ids = runs[0].problems[grading][name].ids
-        if any(set(run.problems[grading][name].ids) != set(ids) for run in runs):
-            raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
-        for run in runs[1:]:
-            check_same_problems(runs[0].texts, run.texts, [(name, identity) for identity in ids], "from_samples: ")
-        ratios = [run.problems[grading][name].select(ids).ratios() for run in runs]
-        found[name] = {}
-        for metric in ratios[0]:
-            if all(metric in one and not math.isnan(one[metric].value) for one in ratios):
-                of_seeds = [one[metric] for one in ratios]
-                figure = metrics.estimate_over_seeds(of_seeds, signed=metric in SIGNED)
-                found[name][metric] = figure | {"sd": runs_of([figure["seeds"]])["sd"]}
-    return found
+    _check_seeds(runs)
+    k, seeds = runs[0].header["k"], [str(run.header["seed"]) for run in runs]
+    summary: dict = {"k": k, "seeds": seeds, "benchmarks": {}, "strict": {}, "differences": {}, "missing": {}}
+    for name in runs[0].problems["lenient"]:
+        lenient, strict = (_of_seeds(runs, name, grading) for grading in GRADINGS)
+        pairs = wanted_pairs(k, [metric for metric, ratios in lenient.items() if all(ratios)])
+        differences = {f"{x}-{y}": [*map(metrics.difference, lenient[x], lenient[y])] for x, y in pairs}
+        summary["benchmarks"][name], summary["strict"][name] = _figures(lenient), _figures(strict)
+        summary["differences"][name] = _figures(differences, signed=True)
+        summary["missing"][name] = {
+            metric: [seed for seed, ratio in zip(seeds, ratios, strict=True) if not ratio]
+            for metric, ratios in lenient.items()
+            if not all(ratios)
+        }
+    return summary
+
+
+def _of_seeds(runs: list[Results], name: str, grading: str) -> dict[str, list[metrics.Ratio | None]]:
+    """Every metric that any run has of a benchmark, run by run, problems in one order; None without a figure."""
+    ids = runs[0].problems[grading][name].ids
+    each = [run.problems[grading][name].select(ids).ratios() for run in runs]
+    scored = [{metric: ratio for metric, ratio in one.items() if ratio.count} for one in each]
+    return {metric: [one.get(metric) for one in scored] for metric in dict.fromkeys(chain.from_iterable(each))}
+
+
+def _figures(of_seeds: dict[str, list[metrics.Ratio | None]], signed: bool = False) -> dict[str, dict]:
+    """Those that every seed has, estimated over the seeds."""
+    found = {
+        metric: metrics.estimate_over_seeds(ratios, signed=signed or metric in SIGNED)
+        for metric, ratios in of_seeds.items()
+        if all(ratio and ratio.count for ratio in ratios)
+    }
+    return {metric: figure | {"sd": runs_of([figure["seeds"]])["sd"]} for metric, figure in found.items()}

@@ -76,10 +76,8 @@ def remake(args) -> None:
         report(source, source.parent, args.num_examples)
     with clear_errors("eval"):
         runs = [metrics_from_samples(source) for source in sources]
-        figures = over_seeds(runs)
-    names = [str(run.header["seed"]) for run in runs]
-    text = seeds_markdown(figures, names, runs[0].header["k"])
-    content = {"seeds": names, "runs": [str(source) for source in sources], "benchmarks": figures}
+        content = {"runs": [str(source) for source in sources]} | over_seeds(runs)
+    text = seeds_markdown(content)
     atomic_write(Path(args.output_dir) / "seeds.json", json.dumps(content, indent=1) + "\n")
     atomic_write(Path(args.output_dir) / "seeds.md", text)
     print(text)

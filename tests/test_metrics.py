@@ -311,6 +311,11 @@ def test_a_difference_counts_the_problems_that_are_scored_on_both_sides():
     assert one == metrics.estimate_difference(*pair, weights)
 
 
+def test_a_difference_by_problem_leaves_out_what_one_side_lacks():
+    one = metrics.difference(share([1, 0, None, 1]), share([0, 0.5, 1, None]))
+    assert (one.numerator.tolist(), one.denominator.tolist(), one.value) == ([1, -0.5, 0, 0], [1, 1, 0, 0], 0.25)
+
+
 def test_a_problem_without_weight_in_one_rate_is_still_part_of_the_difference():
     maj, refined = [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
     first, second = metrics.fix_rate(maj, refined), metrics.fix_rate([0.0, 0.0, 1.0, None], refined)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from made_samples import HOSTILE, made_samples, write_run
 
-from gsr_rl.report import report_markdown
+from gsr_rl.report import figure, report_markdown, seeds_markdown
 from gsr_rl.report_html import examples, report_html
 from gsr_rl.report_plots import png, svgs
-from gsr_rl.samples import read_samples
+from gsr_rl.samples import read_samples, write_samples
 from gsr_rl.tables import Results, metrics_from_samples, over_seeds, runs_of, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,8 +45,6 @@ def test_tables_do_not_depend_on_how_a_run_was_cut_into_shards(tmp_path):
     """Samples in another order of problems give the same figures, up to the draws of the bootstrap."""
     write_run(tmp_path / "one")
     header, samples = read_samples(tmp_path / "one" / "samples.parquet")
-    from gsr_rl.samples import write_samples
-
     (tmp_path / "two").mkdir()
     write_samples(tmp_path / "two" / "samples.parquet", samples[::-1], header)
     one, two = (summarise(metrics_from_samples(tmp_path / name))["benchmarks"]["made"] for name in ("one", "two"))
@@ -68,6 +66,46 @@ def test_several_runs_give_a_table_over_seeds(tmp_path):
         mean = sum(values) / 3
         assert figures[metric]["sd"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-6)
     assert (tmp_path / "all" / "seeds.md").read_text() in text
+
+
+def test_a_table_over_seeds_has_both_gradings_the_controls_and_what_a_run_lacks(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"{seed}", 40, seed=seed)
+        header, samples = read_samples(tmp_path / f"{seed}" / "samples.parquet")
+        unboxed = [one | {"correct_strict": 0.0} if one["index"] == seed else one for one in samples]
+        kept = [one for one in unboxed if seed != 1 or one["method"] != "selfref_none"]
+        write_samples(tmp_path / f"{seed}" / "samples.parquet", kept, header)
+    runs = [metrics_from_samples(tmp_path / f"{seed}") for seed in (0, 1, 2)]
+    singles, over = [*map(summarise, runs)], over_seeds(runs)
+    for part in ("benchmarks", "strict", "differences"):
+        wanted = {metric for metric in singles[0][part]["made"] if "selfref_none" not in metric}
+        assert set(over[part]["made"]) == wanted
+        for metric, one in over[part]["made"].items():
+            assert one["seeds"] == [single[part]["made"][metric]["value"] for single in singles], metric
+    assert {"selfref@3-maj@4", "selfref@3-pass@1", "selfref@3-pass@3"} <= set(over["differences"]["made"])
+    assert over["strict"]["made"]["pass@1"]["value"] < over["benchmarks"]["made"]["pass@1"]["value"] - 0.05
+    assert over["missing"] == {"made": {"selfref_none": ["1"]}}
+    text = seeds_markdown(over)
+    assert "as some runs have no figure: selfref_none (seed 1)." in text
+    row = next(line for line in text.splitlines() if line.startswith("| pass@1 "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:3] == [figure(over[part]["made"]["pass@1"]) for part in ("benchmarks", "strict")]
+    assert re.search(r"^\| selfref@3-maj@4 +\| .* \| paired +\|$", text, re.MULTILINE)
+    assert "Left out" not in seeds_markdown(over_seeds(runs[::2]))
+
+
+def test_a_difference_over_seeds_is_paired_by_problem(tmp_path):
+    """Hard problems are hard for both sides: their difference varies less than that of unrelated shares."""
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", 200, seed=seed)
+    over = over_seeds([metrics_from_samples(tmp_path / f"{seed}") for seed in (0, 1)])
+    width = {
+        key: one["high"] - one["low"]
+        for part in ("benchmarks", "differences")
+        for key, one in over[part]["made"].items()
+    }
+    apart = (width["selfref@3"] ** 2 + width["pass@1"] ** 2) ** 0.5
+    assert width["selfref@3-pass@1"] < 0.8 * apart
 
 
 def test_runs_on_other_problems_are_not_put_together(tmp_path):
@@ -96,7 +134,7 @@ def test_runs_of_seeds_differ_in_nothing_but_seed_and_model(tmp_path, changed, m
     one = metrics_from_samples(tmp_path)
     other = Results(one.header | {"model": "made/other"} | changed, one.problems, one.counts, one.texts)
     if message is None:
-        assert over_seeds([one, other])["made"]["pass@1"]["sd"] == 0.0
+        assert over_seeds([one, other])["benchmarks"]["made"]["pass@1"]["sd"] == 0.0
         return
     with pytest.raises(ValueError, match=re.escape(message)):
         over_seeds([one, other])
@@ -137,8 +175,6 @@ def page(tmp_path_factory):
 
 def test_the_page_holds_every_figure_of_the_table(page):
     text = page[0].read_text()
-    from gsr_rl.report import figure
-
     for name in page[1]["benchmarks"]:
         for one in page[1]["benchmarks"][name].values():
             assert figure(one) in text
@@ -203,8 +239,6 @@ def test_long_texts_lose_their_middle(page):
 
 def test_a_run_without_refinement_has_a_report_too(tmp_path):
     from made_samples import HEADER
-
-    from gsr_rl.samples import write_samples
 
     direct = [one for one in made_samples(20) if one["method"] == "direct"]
     write_samples(tmp_path / "samples.parquet", direct, HEADER | {"num_problems": 20})
