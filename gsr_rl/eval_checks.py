@@ -9,7 +9,7 @@ import yaml
 from gsr_rl.checks import check_refinement, check_trained_for
 from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
 from gsr_rl.hub_configs import check_hub, check_update_model_card
-from gsr_rl.samples import read_samples
+from gsr_rl.samples import read_samples, samples_path
 from gsr_rl.value_checks import at_least, check_model
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
@@ -119,11 +119,12 @@ def check_benchmarks(c) -> list[str]:
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
     if c.from_samples:
-        return _check_folders(c)
+        return _check_folders(c) + _check_compared(c)
     most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
     number = 1 if c.num_candidate_sets is None else c.num_candidate_sets
     sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": number})
     found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
+    found += _check_compared(c)
     found += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
     if c.engine != "endpoint" and (c.own_candidates or set(as_list(c.methods)) - set(SCORED)):
         found += check_model(c, "model")
@@ -228,9 +229,22 @@ def _check_folders(c) -> list[str]:
     """Every folder of `from_samples` holds samples."""
     found = []
     for folder in as_list(c.from_samples):
-        path = Path(folder)
-        if not (path.is_file() or (path / "samples.parquet").is_file()):
+        if not samples_path(folder).is_file():
             found.append(f"from_samples={folder}: there is no samples.parquet, run eval_gsr.py first")
     if len(as_list(c.from_samples)) > 1 and not c.output_dir:
         found.append("from_samples names several runs: give the folder of the table over them by output_dir")
     return found
+
+
+def _check_compared(c) -> list[str]:
+    """`compare_with` is one finished run, set against one other."""
+    if not c.compare_with:
+        return []
+    own, other = as_list(c.from_samples) or as_list(c.output_dir), samples_path(c.compare_with)
+    if not other.is_file():
+        return [f"compare_with={c.compare_with}: there is no samples.parquet, run eval_gsr.py first"]
+    if len(own) > 1:
+        return [f"compare_with={c.compare_with}: from_samples names {len(own)} runs: name one to compare"]
+    if own and samples_path(own[0]).resolve() == other.resolve():
+        return [f"compare_with={c.compare_with} is the run itself: name the run of another model"]
+    return []

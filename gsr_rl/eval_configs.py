@@ -83,6 +83,13 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
             "model. With several folders, of several seeds, also a table over them."
         },
     )
+    compare_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of another model's run: also paired differences from it on the problems of both, in "
+            "compare.md and compare.json. After an evaluation, or with one run of from_samples."
+        },
+    )
     problems_per_chunk: int = field(
         default=256, metadata={"help": "Problems of a shard at most; a shard is also written every minute."}
     )

@@ -200,11 +200,12 @@ def gap(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
 
 def difference(first: Ratio, second: Ratio) -> Ratio:
     """`first` - `second` of two shares, problem by problem, over those that are scored on both sides."""
-    first, second = _scored_on_both(first, second)
+    first, second = scored_on_both(first, second)
     return Ratio(first.numerator - second.numerator, first.denominator)
 
 
-def _scored_on_both(first: Ratio, second: Ratio) -> tuple[Ratio, Ratio]:
+def scored_on_both(first: Ratio, second: Ratio) -> tuple[Ratio, Ratio]:
+    """Both over the problems that are scored on both sides."""
     sides = [one.scored for one in (first, second) if one.scored is not None]
     return tuple(one.over(np.logical_and.reduce(sides)) for one in (first, second)) if sides else (first, second)
 
@@ -341,7 +342,7 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     Bootstrap over problems. With fewer than `FEW` problems that differ its interval is too narrow, down to none at
     all, and Newcombe's is the least; so too for rates of 0 or 1 over different problems.
     """
-    first, second = _scored_on_both(first, second)
+    first, second = scored_on_both(first, second)
     value = first.value - second.value
     if math.isnan(value):
         return _summary(value, math.nan, math.nan)

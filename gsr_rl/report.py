@@ -174,6 +174,31 @@ def seed_rows(summary: dict, name: str) -> list[list[str]]:
     ]
 
 
+def comparison_markdown(summary: dict) -> str:
+    """Model against model: the main metrics that both runs have, from what `tables.comparison` returned."""
+    first, second = summary["models"]
+    lines = [
+        f"# {first} against {second}",
+        "",
+        f"Percent, K = {summary['k']}. Differences, first less second, are paired by problem, with 95 % bootstrap "
+        "intervals over the problems that both runs hold.",
+    ]
+    if summary["settings"]:
+        other = [f"{key} {here} and {there}" for key, (here, there) in summary["settings"].items()]
+        lines += ["", f"Settings that differ: {', '.join(other)}."]
+    header = ["", "first", "second", "difference", "difference, boxed only"]
+    for name, lenient in summary["benchmarks"].items():
+        held, strict, values = summary["problems"][name], summary["strict"][name], summary["values"][name]
+        rows = [
+            [metric, *map(points, values[metric]), figure(lenient[metric]), figure(strict.get(metric))]
+            for metric in main_metrics(summary["k"])
+            if metric in lenient
+        ]
+        about = f"{summary['compared'][name]} problems compared; the runs hold {held[0]} and {held[1]}."
+        lines += ["", f"## {name}", "", about, "", markdown_table(header, rows)]
+    return "\n".join(lines) + "\n"
+
+
 def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
     """Write report.md and report.html, and report.png if matplotlib is installed.
 

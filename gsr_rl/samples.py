@@ -10,6 +10,11 @@ NUMBERS = ("index", "round", "order", "repeat", "chosen", "tokens", "prompt_toke
 FLAGS = ("finished", "skipped", "copied")
 
 
+def samples_path(path: str | Path) -> Path:
+    """A samples.parquet, named itself or by the run folder that holds it."""
+    return Path(path) / "samples.parquet" if Path(path).is_dir() else Path(path)
+
+
 def schema(header: dict):
     """The file's pyarrow schema.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gsr_rl import metrics
 from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, problem_values
-from gsr_rl.samples import GRADINGS, check_same_problems, read_samples
+from gsr_rl.samples import GRADINGS, check_same_problems, read_samples, samples_path
 
 COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "index", "round", "order", "repeat"]
 COLUMNS += ["candidates", "chosen", "copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
@@ -35,7 +35,16 @@ SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings
     "unfinished_candidates": ("sampling", "unfinished_candidates"),
 }
 
-__all__ = ["NO_ACCURACY", "ProblemValues", "Results", "compare", "metrics_from_samples", "over_seeds", "summarise"]
+__all__ = [
+    "NO_ACCURACY",
+    "ProblemValues",
+    "Results",
+    "compare",
+    "comparison",
+    "metrics_from_samples",
+    "over_seeds",
+    "summarise",
+]
 
 
 @dataclass
@@ -53,11 +62,6 @@ class Results:
     problems: dict[str, dict[str, ProblemValues]]
     counts: dict[str, float]
     texts: dict[tuple[str, str], tuple[str | None, str | None]]
-
-
-def samples_path(path: str | Path) -> Path:
-    """A samples.parquet, named itself or by the run folder that holds it."""
-    return Path(path) / "samples.parquet" if Path(path).is_dir() else Path(path)
 
 
 def metrics_from_samples(path: str | Path) -> Results:
@@ -188,26 +192,69 @@ def compare(
         `{benchmark: {METRIC or "METRIC_A-METRIC_B": {"value", "low", "high"}}}`.
 
     Raises:
-        ValueError: The runs have no problem in common, or another problem under the same id.
+        ValueError: The runs have no problem in common, or another problem under the same id; a run lacks a metric.
     """
-    a, b = (run if isinstance(run, Results) else metrics_from_samples(run) for run in (run_a, run_b))
     found = {}
-    for name, first in a.problems[grading].items():
-        second = b.problems[grading].get(name)
-        known = set(second.ids) if second else set()
-        common = [identity for identity in first.ids if identity in known]
-        if not common:
-            continue
-        check_same_problems(a.texts, b.texts, [(name, identity) for identity in common])
-        left, right = first.select(common).ratios(), second.select(common).ratios()
-        weights = metrics.bootstrap_weights(len(common), seed=seed)
+    for name, both in _in_common(_results(run_a), _results(run_b), grading).items():
+        left, right = (values.ratios() for values in both)
+        for metric, known in [side for x, y in pairs or [] for side in ((x, left), (y, right))]:
+            if metric not in known:
+                raise ValueError(f"pairs: {metric} is no metric of {name}: there are {', '.join(known)}")
+        weights = metrics.bootstrap_weights(len(both[0].ids), seed=seed)
         wanted = pairs or [(metric, metric) for metric in left if metric in right]
         found[name] = {
             x if x == y else f"{x}-{y}": metrics.estimate_difference(left[x], right[y], weights) for x, y in wanted
         }
+    return found
+
+
+def _results(run: str | Path | Results) -> Results:
+    return run if isinstance(run, Results) else metrics_from_samples(run)
+
+
+def _in_common(a: Results, b: Results, grading: str) -> dict[str, tuple[ProblemValues, ProblemValues]]:
+    """By benchmark, the figures of both runs on the problems that both hold, in one order."""
+    found = {}
+    for name, first in a.problems[grading].items():
+        second = b.problems[grading].get(name)
+        known = set(second.ids) if second else set()
+        if common := [identity for identity in first.ids if identity in known]:
+            check_same_problems(a.texts, b.texts, [(name, identity) for identity in common])
+            found[name] = first.select(common), second.select(common)
     if not found:
         raise ValueError("the two runs have no problem in common: evaluate the same problems with both models")
     return found
+
+
+def comparison(run_a: str | Path | Results, run_b: str | Path | Results) -> dict:
+    """The content of compare.json: model against model, on the problems that both runs hold.
+
+    Returns:
+        `k` of run_a; `models`, PAIR (of run_a and of run_b); `settings` in which they differ, `{KEY: PAIR}`; numbers
+        of `problems` that they hold, `{BENCHMARK: PAIR}`, and that are `compared`, `{BENCHMARK: number}`; `values`
+        under lenient grading, `{BENCHMARK: {METRIC: PAIR}}`; `benchmarks` (lenient) and `strict`, as from `compare`.
+
+    Raises:
+        ValueError: See `compare`.
+    """
+    a, b = _results(run_a), _results(run_b)
+    both = _in_common(a, b, "lenient")
+    return {
+        "k": a.header["k"],
+        "models": [a.header["model"], b.header["model"]],
+        "settings": _settings_that_differ(a.header, b.header),
+        "problems": {name: [len(run.problems["lenient"][name].ids) for run in (a, b)] for name in both},
+        "compared": {name: len(left.ids) for name, (left, _) in both.items()},
+        "values": {name: _values(left.ratios(), right.ratios()) for name, (left, right) in both.items()},
+        "benchmarks": compare(a, b),
+        "strict": compare(a, b, grading="strict"),
+    }
+
+
+def _values(left: dict[str, metrics.Ratio], right: dict[str, metrics.Ratio]) -> dict[str, list[float | None]]:
+    """What each side has of every metric of both, over the problems that are scored on both."""
+    pairs = {metric: metrics.scored_on_both(left[metric], right[metric]) for metric in left if metric in right}
+    return {m: [round(one.value, 6) if one.count else None for one in pair] for m, pair in pairs.items()}
 
 
 def _check_seeds(runs: list[Results]) -> None:
@@ -219,25 +266,30 @@ def _check_seeds(runs: list[Results]) -> None:
             raise ValueError(
                 f"from_samples: the benchmarks are {here} in one run and {there} in another: evaluate the same ones"
             )
-        for key, path in SEED_KEYS.items():
-            here, there = _setting(first.header, path), _setting(run.header, path)
-            if here != there and None not in (here, there):
-                raise ValueError(
-                    f"from_samples: {key} is {here} in one run and {there} in another: evaluate both with the same "
-                    f"{key}, or look at each run alone"
-                )
+        for key, (here, there) in _settings_that_differ(first.header, run.header).items():
+            raise ValueError(
+                f"from_samples: {key} is {here} in one run and {there} in another: evaluate both with the same {key}, "
+                "or look at each run alone"
+            )
     seeds = [run.header["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         models = ", ".join(f"seed {run.header['seed']} of {run.header['model']}" for run in runs)
         raise ValueError(
             f"from_samples: a seed repeats ({models}): name one run of each seed. Two models are compared by "
-            "gsr_rl.tables.compare, and models trained with several seeds are each evaluated with --seed of their own"
+            "--from_samples RUN --compare_with OTHER, and models trained with several seeds are each evaluated with "
+            "--seed of their own"
         )
     for name, values in first.problems["lenient"].items():
         if any(set(run.problems["lenient"][name].ids) != set(values.ids) for run in runs):
             raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
         for run in runs[1:]:
             check_same_problems(first.texts, run.texts, [(name, one) for one in values.ids], "from_samples: ")
+
+
+def _settings_that_differ(here: dict, there: dict) -> dict[str, list]:
+    """Both values of each of `SEED_KEYS` in which two runs differ, if both say what it was."""
+    pairs = {key: [_setting(header, path) for header in (here, there)] for key, path in SEED_KEYS.items()}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and None not in pair}
 
 
 def _setting(header: dict, path: tuple[str, ...]):

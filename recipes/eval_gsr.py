@@ -3,13 +3,14 @@
     python recipes/eval_gsr.py --config recipes/tiny/eval.yaml --model runs/demo/sft --output_dir runs/demo/eval_sft
     python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --num_generations 32 \
         --grouping disjoint --temperature 0.6 --top_p 0.95
-    python recipes/eval_gsr.py --from_samples OUT
+    python recipes/eval_gsr.py --from_samples OUT --compare_with OTHER
 
 1. Candidates are sampled, K of them chosen uniformly for each refinement: the choice never looks at correctness.
 2. Units are stored as they finish. The same command goes on after a kill; with a further method (`--methods`) it
    samples that one alone, over the same candidates. `--candidates_from OTHER_RUN/samples.parquet` adds refinement over
    another run's candidate sets, or, with `--own_candidates false`, takes its candidates for all methods.
-3. Every sample ends in samples.parquet. All figures are made from that file alone; `--from_samples` makes them again.
+3. Every sample ends in samples.parquet. All figures are made from that file alone; `--from_samples` makes them again,
+   and over several seeds; `--compare_with` sets one run against another model's, paired by problem.
 4. Beside the gap stand its controls: the vote with one candidate more and at equal tokens, refinement without
    candidates and with another problem's.
 """
@@ -40,9 +41,11 @@ def sample(configs: dict, problem_args, args) -> None:
     from gsr_rl.evaluation import evaluate, load_benchmark
     from gsr_rl.generation import EngineError
     from gsr_rl.run_folder import write_run_info
-    from gsr_rl.samples import write_samples
+    from gsr_rl.samples import read_samples, samples_path, write_samples
 
     with clear_errors("eval", EngineError):
+        if args.compare_with:  # what is no run is refused now
+            read_samples(samples_path(args.compare_with), columns=[])
         rows = load_benchmark(problem_args, args)
         samples, header = evaluate(rows, problem_args, args)
     write_run_info(args.output_dir, configs)
@@ -53,8 +56,8 @@ def report(source: Path, folder: Path, num_examples: int) -> dict:
     """eval.json and the reports in `folder`, from the samples of the run in `source`. Returns the figures."""
     from gsr_rl.report import write_report
     from gsr_rl.run_folder import atomic_write
-    from gsr_rl.samples import read_samples
-    from gsr_rl.tables import metrics_from_samples, samples_path, summarise
+    from gsr_rl.samples import read_samples, samples_path
+    from gsr_rl.tables import metrics_from_samples, summarise
 
     path = samples_path(source)
     summary = summarise(metrics_from_samples(path))
@@ -67,11 +70,14 @@ def remake(args) -> None:
     """Every table of finished runs, without a model; over several runs, seeds.json and seeds.md too."""
     from gsr_rl.report import seeds_markdown
     from gsr_rl.run_folder import atomic_write
-    from gsr_rl.tables import metrics_from_samples, over_seeds, samples_path
+    from gsr_rl.samples import samples_path
+    from gsr_rl.tables import metrics_from_samples, over_seeds
 
     sources = [samples_path(one) for one in args.from_samples]
     if len(sources) == 1:
-        return print_report(report(sources[0], Path(args.output_dir or sources[0].parent), args.num_examples))
+        folder = Path(args.output_dir or sources[0].parent)
+        print_report(report(sources[0], folder, args.num_examples))
+        return compare(sources[0], folder, args.compare_with)
     for source in sources:
         report(source, source.parent, args.num_examples)
     with clear_errors("eval"):
@@ -81,6 +87,20 @@ def remake(args) -> None:
     atomic_write(Path(args.output_dir) / "seeds.json", json.dumps(content, indent=1) + "\n")
     atomic_write(Path(args.output_dir) / "seeds.md", text)
     print(text)
+
+
+def compare(source: Path, folder: Path, other: str | None) -> None:
+    """compare.json and compare.md in `folder`: the run in `source` against the `other`, if one is named."""
+    from gsr_rl.report import comparison_markdown
+    from gsr_rl.run_folder import atomic_write
+    from gsr_rl.tables import comparison
+
+    if not other:
+        return
+    content = {"runs": [str(source), other]} | comparison(source, other)
+    atomic_write(folder / "compare.json", json.dumps(content, indent=1) + "\n")
+    atomic_write(folder / "compare.md", comparison_markdown(content))
+    print(comparison_markdown(content))
 
 
 def print_report(summary: dict) -> None:
@@ -109,6 +129,8 @@ def main() -> None:
         target = Target(args.hub_model_id or args.model, "model", args.hub_private_repo, args.hub_revision)
         local = args.model if args.update_model_card else None
         results_or_exit(folder, local, target if args.push_to_hub else None)
+    with clear_errors("eval"):
+        compare(folder, folder, args.compare_with)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,19 @@ def test_a_run_against_itself_differs_by_nothing_and_another_seed_by_something(r
     assert any(one["value"] != 0 for one in compare(first, other)["tiny/mix"].values()), "other sets are chosen"
 
 
+def test_an_evaluation_is_compared_with_another_models_run(run, first, capsys):
+    folder = run("compared", seed=1, max_problems=30, compare_with=first)
+    content = json.loads((folder / "compare.json").read_text())
+    assert content["benchmarks"] == compare(folder, first)
+    assert content["problems"]["tiny/mix"] == [30, 60] and content["compared"]["tiny/mix"] <= 30
+    assert (folder / "compare.md").read_text() in capsys.readouterr().out
+    engines = FixedEngine.opened
+    with pytest.raises(SystemExit):
+        run("uncompared", compare_with="README.md")
+    assert "README.md: not a samples.parquet of eval_gsr.py" in capsys.readouterr().err
+    assert FixedEngine.opened == engines, "refused before anything is sampled"
+
+
 def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first):
     shorter = run("shorter", max_problems=20)
     ids = set(metrics_from_samples(shorter).problems["lenient"]["tiny/mix"].ids)
@@ -304,6 +317,7 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
         ({"benchmarks": "tiny/nope", "dataset_name": "null"}, "tiny/nope: there are tiny/chain, tiny/guess, tiny/mix"),
         ({"benchmarks": "reasoning_gym/chain_sums", "dataset_name": "null"}, "did you mean reasoning_gym/chain_sum"),
         ({"benchmarks": "knights_knaves/30"}, "at most 18 inhabitants are generated"),
+        ({"compare_with": "nowhere"}, "compare_with=nowhere: there is no samples.parquet"),
         ({"from_samples": "nowhere"}, "from_samples=nowhere: there is no samples.parquet"),
         ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),
         (

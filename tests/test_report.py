@@ -15,7 +15,7 @@ from gsr_rl.report import figure, report_markdown, seeds_markdown
 from gsr_rl.report_html import examples, report_html
 from gsr_rl.report_plots import png, svgs
 from gsr_rl.samples import read_samples, write_samples
-from gsr_rl.tables import Results, metrics_from_samples, over_seeds, runs_of, summarise
+from gsr_rl.tables import Results, compare, metrics_from_samples, over_seeds, runs_of, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ("eval.json", "report.md", "report.html", "report.png")
@@ -106,6 +106,68 @@ def test_a_difference_over_seeds_is_paired_by_problem(tmp_path):
     }
     apart = (width["selfref@3"] ** 2 + width["pass@1"] ** 2) ** 0.5
     assert width["selfref@3-pass@1"] < 0.8 * apart
+
+
+def test_two_models_are_compared_on_the_problems_of_both(tmp_path):
+    write_run(tmp_path / "new", 40)
+    header, samples = read_samples(tmp_path / "new" / "samples.parquet")
+    old = [one | {"correct_lenient": 0.0} if one["problem_id"] < "p2" else one for one in samples]
+    old = [one for one in old if one["problem_id"] not in ("p3", "p4") and one["method"] != "selfref_none"]
+    old += made_samples(5, benchmark="alone")
+    sampling = header["sampling"] | {"candidate": header["sampling"]["candidate"] | {"temperature": 0.6}}
+    write_samples(tmp_path / "old" / "samples.parquet", old, header | {"model": "made/old", "sampling": sampling})
+    text = remake(tmp_path / "new", "--compare_with", tmp_path / "old")
+    assert not (tmp_path / "old" / "eval.json").exists() and (tmp_path / "new" / "eval.json").exists()
+    shown = (tmp_path / "new" / "compare.md").read_text()
+    content = json.loads((tmp_path / "new" / "compare.json").read_text())
+    runs = [metrics_from_samples(tmp_path / name) for name in ("new", "old")]
+    assert content["benchmarks"] == compare(*runs) and content["strict"] == compare(*runs, grading="strict")
+    assert set(content["benchmarks"]) == {"made"} and "selfref_none" not in content["benchmarks"]["made"]
+    for metric in ("pass@1", "selfref@3", "refinement_gap", "fix_rate"):
+        new, old = content["values"]["made"][metric]
+        assert content["benchmarks"]["made"][metric]["value"] == pytest.approx(new - old, abs=2e-6)
+    one = content["benchmarks"]["made"]["pass@1"]
+    assert one["low"] > 0 and content["strict"]["made"]["pass@1"]["value"] == 0.0
+    new, old = (100 * value for value in content["values"]["made"]["pass@1"])
+    assert re.search(rf"\| pass@1 +\| {new:.1f} +\| {old:.1f} +\| {re.escape(figure(one))} ", shown)
+    assert "38 problems compared; the runs hold 40 and 38." in shown and shown in text
+    assert "# made/model against made/old" in shown and "Settings that differ: temperature 1.0 and 0.6." in shown
+    labels = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("|")]
+    assert labels[2:] == ["pass@1", "maj@3", "selfref@3", "pass@3", "refinement_gap"]
+
+
+def test_a_metric_that_a_run_has_not_is_named_with_those_that_it_has(tmp_path):
+    write_run(tmp_path, 10)
+    run = metrics_from_samples(tmp_path)
+    assert compare(run, run, pairs=[("selfref@3", "pass@1")])["made"].keys() == {"selfref@3-pass@1"}
+    for pair in (("selfref@3", "pass@5"), ("pass@5", "pass@1")):
+        with pytest.raises(ValueError, match=r"^pairs: pass@5 is no metric of made: there are pass@1, pass@3, maj@4"):
+            compare(run, run, pairs=[pair])
+
+
+@pytest.mark.parametrize(
+    ("runs", "other", "message"),
+    [
+        (["a"], "nowhere", "compare_with=nowhere: there is no samples.parquet, run eval_gsr.py first"),
+        (
+            ["a"],
+            "a/samples.parquet",
+            "compare_with=a/samples.parquet is the run itself: name the run of another model",
+        ),
+        (["a", "b"], "c", "compare_with=c: from_samples names 2 runs: name one to compare"),
+        (["a", "b"], None, "Two models are compared by --from_samples RUN --compare_with OTHER"),
+        (["a"], "far", "the two runs have no problem in common: evaluate the same problems with both models"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, runs, other, message):
+    for name in "abc":
+        write_run(tmp_path / name, 5)
+    write_run(tmp_path / "far", 5, benchmarks=("far",))
+    command = [sys.executable, ROOT / "recipes" / "eval_gsr.py", "--output_dir", "out", "--from_samples", *runs]
+    more = ["--compare_with", other] if other else []
+    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "compare.json").exists()
 
 
 def test_runs_on_other_problems_are_not_put_together(tmp_path):
