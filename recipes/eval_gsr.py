@@ -24,15 +24,18 @@ from gsr_rl.cli import clear_errors, parse
 def dry_run(configs: dict, problem_args, args) -> None:
     """Print the configuration and how much is sampled; the Hub is asked only for what `dataset_name` names."""
     from gsr_rl import benchmarks
-    from gsr_rl.evaluation import load_benchmark, requests_of
+    from gsr_rl.evaluation import from_other_run, load_benchmark, requests_of
     from gsr_rl.run_folder import print_dry_run
 
     if args.benchmarks:
         known = {name: benchmarks.describe(name, args.benchmark_files, problem_args) for name in args.benchmarks}
         found = {name: f"{'?' if rows is None else rows} from {source}" for name, (source, rows) in known.items()}
         number = sum(rows or 0 for _, rows in known.values())
+        local = all(benchmarks.resolve(name, args.benchmark_files).is_local for name in args.benchmarks)
     else:
-        number, found = len(load_benchmark(problem_args, args)), {}
+        number, found, local = len(load_benchmark(problem_args, args)), {}, True
+    if args.candidates_from and local:
+        from_other_run(load_benchmark(problem_args, args), args)
     print_dry_run(configs, found | requests_of(number, args))
 
 

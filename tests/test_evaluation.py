@@ -216,9 +216,10 @@ def test_frozen_candidates_are_the_other_runs_sets(run, first, samples):
     ],
 )
 def test_frozen_candidates_that_do_not_fit_are_refused(run, first, capsys, more, message):
-    with pytest.raises(SystemExit) as stopped:
-        run("refused", candidates_from=first / "samples.parquet", **more)
-    assert stopped.value.code == 2 and re.search(message, capsys.readouterr().err)
+    for dry in ("true", "false"):
+        with pytest.raises(SystemExit) as stopped:
+            run("refused", candidates_from=first / "samples.parquet", dry_run=dry, **more)
+        assert stopped.value.code == 2 and re.search(message, capsys.readouterr().err)
 
 
 def test_what_another_run_gives_is_known_before_anything_is_sampled(first, samples):

@@ -222,6 +222,14 @@ def test_samples_of_before_further_columns_still_make_tables(tmp_path):
     assert "Triumph" in report_html(summary, read_samples(path)[1])
 
 
+def test_a_report_says_what_was_not_asked_for(tmp_path):
+    write_run(tmp_path)
+    summary = summarise(metrics_from_samples(tmp_path))
+    skipped = {"selfref": {"skipped": 20, "samples": 1030}}
+    assert "not asked for" not in report_markdown(summary)
+    assert "counted as wrong: selfref 20 of 1,030\n" in report_markdown(summary | {"skipped": skipped})
+
+
 # The page ----------------------------------------------------------------------------------------------------
 
 
