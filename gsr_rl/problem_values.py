@@ -71,11 +71,28 @@ class ProblemValues:
         rates = {name: rows for name, rows in rates.items() if rows}
         return ProblemValues(self.k, list(ids), values, sets, rates)
 
-    def by_num_correct(self) -> dict:
-        """The table by number of right candidates; a set whose candidates are not all scored is left out."""
+    def by_num_correct(self, weights) -> dict:
+        """The table by number of right candidates; a set whose candidates are not all scored is left out.
+
+        Args:
+            weights: (resamples, P), of `metrics.bootstrap_weights`.
+
+        Returns:
+            The rows of `metrics.by_num_correct`, and in each `gap`: selfref - maj over its sets, with its interval
+            over problems; None without sets.
+        """
         kept = [one for one in self.sets if one[1] >= 0]
         columns = list(zip(*kept, strict=True)) or [(), (), (), ()]
-        return metrics.by_num_correct(columns[1], columns[2], columns[3], self.k)
+        table = metrics.by_num_correct(columns[1], columns[2], columns[3], self.k)
+        for number, row in table.items():
+            its = [one for one in kept if one[1] == int(number) and all(map(metrics.is_scored, one[2:]))]
+            row["gap"] = metrics.estimate(self._gap_of(its), weights, signed=True) if its else None
+        return table
+
+    def _gap_of(self, sets: list[tuple[int, int, float, float]]) -> Ratio:
+        places, _, selfref, maj = (np.array(column) for column in zip(*sets, strict=True))
+        size = len(self.ids)
+        return Ratio(np.bincount(places, selfref - maj, size), np.bincount(places, minlength=size))
 
 
 def problem_values(group: dict[str, list[dict]], header: dict, grading: str) -> ProblemValues:

@@ -106,7 +106,10 @@ def metric_rows(summary: dict, name: str) -> list[list[str]]:
 def num_correct_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of the table by number of right candidates; [] without refinements."""
     table = summary["by_num_correct"].get(name) or {}
-    return [[number, str(one["n"]), points(one["selfref"]), points(one["maj"])] for number, one in table.items()]
+    return [
+        [number, str(one["n"]), points(one["selfref"]), points(one["maj"]), figure(one.get("gap"))]
+        for number, one in table.items()
+    ]
 
 
 def spread_lines(summary: dict, name: str) -> list[str]:
@@ -142,7 +145,7 @@ def report_markdown(summary: dict) -> str:
         table = markdown_table(["", "any final answer", "boxed only", "n", ""], metric_rows(summary, name))
         lines += ["", f"## {name}", "", table]
         if rows := num_correct_rows(summary, name):
-            lines += ["", markdown_table(["right candidates", "sets", "selfref", "maj"], rows)]
+            lines += ["", markdown_table(["right candidates", "sets", "selfref", "maj", "selfref - maj"], rows)]
         if spread := spread_lines(summary, name):
             lines += ["", *(f"- {line}" for line in spread)]
     return "\n".join(lines) + "\n"

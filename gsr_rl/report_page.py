@@ -86,7 +86,7 @@ at least Wilson's where few are off 0 or off 100.</p>
 {% if section.num_correct %}
 <h3>By the number of right candidates</h3>
 <table>
-<thead><tr><th>right candidates</th><th>sets</th><th>selfref</th><th>maj</th></tr></thead>
+<thead><tr><th>right candidates</th><th>sets</th><th>selfref</th><th>maj</th><th>selfref - maj</th></tr></thead>
 <tbody>
 {% for row in section.num_correct %}
 <tr>{% for cell in row %}<td class="number">{{ cell }}</td>{% endfor %}</tr>

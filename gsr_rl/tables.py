@@ -122,7 +122,7 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
         f"{x}-{y}": metrics.estimate_difference(ratios[x], ratios[y], weights) for x, y in pairs
     }
     if "refinement_gap" in ratios:
-        summary["by_num_correct"][name] = values.by_num_correct()
+        summary["by_num_correct"][name] = values.by_num_correct(weights)
     summary["by_k"][name] = {
         kind: {
             curve.removeprefix(f"{kind}@"): metrics.estimate(metrics.share(points), weights)

@@ -1,6 +1,7 @@
 """Reports: remade from the samples to the last digit, one page that opens offline, and nothing a model wrote runs."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from made_samples import HOSTILE, made_samples, write_run
 
+from gsr_rl.metrics import bootstrap_weights
+from gsr_rl.problem_values import ProblemValues
 from gsr_rl.report import figure, report_markdown, seeds_markdown
 from gsr_rl.report_html import examples, report_html
 from gsr_rl.report_plots import png, svgs
@@ -228,6 +231,17 @@ def test_a_report_says_what_was_not_asked_for(tmp_path):
     skipped = {"selfref": {"skipped": 20, "samples": 1030}}
     assert "not asked for" not in report_markdown(summary)
     assert "counted as wrong: selfref 20 of 1,030\n" in report_markdown(summary | {"skipped": skipped})
+
+
+def test_the_gap_by_number_of_right_candidates_has_an_interval_over_problems():
+    """Six problems of two sets each: the four sets with one right candidate are of two problems, which differ."""
+    sets = [(0, 1, 1.0, 0.5), (0, 1, 1.0, 0.5), (1, 1, 0.0, 0.5), (1, 1, 0.0, 0.5)]
+    sets += [(place, 3, 1.0, 1.0) for place in (2, 2, 3, 3, 4, 4)] + [(5, 2, math.nan, 1.0), (5, -1, 1.0, 1.0)]
+    values = ProblemValues(3, [f"p{place}" for place in range(6)], sets=sets)
+    table = values.by_num_correct(bootstrap_weights(6))
+    assert table["1"]["n"] == 4 and (table["1"]["selfref"], table["1"]["maj"]) == (0.5, 0.5)
+    assert table["1"]["gap"]["value"] == 0 and table["1"]["gap"]["low"] <= -0.5 <= 0.5 <= table["1"]["gap"]["high"]
+    assert table["3"]["gap"]["value"] == 0 and table["0"]["gap"] is None and table["2"]["gap"] is None
 
 
 # The page ----------------------------------------------------------------------------------------------------
