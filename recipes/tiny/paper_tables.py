@@ -224,6 +224,8 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
         axis.set(title=f"{metric_name}, %", xlabel=label)
         if against != "accuracy":
             axis.set_xscale("log", base=2 if against == "candidates" else 10)
+        if against == "candidates":
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     axes[0].legend()
     with atomic_path(path) as temporary:
