@@ -32,10 +32,12 @@ def dry_run(configs: dict, problem_args, args) -> None:
         found = {name: f"{'?' if rows is None else rows} from {source}" for name, (source, rows) in known.items()}
         number = sum(rows or 0 for _, rows in known.values())
         local = all(benchmarks.resolve(name, args.benchmark_files).is_local for name in args.benchmarks)
+        rows = load_benchmark(problem_args, args) if args.candidates_from and local else []
     else:
-        number, found, local = len(load_benchmark(problem_args, args)), {}, True
-    if args.candidates_from and local:
-        from_other_run(load_benchmark(problem_args, args), args)
+        rows = load_benchmark(problem_args, args)
+        number, found = len(rows), {}
+    if args.candidates_from and rows:
+        from_other_run(rows, args)
     print_dry_run(configs, found | requests_of(number, args))
 
 

@@ -78,15 +78,8 @@ class Seed:
         if "of" in spec:
             folder, sources = self.selected(name), {"rows": spec["of"]}
             sources |= {"right": spec["right"]} if "right" in spec else {}
-            command = [
-                "python",
-                "recipes/tiny/select_rows.py",
-                "--output_dir",
-                str(folder),
-                "--seed",
-                str(self.number),
-            ]
-            command += words({key: self.rows(source) for key, source in sources.items()})
+            keys = {"output_dir": folder, "seed": self.number} | {key: self.rows(of) for key, of in sources.items()}
+            command = ["python", "recipes/tiny/select_rows.py", *words(keys)]
             before = [step for source in sources.values() for step in self.row_steps(source)]
             return [*before, Step(folder.name, "rows", command, self.out, 2)]
         if "student" in spec:
