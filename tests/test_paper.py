@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -56,23 +55,24 @@ def test_a_mark_without_a_command_counts_and_other_arguments_are_refused(paper, 
     command = lambda split: ["python", "x.py", "--output_dir", f"{folder}/eval", "--dataset_split", split]  # noqa: E731
     mark = folder / "done" / "eval.json"
     mark.parent.mkdir(parents=True)
+    step = lambda split: chain.Step("eval", "eval", command(split), folder)  # noqa: E731
     for old, seconds in (("", 0.0), ("{}", 0.0), ('{"seconds": 7}', 7)):
         mark.write_text(old)
-        assert chain.run("eval", command("test"), folder, 1) == seconds and not ran
+        assert chain.run(step("test")) == seconds and not ran
     mark.unlink()
-    chain.run("eval", command("validation"), folder, 1)
-    chain.run("eval", command("validation"), folder, 1)
+    chain.run(step("validation"))
+    chain.run(step("validation"))
     assert ran == [command("validation")]
     with pytest.raises(SystemExit, match=r"--dataset_split validation is now --dataset_split test.*delete"):
-        chain.run("eval", command("test"), folder, 1)
+        chain.run(step("test"))
     folder = folder.rename(tmp_path / "moved")
-    assert chain.seconds_of("eval", command("validation"), folder) is not None, "a folder may be moved"
+    assert step("validation").seconds is not None, "a folder may be moved"
 
 
 def test_a_step_that_is_at_work_is_not_started_again(paper, tmp_path):
     """Nor where the process that started it was killed: the command itself holds the lock."""
     code = "import sys; sys.path.insert(0, 'recipes/tiny'); import chain; from pathlib import Path; "
-    code += f"chain.run('slow', ['sleep', '60'], Path({str(tmp_path)!r}), 1)"
+    code += f"chain.run(chain.Step('slow', 'eval', ['sleep', '60'], Path({str(tmp_path)!r})))"
     starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     commands = lambda: subprocess.run(["pgrep", "-P", str(starter.pid)], capture_output=True, text=True).stdout  # noqa: E731
     deadline = time.monotonic() + 30
@@ -81,75 +81,105 @@ def test_a_step_that_is_at_work_is_not_started_again(paper, tmp_path):
         time.sleep(0.05)
     starter.kill()
     starter.wait()
+    again = paper.chain.Step("slow", "eval", ["true"], tmp_path)
     with pytest.raises(SystemExit, match=r"\[slow\] .* is at work in another process: wait for it, or end it"):
-        paper.chain.run("slow", ["true"], tmp_path, 1)
+        paper.chain.run(again)
     os.kill(int(found), signal.SIGKILL)
     while Path(f"/proc/{int(found)}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert paper.chain.run("slow", ["true"], tmp_path, 1) < 30
+    assert paper.chain.run(again) < 30
 
 
 def test_the_demo_refuses_a_folder_of_another_split_before_it_runs_anything(paper, tmp_path, monkeypatch):
     demo = importlib.import_module("demo")
     monkeypatch.setattr(demo.chain, "subprocess", None)  # a step that is run would fail
     validation = Namespace(output_dir=tmp_path, seed=0, split="validation", num_problems=2000)
-    name, _, command = demo.steps(validation)[-1][-1]
+    step = demo.steps(validation)[-1][-1]
     (tmp_path / "done").mkdir()
-    kept = {"seconds": 1, "command": demo.chain._in_folder(command, tmp_path)}
-    (tmp_path / "done" / f"{name}.json").write_text(json.dumps(kept))
+    kept = {"seconds": 1, "command": demo.chain._in_folder(step.command, tmp_path)}
+    (tmp_path / "done" / f"{step.name}.json").write_text(json.dumps(kept))
     monkeypatch.setattr("sys.argv", ["demo.py", "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"eval_grpo.*validation is now --dataset_split test"):
         demo.main()
 
 
-def test_a_new_arm_in_a_fresh_clone_makes_what_it_starts_from_and_leaves_committed_figures(paper, clone, monkeypatch):
-    ran, kept = [], []
+@pytest.fixture
+def played(paper, monkeypatch):
+    """Steps take a moment and do nothing. (what happened, step) in order, and the arms whose figures were kept."""
+    log, kept = [], []
 
-    def run(name, command, folder, threads):
-        if name in ran:
-            return 1.0
-        ran.append(name)
-        for word in command:  # what a command reads was made before it
-            if word.startswith(str(clone.out)) and word != str(clone.out / name):
-                assert Path(word).relative_to(clone.out).parts[0] in ran, (name, word)
+    def run(step, threads):
+        log.append(("start", step))
+        time.sleep(0.05)
+        log.append(("end", step))
         return 1.0
 
     monkeypatch.setattr(paper.chain, "run", run)
-    monkeypatch.setattr(paper, "keep", lambda target, *_: kept.append(target.stem))
+    monkeypatch.setattr(paper, "keep", lambda seed, name: kept.append((seed.number, name)))
+    return log, kept
+
+
+def check_order(log: list) -> None:
+    """No step started twice, before what it reads had ended, or beside too many others."""
+    for place, (what, step) in enumerate(log):
+        ended = [other.name for kind, other in log[:place] if kind == "end" and other.folder == step.folder]
+        started = [other for kind, other in log[:place] if kind == "start"]
+        if what == "start":
+            assert step not in started
+            for word in step.command:
+                if word.startswith(f"{step.folder}/") and not f"{word}/".startswith(f"{step.out}/"):
+                    assert Path(word).relative_to(step.folder).parts[0] in ended, (step.name, word)
+            running = [step, *(other for other in started if ("end", other) not in log[:place])]
+            assert sum(2 if other.kind in ("sft", "grpo") else 1 for other in running) <= 2, running
+
+
+def test_a_new_arm_in_a_fresh_clone_makes_what_it_starts_from_and_leaves_committed_figures(paper, clone, played):
+    log, kept = played
     for arm in ("candidate_only", "grpo_cold", "sft_known"):
         clone.target(arm).unlink(missing_ok=True)
     before = {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
     names = paper.needed(CONFIG["arms"], ["base", "grpo", "candidate_only", "grpo_cold", "sft_known"])
     paper.run_all([(clone, name) for name in names])
-    assert ran[:5] == ["distill", "sft", "candidate_only", "eval_base", "grpo"]
-    assert {*ran[5:7]} == {"eval_candidate_only", "eval_grpo_cold"} and ran[-1] == "eval_sft_known"
-    assert "eval_sft" not in ran and "eval_grpo" not in ran
-    assert {*kept} == {"candidate_only", "grpo_cold", "sft_known"} and len(kept) == 3
+    check_order(log)
+    ran = [step.name for what, step in log if what == "start"]
+    assert {*ran[:2]} == {"distill", "eval_base"} and ran[2:4] == ["sft", "candidate_only"]
+    evaluated = {"eval_base", "eval_candidate_only", "eval_grpo_cold", "eval_sft_known"}
+    assert {*ran[4:]} == {"grpo", "distill_more", "distill_more_rows", "sft_known"} | evaluated - {"eval_base"}
+    assert {*kept} == {(0, "candidate_only"), (0, "grpo_cold"), (0, "sft_known")} and len(kept) == 3
     assert before == {path: path.read_bytes() for path in clone.args.results_dir.rglob("*.*")}
 
 
-def test_two_evaluations_run_at_once_and_what_they_refine_over_has_ended(paper, clone, monkeypatch):
-    """In an empty state, two seeds, an arm of all seeds before the next."""
-    log, both, marks = [], threading.Barrier(2, timeout=20), set()
+def test_steps_of_one_process_run_side_by_side_and_an_arm_of_all_seeds_before_the_next(paper, clone, played):
+    """In an empty state, of two seeds."""
+    log, kept = played
+    new = another(clone, results_dir=clone.out)
+    seeds = [new, dataclasses.replace(new, number=1)]
+    paper.run_all([(seed, name) for name in ("base", "base_64", "base_96", "sft", "sft_64") for seed in seeds])
+    check_order(log)
+    names = [(what, step.name) for what, step in log]
+    assert names[:4] == [("start", "eval_base")] * 2 + [("end", "eval_base")] * 2
+    assert {*names[4:8]} == {(what, name) for what in ("start", "end") for name in ("base_64", "base_96")}
+    assert names[6][0] == "end" and sum(name == "base_64" for _, name in names) == 2, "one base for all seeds, at once"
+    starts = [(step.name, step.folder.name) for what, step in log if what == "start"]
+    assert starts.index(("sft", "seed1")) < starts.index(("distill_64", "seed0"))
+    assert len(kept) == len({*kept}) == 10
 
-    def run(name, command, folder, threads):
-        if (folder, name) in marks:
-            return 1.0
-        if name.startswith("eval"):
-            assert threads == 1
-            log.append(("start", name))
-            both.wait()  # until another evaluation runs
-        log.append(("end", name))
-        marks.add((folder, name))
-        return 1.0
+
+def test_a_step_that_fails_ends_the_run_when_those_beside_it_have_ended(paper, clone, monkeypatch, capsys):
+    new = another(clone, results_dir=clone.out)
+    ended = []
+
+    def run(step, threads):
+        if step.folder.name == "seed1":
+            raise SystemExit(f"[{step.name}] failed")
+        time.sleep(0.1)
+        ended.append(step.name)
 
     monkeypatch.setattr(paper.chain, "run", run)
     monkeypatch.setattr(paper, "keep", lambda *_: None)
-    new = another(clone, results_dir=clone.out)
-    paper.run_all([(seed, name) for name in ("base", "sft") for seed in (new, dataclasses.replace(new, number=1))])
-    assert log[:4] == [("start", "eval_base")] * 2 + [("end", "eval_base")] * 2
-    assert log[4:8] == [("end", "distill"), ("end", "sft")] * 2
-    assert log[8:] == [("start", "eval_sft")] * 2 + [("end", "eval_sft")] * 2
+    with pytest.raises(SystemExit, match="eval_base"):
+        paper.run_all([(seed, name) for name in ("base", "sft") for seed in (new, dataclasses.replace(new, number=1))])
+    assert ended == ["eval_base"]
 
 
 def test_every_arms_commands_pass_the_checks_of_their_programs(paper, clone):

@@ -7,11 +7,15 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "recipes/tiny/models/base"
+PLACES = 2  # of steps that run side by side; the training programs run as two processes
 
 
 def _program(name: str, out: Path, seed: int, more: tuple[str, ...]) -> list[str]:
@@ -76,30 +80,86 @@ def changes(before: str, now: str) -> str:
     return ", ".join(f"{told(key, old)} is now {told(key, new)}" for key in keys) or f"`{before}` is now `{now}`"
 
 
-def run(name: str, command: list[str], folder: Path, threads: int) -> float:
+@dataclass
+class Step:
+    """A command: its name, its kind (program, or what the hours of a plan are counted by), the folder of its log."""
+
+    name: str
+    kind: str
+    command: list[str]
+    folder: Path
+
+    @property
+    def places(self) -> int:
+        return PLACES if self.kind in ("sft", "grpo") else 1
+
+    @property
+    def out(self) -> str:
+        return self.command[self.command.index("--output_dir") + 1]
+
+    @property
+    def seconds(self) -> float | None:
+        return seconds_of(self.name, self.command, self.folder)
+
+    def reads(self, other: "Step") -> bool:
+        """Whether the other step's output is among this one's arguments."""
+        return other.out != self.out and any(f"{word}/".startswith(f"{other.out}/") for word in self.command)
+
+
+def run_all(steps: list[Step], ended: Callable[[Step], None] = lambda step: None) -> None:
+    """Run steps as far as the places go, each after those whose output it reads, and otherwise in their order.
+
+    A program of one process keeps one core busy with a model this small, so two of them run side by side.
+
+    Args:
+        ended: Called with each step that has ended, now or before.
+
+    Raises:
+        SystemExit: A step failed, was run with other arguments, or runs already; those beside it end before.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // PLACES)
+    before = [step for step in steps if step.seconds is not None]  # other arguments are refused before anything is run
+    left, running = [step for step in steps if step not in before], {}
+    for step in before:
+        ended(step)
+    with ThreadPoolExecutor(PLACES) as pool:
+        while left or running:
+            for step in list(left):
+                if any(step.reads(other) for other in (*left, *running.values())):
+                    continue
+                if sum(other.places for other in running.values()) + step.places > PLACES:
+                    break
+                left.remove(step)
+                running[pool.submit(run, step, threads)] = step
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                ended(running.pop(future))
+
+
+def run(step: Step, threads: int = 1) -> float:
     """Run one command, its output into a log file. Returns its seconds, which are kept with it for a resume.
 
     Raises:
         SystemExit: It failed, was run with other arguments, or runs already.
     """
-    if (seconds := seconds_of(name, command, folder)) is not None:
+    if (seconds := step.seconds) is not None:
         return seconds
-    log = folder / "logs" / f"{name}.log"
+    log = step.folder / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SystemExit(
-                f"[{name}] in {folder} is at work in another process: wait for it, or end it. Its log: {log}"
+                f"[{step.name}] in {step.folder} is at work in another process: wait for it, or end it. Its log: {log}"
             ) from None
-        return _run(name, command, folder, threads, log, lock)
+        return _run(step, threads, log, lock)
 
 
-def _run(name: str, command: list[str], folder: Path, threads: int, log: Path, lock) -> float:
+def _run(step: Step, threads: int, log: Path, lock) -> float:
     from gsr_rl.run_folder import atomic_write
 
-    print(f"\n[{name}] {shlex.join(command)}\n    log: {log}", flush=True)
+    print(f"\n[{step.name}] {shlex.join(step.command)}\n    log: {log}", flush=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",  # nothing here is on the Hub
@@ -110,12 +170,12 @@ def _run(name: str, command: list[str], folder: Path, threads: int, log: Path, l
     with open(log, "w") as file:
         # The command holds the lock as well, so that it is kept where the command outlives this process.
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
-        code = subprocess.run(command, cwd=ROOT, env=environment, **streams).returncode
+        code = subprocess.run(step.command, cwd=ROOT, env=environment, **streams).returncode
     seconds = time.monotonic() - start
     if code:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
-        raise SystemExit(f"{tail}\n[{name}] failed with exit code {code}; the whole log is {log}")
-    print(f"[{name}] {seconds:.0f} s", flush=True)
-    done = {"seconds": round(seconds, 1), "command": _in_folder(command, folder)}
-    atomic_write(folder / "done" / f"{name}.json", json.dumps(done))
+        raise SystemExit(f"{tail}\n[{step.name}] failed with exit code {code}; the whole log is {log}")
+    print(f"[{step.name}] {seconds:.0f} s", flush=True)
+    done = {"seconds": round(seconds, 1), "command": _in_folder(step.command, step.folder)}
+    atomic_write(step.folder / "done" / f"{step.name}.json", json.dumps(done))
     return seconds

@@ -9,13 +9,12 @@ that has ended is not run again: the same command resumes where it stopped.
 
 import argparse
 import json
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chain
 import yaml
+from chain import Step
 from paper_arms import SHOWN, metric
 
 ARMS = Path(__file__).with_name("arms.yaml")
@@ -32,23 +31,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def steps(args: argparse.Namespace) -> list[list[tuple[str, str, list[str]]]]:
-    """(name, phase, command) of every step, in order. The steps of one list run side by side, a core each."""
+def steps(args: argparse.Namespace) -> list[list[Step]]:
+    """All steps in order. Those of one list run side by side."""
     out, seed = args.output_dir, args.seed
 
-    def evaluate(name: str, model: str) -> tuple[str, str, list[str]]:
+    def evaluate(name: str, model: str) -> Step:
         folder, frozen = out / f"eval_{name}", out / "eval_base" if name != "base" else None
-        return (
-            folder.name,
-            "eval",
-            chain.evaluate(folder, seed, model, args.split, args.num_problems, frozen),
-        )
+        command = chain.evaluate(folder, seed, model, args.split, args.num_problems, frozen)
+        return Step(folder.name, "eval", command, out)
 
     sft, grpo = out / "sft", out / "grpo"
+    sft_command = chain.sft(sft, seed, chain.BASE, f"{out}/distill/sft_rows.jsonl")
     return [
-        [evaluate("base", chain.BASE), ("distill", "distill", chain.distill(out / "distill", seed))],
-        [("sft", "sft", chain.sft(sft, seed, chain.BASE, f"{out}/distill/sft_rows.jsonl"))],
-        [("grpo", "grpo", chain.grpo(grpo, seed, str(sft)))],
+        [evaluate("base", chain.BASE), Step("distill", "distill", chain.distill(out / "distill", seed), out)],
+        [Step("sft", "sft", sft_command, out)],
+        [Step("grpo", "grpo", chain.grpo(grpo, seed, str(sft)), out)],
         [evaluate("sft", str(sft)), evaluate("grpo", str(grpo))],
     ]
 
@@ -132,22 +129,14 @@ def main() -> None:
     args = parse_args()
     begin = time.monotonic()
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
-    total = args.install_seconds
-    for name, _, command in [step for group in steps(args) for step in group]:
-        chain.seconds_of(name, command, args.output_dir)  # refuses what was run with other arguments
-    for group in steps(args):
-        processes = 2 if group[0][0] in ("sft", "grpo") else len(group)
-        threads = max(1, len(os.sched_getaffinity(0)) // processes)
-        names, _, commands = zip(*group, strict=True)
-        with ThreadPoolExecutor(len(group)) as pool:
-            walls = list(pool.map(chain.run, names, commands, [args.output_dir] * len(group), [threads] * len(group)))
-        for (_, phase, _), wall in zip(group, walls, strict=True):
-            seconds[phase] += wall
-        total += max(walls)
+    groups = steps(args)
+    chain.run_all([step for group in groups for step in group])
+    for step in (step for group in groups for step in group):
+        seconds[step.kind] += step.seconds
 
     from gsr_rl.run_folder import atomic_write
 
-    seconds["total"] = total
+    seconds["total"] = args.install_seconds + sum(max(step.seconds for step in group) for group in groups)
     summary = summarise(args.output_dir, {name: round(value, 1) for name, value in seconds.items()})
     atomic_write(args.output_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     plot(args.output_dir / "plot.png", summary)

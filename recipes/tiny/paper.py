@@ -12,18 +12,18 @@ that is not in runs/paper (a fresh clone): its figures stay. README's table is o
 
 import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import chain
 import pandas as pd
 import paper_tables
 import yaml
+from chain import Step
 from paper_arms import COLUMNS, metric
-from paper_steps import STATE, Seed, Step, needed
+from paper_steps import STATE, Seed, needed
 
 ARMS = Path(__file__).with_name("arms.yaml")
-EVALUATIONS = 2  # at once, one thread each: an evaluation of a model this small keeps one core busy
 
 
 def parse_args(config: dict) -> argparse.Namespace:
@@ -41,37 +41,33 @@ def parse_args(config: dict) -> argparse.Namespace:
 
 
 def run_all(arms: list[tuple[Seed, str]]) -> None:
-    """Run what is left of the arms: one training after another on all cores, and evaluations side by side."""
-    waiting: list[tuple[Seed, str]] = []
-    for seed, name in arms:
-        if seed.target(name).is_file():
-            continue
-        for step in seed.steps(name)[:-1]:
-            if any(step == of.steps(arm)[-1] for of, arm in waiting):
-                evaluate(waiting)
-            chain.run(step.name, step.command, step.folder, step.threads)
-        waiting.append((seed, name))
-        if len(waiting) == EVALUATIONS:
-            evaluate(waiting)
-    evaluate(waiting)
+    """Run what is left of the arms, a step of all seeds before the next, and keep the figures of each as it ends."""
+    left = [arm for arm in arms if not arm[0].target(arm[1]).is_file()]
+    steps: dict[tuple[Path, str], Step] = {}
+    of = {}
+    for name, group in groupby(left, key=lambda arm: arm[1]):
+        seeds = [seed for seed, _ in group]
+        for level in zip_longest(*(seed.steps(name) for seed in seeds)):
+            for step in filter(None, level):
+                steps.setdefault((step.folder, step.name), step)
+        of |= {(seed.out, f"eval_{name}"): (seed, name) for seed in seeds}
+
+    def ended(step: Step) -> None:
+        if arm := of.get((step.folder, step.name)):
+            keep(*arm)
+
+    chain.run_all(list(steps.values()), ended)
 
 
-def evaluate(waiting: list[tuple[Seed, str]]) -> None:
-    """Run these arms at once, and empty the list."""
-    with ThreadPoolExecutor(EVALUATIONS) as pool:
-        list(pool.map(lambda arm: run(*arm), waiting))
-    waiting.clear()
-
-
-def run(seed: Seed, name: str) -> None:
-    """Make an arm's model, evaluate it, and put what its figures are made from into the results."""
-    seconds = {s.name: chain.run(s.name, s.command, s.folder, s.threads) for s in seed.steps(name)}
+def keep(seed: Seed, name: str) -> None:
+    """Put what an arm's figures are made from into the results."""
+    seconds = {step.name: step.seconds for step in seed.steps(name)}
     costs = {"train": seconds.get(name, 0.0), "eval": seconds[f"eval_{name}"]}
     about = {"split": seed.args.split, "commands": seed.commands(name), "seconds": costs}
-    keep(seed.target(name), seed.out / f"eval_{name}", seed.out / name, seed.model(name), about)
+    write(seed.target(name), seed.out / f"eval_{name}", seed.out / name, seed.model(name), about)
 
 
-def keep(target: Path, evaluation: Path, training: Path, model: str, about: dict) -> None:
+def write(target: Path, evaluation: Path, training: Path, model: str, about: dict) -> None:
     """Write TARGET.json (settings, cost, table by num_correct) and TARGET.parquet (figures a problem)."""
     from safetensors import safe_open
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chain
+from chain import Step
 
 STATE = Path("runs/paper")
 
@@ -22,21 +23,6 @@ def needed(arms: dict, wanted: list[str]) -> list[str]:
 
 def words(keys: dict) -> list[str]:
     return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-
-
-@dataclass
-class Step:
-    """A command: its name, its kind among the minutes of arms.yaml, the folder of its log, its threads."""
-
-    name: str
-    kind: str
-    command: list[str]
-    folder: Path
-    threads: int
-
-    @property
-    def ended(self) -> bool:
-        return chain.seconds_of(self.name, self.command, self.folder) is not None
 
 
 @dataclass
@@ -81,12 +67,12 @@ class Seed:
             keys = {"output_dir": folder, "seed": self.number} | {key: self.rows(of) for key, of in sources.items()}
             command = ["python", "recipes/tiny/select_rows.py", *words(keys)]
             before = [step for source in sources.values() for step in self.row_steps(source)]
-            return [*before, Step(folder.name, "rows", command, self.out, 2)]
+            return [*before, Step(folder.name, "rows", command, self.out)]
         if "student" in spec:
             student = spec.pop("student")
             before, spec["student_model"] = self.model_steps(student), self.model(student)
         command = chain.distill(self.out / name, self.number, *words(spec))
-        return [*before, Step(name, "distill", command, self.out, 2)]
+        return [*before, Step(name, "distill", command, self.out)]
 
     def model_steps(self, name: str) -> list[Step]:
         """What makes an arm's model, from the start; the last one is the arm's own training if it has one."""
@@ -98,7 +84,7 @@ class Seed:
         if program == "base":  # one for all seeds
             command = ["python", "recipes/tiny/make_models.py", "--base_only"]
             command += ["--output_dir", str(self.args.state_dir / name), *keys]
-            return [Step(name, "base", command, self.args.state_dir, 1)]
+            return [Step(name, "base", command, self.args.state_dir)]
         start = self.model(arm["from"])
         if program == "sft":
             rows = arm.get("rows", "distill")
@@ -106,7 +92,7 @@ class Seed:
             command = chain.sft(self.out / name, self.number, start, self.rows(rows), *keys)
         else:
             command = chain.grpo(self.out / name, self.number, start, *keys)
-        return [*before, Step(name, program, command, self.out, 1)]
+        return [*before, Step(name, program, command, self.out)]
 
     def steps(self, name: str) -> list[Step]:
         """All that an arm's figures come from, its evaluation last."""
@@ -116,7 +102,7 @@ class Seed:
         folder = self.out / f"eval_{name}"
         asked = (self.args.split, self.args.num_problems, None if alone else self.out / "eval_base", *words(keys))
         command = chain.evaluate(folder, self.number, self.model(name), *asked)
-        return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out, 1)]
+        return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out)]
 
     def commands(self, name: str) -> list[str]:
         """An arm's steps as they are kept with its figures: as if its models were where they are by default."""
@@ -131,7 +117,7 @@ class Seed:
         """
         target = self.target(name)
         if not target.is_file():
-            return [step for step in self.steps(name) if not step.ended]
+            return [step for step in self.steps(name) if step.seconds is None]
         asked = self.commands(name)
         for kept in json.loads(target.read_text())["commands"]:
             if kept not in asked:
