@@ -91,8 +91,8 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
 
     Returns:
         The rows and the header of samples.parquet, graded strictly (boxed) and leniently. What could not be sampled,
-        because no prompt fits or no candidate can be shown, is wrong, with `skipped` set; the header counts it by
-        method, and a line on stderr says it.
+        because no prompt fits or no candidate can be shown, is wrong, with `skipped` set, and a line on stderr says
+        how much that is by method.
 
     Raises:
         ValueError: The folder holds the units of another configuration, another process works in it, or
@@ -111,9 +111,8 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         planner = Planner(rows, config, units, frozen, seed)
         _sample_missing(planner, stores)
     samples = list(_all_samples(planner))
-    skipped = skipped_of(samples)
-    _warn_of_skipped(skipped, config)
-    return samples, header_of(config, rows, other) | {"sets_seed": seed, "skipped": skipped}
+    _warn_of_skipped(skipped_of(samples), config)
+    return samples, header_of(config, rows, other) | {"sets_seed": seed}
 
 
 def _warn_of_skipped(skipped: dict[str, dict[str, int]], config) -> None:

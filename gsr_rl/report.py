@@ -82,7 +82,7 @@ def settings_lines(summary: dict) -> list[str]:
     groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', 'resampled')}"
     lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
     lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
-    if skipped := summary.get("skipped"):
+    if skipped := summary["skipped"]:
         said = ", ".join(f"{method} {one['skipped']:,} of {one['samples']:,}" for method, one in skipped.items())
         lines.append(f"not asked for, as no prompt fits or no candidate can be shown, and counted as wrong: {said}")
     versions = summary.get("versions") or {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from gsr_rl import metrics
 from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, problem_values
-from gsr_rl.samples import GRADINGS, check_same_problems, read_samples, samples_path
+from gsr_rl.samples import GRADINGS, check_same_problems, read_samples, samples_path, skipped_of
 
 COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "index", "round", "order", "repeat"]
 COLUMNS += ["candidates", "chosen", "copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
@@ -54,13 +54,15 @@ class Results:
     Attributes:
         header: Its settings.
         problems: `ProblemValues` by grading and benchmark.
-        counts: Amounts: tokens, finished shares, skipped and unscored samples.
+        counts: Amounts: tokens, finished shares, unscored samples.
+        skipped: By method, samples that the model was not asked for (`skipped_of`).
         texts: Problem and gold answer by benchmark and problem id.
     """
 
     header: dict
     problems: dict[str, dict[str, ProblemValues]]
     counts: dict[str, float]
+    skipped: dict[str, dict[str, int]]
     texts: dict[tuple[str, str], tuple[str | None, str | None]]
 
 
@@ -78,11 +80,11 @@ def metrics_from_samples(path: str | Path) -> Results:
     }
     firsts = {(name, identity): one[0] for name, group in grouped.items() for identity, one in group.items()}
     texts = {key: (first["problem"], first["gold"]) for key, first in firsts.items()}
-    return Results(header, problems, _counts(samples), texts)
+    return Results(header, problems, _counts(samples), skipped_of(samples), texts)
 
 
 def _counts(samples: list[dict]) -> dict[str, float]:
-    """Amounts beside the figures: tokens and finished shares by stage, skipped and unscored samples."""
+    """Amounts beside the figures: tokens and finished shares by stage, unscored samples."""
     counts: dict[str, float] = {}
     for stage, chosen in (("candidate", ("direct",)), ("refinement", ("selfref",))):
         rows = [sample for sample in samples if sample["method"] in chosen]
@@ -92,8 +94,6 @@ def _counts(samples: list[dict]) -> dict[str, float]:
     counts["tokens"] = sum(sample["tokens"] for sample in samples)
     first = [s for s in samples if not (s["index"] if s["method"] == "direct" else s["repeat"])]
     counts["prompt_tokens"] = sum(sample["prompt_tokens"] or 0 for sample in first)
-    counts["skipped_candidates"] = sum(sample["skipped"] for sample in samples if sample["method"] == "direct")
-    counts["skipped_refinements"] = sum(sample["skipped"] for sample in samples if sample["method"] != "direct")
     counts["unscored_samples"] = sum(sample["correct_lenient"] is None for sample in samples)
     return counts
 
@@ -111,7 +111,7 @@ def summarise(results: Results) -> dict:
             }
             if grading == "lenient":
                 _add_details(summary, name, values, ratios, weights)
-    return summary | {"counts": results.counts}
+    return summary | {"counts": results.counts, "skipped": results.skipped}
 
 
 def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, weights) -> None:
@@ -194,8 +194,13 @@ def compare(
     Raises:
         ValueError: The runs have no problem in common, or another problem under the same id; a run lacks a metric.
     """
+    return _paired(_in_common(_results(run_a), _results(run_b), grading), pairs, seed)
+
+
+def _paired(common: dict, pairs: list[tuple[str, str]] | None = None, seed: int = 0) -> dict[str, dict[str, dict]]:
+    """`compare` on what `_in_common` has found."""
     found = {}
-    for name, both in _in_common(_results(run_a), _results(run_b), grading).items():
+    for name, both in common.items():
         left, right = (values.ratios() for values in both)
         for metric, known in [side for x, y in pairs or [] for side in ((x, left), (y, right))]:
             if metric not in known:
@@ -246,8 +251,8 @@ def comparison(run_a: str | Path | Results, run_b: str | Path | Results) -> dict
         "problems": {name: [len(run.problems["lenient"][name].ids) for run in (a, b)] for name in both},
         "compared": {name: len(left.ids) for name, (left, _) in both.items()},
         "values": {name: _values(left.ratios(), right.ratios()) for name, (left, right) in both.items()},
-        "benchmarks": compare(a, b),
-        "strict": compare(a, b, grading="strict"),
+        "benchmarks": _paired(both),
+        "strict": _paired(_in_common(a, b, "strict")),
     }
 
 

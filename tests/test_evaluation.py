@@ -253,13 +253,13 @@ def test_unscored_samples_and_skipped_refinements(first, samples, tmp_path):
     assert all(math.isnan(values.values[name][0]) for name in ("pass@1", "maj@3", "selfref@3", "refinement_gap"))
     assert summary["pass@1"]["n"] == summary["selfref@3"]["n"] == 59
     assert summary["fix_rate"]["n"] + summary["break_rate"]["n"] == pytest.approx(59)
-    assert results.counts["skipped_refinements"] == 1 and results.counts["unscored_samples"] == 11
+    assert results.skipped["selfref"]["skipped"] == 1 and results.counts["unscored_samples"] == 11
 
 
 def test_refinements_that_cannot_be_prompted_are_wrong_and_counted(run):
     folder = run("narrow", max_refinement_prompt_length=20, max_problems=20)
     summary = json.loads((folder / "eval.json").read_text())
-    assert summary["counts"]["skipped_refinements"] > 0
+    assert summary["skipped"]["selfref"]["skipped"] > 0
     assert summary["benchmarks"]["tiny/mix"]["selfref@3"]["n"] == 20
 
 
