@@ -242,8 +242,8 @@ def test_the_plan_gives_the_hours_of_each_table_and_of_what_is_left(paper, clone
     new = another(clone, results_dir=clone.out)
     lines = paper.plan(CONFIG, [clone, new], ["demo", "stages"]).splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    # of a seed: distillation 2, SFT 4 + 1, the base's evaluation 1, each GRPO arm 8 + 1 minutes
-    assert cells[0] == ["demo", "3", "0.3", "0.3"] and cells[2][:3] == ["all", "5", "0.6"]
+    # of a seed: SFT 4, each GRPO arm 8 minutes; distillation half of 2 and each evaluation half of 1.5
+    assert cells[0] == ["demo", "3", "0.3", "0.3"] and cells[2][:3] == ["all", "5", "0.5"]
     assert paper.plan(CONFIG, [clone], ["demo"]).splitlines()[2].split("|")[4].strip() == "0.0"
     assert set(CONFIG["minutes"]) >= {s.kind for arm in CONFIG["arms"] for s in clone.steps(arm)}
 

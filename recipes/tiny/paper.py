@@ -122,8 +122,8 @@ def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
     from gsr_rl.report import markdown_table
 
     def hours(steps: list[Step]) -> str:
-        kinds = {(step.folder, step.name): step.kind for step in steps}.values()
-        return f"{sum(config['minutes'][kind] for kind in kinds) / 60:.1f}"
+        ones = {(step.folder, step.name): step for step in steps}.values()
+        return f"{sum(config['minutes'][step.kind] * step.places / chain.PLACES for step in ones) / 60:.1f}"
 
     rows = []
     for name, its in ({name: [name] for name in tables} | {"all": tables}).items():
