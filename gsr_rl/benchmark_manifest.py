@@ -36,8 +36,6 @@ FORMS = {  # name -> (pattern of the answer, or None for any that the verifier r
     "integer from 0 to 999": (r"0*\d{1,3}(\.0+)?", "an integer from 0 to 999"),
     "integer": (r"-?\d[\d,]*(\.0+)?", "an integer"),
     "latex": (None, "an answer that the verifier can read"),
-    "roles": (r"(?s).*\b(knight|knave)\b.*", "who is a knight and who is a knave"),
-    "choice": (r"[A-J]", "a letter"),
 }
 
 BENCHMARKS = {

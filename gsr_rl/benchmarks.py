@@ -120,7 +120,7 @@ def load(name: str, problem_config, files: dict[str, str] | None = None) -> list
     else:
         rows = _other(source, name, problem_config)
     limit = problem_config.max_problems
-    return [{"benchmark": source.name} | row for row in (rows[:limit] if limit else rows)]
+    return [row | {"benchmark": source.name} for row in (rows[:limit] if limit else rows)]
 
 
 def _read(source: Source, name: str, **values):
@@ -244,11 +244,11 @@ def _other(source: Source, name: str, problem_config) -> list[dict]:
     return _read(source, source.file or base, dataset_split=split, **values).rows
 
 
-def describe(name: str, files: dict[str, str] | None, problem_config) -> tuple[str, int | None]:
-    """For a dry run: where a benchmark comes from, and its number of problems if that is known without the Hub."""
+def describe(name: str, files: dict[str, str] | None, problem_config) -> tuple[str, list[dict] | int | None]:
+    """For a dry run: where a benchmark comes from, and its problems; of a Hub set how many, None if unknown."""
     source = resolve(name, files)
     if source.is_local:
-        return source.file or "generated", len(load(name, problem_config, files))
+        return source.file or "generated", load(name, problem_config, files)
     if source.known:
         limit = problem_config.max_problems
         return f"{source.known.hub} on the Hub", min(max(source.known.rows), limit or max(source.known.rows))

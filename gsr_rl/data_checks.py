@@ -12,7 +12,16 @@ from urllib.parse import urlsplit
 from gsr_rl.candidates import POLICIES
 from gsr_rl.generation import KINDS as ENGINES
 from gsr_rl.hub_sets import HUB_SETS, check_split
-from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, finite, positive
+from gsr_rl.value_checks import (
+    at_least,
+    check_model,
+    check_output,
+    check_shares,
+    check_window,
+    finite,
+    one_of,
+    positive,
+)
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
@@ -29,8 +38,7 @@ def check_problems(c) -> list[str]:
     found = _check_filters(c) + _check_decontamination(c)
     if c.max_problems is not None and c.max_problems < 1:
         found.append(f"max_problems={c.max_problems}: at least 1 is needed, or leave it out")
-    if c.unusable_rows not in ("error", "drop"):
-        found.append(f"unusable_rows={c.unusable_rows!r}: use error or drop")
+    found += one_of(c, unusable_rows=("error", "drop"))
     if str(name).startswith("tiny/"):
         return found + _check_tiny(c)
     if str(name).startswith(GENERATED):
@@ -208,6 +216,7 @@ def check_sampling(c) -> list[str]:
         if getattr(c, name) < 0:
             found.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
     found += check_shares(c, "top_p", "refinement_top_p", "gpu_memory_utilization")
+    found += check_output(c)
     if not c.output_dir:
         found.append("output_dir is not set: give the folder that the results go to")
     if c.num_candidates > c.num_generations:

@@ -10,7 +10,7 @@ from gsr_rl.checks import check_refinement, check_trained_for
 from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
 from gsr_rl.hub_configs import check_hub, check_update_model_card
 from gsr_rl.samples import read_samples, samples_path
-from gsr_rl.value_checks import at_least, check_model
+from gsr_rl.value_checks import at_least, check_model, check_output, one_of
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model
@@ -35,6 +35,7 @@ def check_eval_problems(c) -> list[str]:
             ]
         return check_problems(c) + _check_reported_name(c)
     found = [] if c.max_problems is None or c.max_problems >= 1 else [f"max_problems={c.max_problems}: at least 1"]
+    found += one_of(c, unusable_rows=("error", "drop"))
     return found + _check_beside_benchmarks(c) + check_benchmarks(c)
 
 
@@ -119,24 +120,24 @@ def check_benchmarks(c) -> list[str]:
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
     if c.from_samples:
-        return _check_folders(c) + _check_compared(c)
+        return _check_folders(c) + check_output(c) + _check_compared(c) + _check_beside_samples(c)
     most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
     number = 1 if c.num_candidate_sets is None else c.num_candidate_sets
     sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": number})
     found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
     found += _check_compared(c)
     found += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
-    if c.engine != "endpoint" and (c.own_candidates or set(as_list(c.methods)) - set(SCORED)):
+    asks = c.own_candidates or set(as_list(c.methods)) - set(SCORED)
+    if asks and c.engine != "endpoint":
         found += check_model(c, "model")
-    elif not c.model:
+    elif asks and not c.model:
         found.append("model is not set: give the name by which the endpoints know it")
     if c.num_generations < c.num_candidates + 1:
         found.append(
             f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "
             f"vote: set num_generations to at least {c.num_candidates + 1}"
         )
-    if c.grouping not in ("disjoint", "resampled"):
-        found.append(f"grouping={c.grouping!r}: use disjoint or resampled")
+    found += one_of(c, grouping=("disjoint", "resampled"))
     if c.grouping == "disjoint" and number > most:
         found.append(
             f"num_candidate_sets={c.num_candidate_sets} x num_candidates={c.num_candidates} is more than "
@@ -234,6 +235,16 @@ def _check_folders(c) -> list[str]:
     if len(as_list(c.from_samples)) > 1 and not c.output_dir:
         found.append("from_samples names several runs: give the folder of the table over them by output_dir")
     return found
+
+
+def _check_beside_samples(c) -> list[str]:
+    """No key is set that asks for more than tables."""
+    mend = "leave the key out; the command that made the run samples nothing anew, so it can be given with the key"
+    return [
+        f"{key}=true has no say beside from_samples, which only makes tables: {mend}"
+        for key in ("update_model_card", "push_to_hub", "dry_run")
+        if getattr(c, key)
+    ]
 
 
 def _check_compared(c) -> list[str]:

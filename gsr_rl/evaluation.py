@@ -8,18 +8,19 @@ eval.json         made from samples.parquet alone (gsr_rl/tables.py)
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from gsr_rl.candidates import choice_seed
 from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
 from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
-from gsr_rl.generation import EngineError, Request, Sampling, open_configured
+from gsr_rl.generation import EngineError, Request, Sampling, open_configured, progress_bar
 from gsr_rl.prompts import candidate_text, get_template, selected_candidate, selection_template
-from gsr_rl.refining import fit_prompts, solve_prompts
+from gsr_rl.refining import fit_prompts, refinement_budget, solve_prompts
 from gsr_rl.reward_model import RewardModel, check_reward_model
-from gsr_rl.samples import GRADINGS, header_of, skipped_of
-from gsr_rl.unit_stream import run_units
+from gsr_rl.samples import GRADINGS, check_same_problems, header_of, read_samples, samples_path, skipped_of
+from gsr_rl.unit_stream import SHARD_SECONDS, run_units
 
 SKIPPED = {"text": "", "tokens": 0, "finished": False, "skipped": True}
 NAMES = {"selfref": "refinements", "select": "selections", "scores": "scores"}
@@ -29,7 +30,7 @@ def load_benchmark(problem_config, config) -> list[dict]:
     """The problems, each with the name of its benchmark.
 
     Raises:
-        ValueError: A benchmark is not what its name says, or `split_by` is a key that a row lacks.
+        ValueError: A benchmark is not what its name says, or `check_rows` refuses the problems.
     """
     from gsr_rl import benchmarks
     from gsr_rl.data_checks import LOCAL_SUFFIXES
@@ -42,15 +43,34 @@ def load_benchmark(problem_config, config) -> list[dict]:
         source = Path(str(problem_config.dataset_name))
         is_file = source.suffix in LOCAL_SUFFIXES
         name = config.benchmark_name or (source.stem if is_file else str(problem_config.dataset_name))
-        rows = [{"benchmark": name} | row for row in load_problems(problem_config)]
-    for row in rows:
-        if config.split_by and config.split_by not in row:
-            raise ValueError(f"split_by={config.split_by}: problem {row['id']} has no such key, only {sorted(row)}")
+        rows = [row | {"benchmark": name} for row in load_problems(problem_config)]
+    check_rows(rows, config)
     return rows
 
 
-def requests_of(number: int, config) -> dict[str, object]:
-    """How much is sampled for so many problems: what a dry run shows."""
+def check_rows(rows: list[dict], config) -> None:
+    """Raises `ValueError` where `split_by` is a key that a row lacks, or `compare_with` is of other problems."""
+    for row in rows:
+        if config.split_by and config.split_by not in row:
+            raise ValueError(f"split_by={config.split_by}: problem {row['id']} has no such key, only {sorted(row)}")
+    if config.compare_with:
+        _, samples = read_samples(samples_path(config.compare_with), ["benchmark", "problem_id", "problem", "gold"])
+        theirs = {(one["benchmark"], one["problem_id"]): (one["problem"], one["gold"]) for one in samples}
+        ours = {(row["benchmark"], row["id"]): (row["problem"], row["answer"]) for row in rows}
+        where = f"compare_with={config.compare_with}"
+        if not (both := [key for key in ours if key in theirs]):
+            raise ValueError(f"{where} has none of these problems: evaluate the same ones with both models")
+        check_same_problems(ours, theirs, both, f"{where}: ")
+
+
+def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[str, object]:
+    """How much is sampled for so many problems (None: only the Hub knows how many): what a dry run shows.
+
+    Args:
+        frozen: The other run's sets, if they are refined over (`from_other_run`).
+    """
+    if number is None:
+        return {"problems": "? (a dry run does not ask the Hub)"}
     sets, k = number * config.num_candidate_sets, config.num_candidates
     each = {"orders": 2 * config.order_repeats}
     found: dict[str, object] = {"problems": number, "candidates": 0, "candidate sets": sets}
@@ -58,6 +78,8 @@ def requests_of(number: int, config) -> dict[str, object]:
     for kind in kinds_of(config):
         if kind == "candidates":
             found["candidates"] = number * config.num_generations if config.own_candidates else 0
+        elif kind == "selfref_frozen" and frozen:
+            refinements += sum(len(chosen) for _, chosen in frozen.values())
         elif kind == "scores":
             found["candidates scored by the reward model"] = number * config.num_generations
         else:
@@ -145,6 +167,8 @@ def _sample_missing(planner: Planner, stores: dict) -> None:
                 made = sum(map(len, units.values()))  # not the samples of a run that was killed once more
                 seed = choice_seed(config.seed, "engine", made) % 2**31 if made else config.seed
                 engine = open_configured(config, config.model, seed)
+                if set(stores) - {"candidates", "scores"}:
+                    refinement_budget(config, engine)  # what no refinement would fit in is said before any candidate
             failed = _sample_kind(planner, kind, store, left, engine)
             units[kind] = store.load("units")
             if failed:
@@ -288,17 +312,22 @@ def _grade_selections(units: list[dict], rows: dict[str, dict], planner: Planner
 
 
 def _score(planner: Planner, store, rows: list[dict]) -> None:
-    """The reward model's score of every candidate, in shards."""
-    config = planner.config
+    """The reward model's score of every candidate; a shard is written every minute."""
+    config, total = planner.config, len(planner.rows)
     model = RewardModel(config.reward_model, config.reward_batch_size)
+    units, last = [], time.monotonic()
     try:
-        for start in range(0, len(rows), config.problems_per_chunk):
-            units = []
-            for row in rows[start : start + config.problems_per_chunk]:
+        with progress_bar(total, "problems, scores", total - len(rows)) as bar:
+            for row in rows:
                 texts = [one["text"] for one in planner.candidates(row)]
                 units.append({"unit": unit_id(row), "scores": model.scores(row["problem"], texts)})
-            store.append("units", units)
+                bar.update()
+                if len(units) == config.problems_per_chunk or time.monotonic() - last > SHARD_SECONDS:
+                    store.append("units", units)
+                    units, last = [], time.monotonic()
     finally:
+        if units:
+            store.append("units", units)
         model.close()
 
 

@@ -6,9 +6,10 @@ them, paired by construction. What each is: docs/concepts.md and docs/evaluation
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -87,29 +88,47 @@ def best_of(scores: Sequence[float | None], correct: Sequence[float | None]) -> 
     return sum(tied) / len(tied)
 
 
-def maj_at_k(
-    classes: Sequence[int | None], correct: Sequence[float | None], k: int, max_groups: int = 64, seed: int = 0
-) -> float:
-    """Mean of `maj_correct` over groups of `k` of one problem's samples.
-
-    All groups are taken if there are at most `max_groups`, and otherwise `max_groups` random ones. NaN with fewer
-    than `k` scored samples.
-    """
-    scored = [i for i, value in enumerate(correct) if is_scored(value)]
-    if len(scored) < k:
+def maj_at_k(classes: Sequence[int | None], correct: Sequence[float | None], k: int) -> float:
+    """Mean of `maj_correct` over all groups of `k` of a problem's samples, by counting; NaN with fewer scored ones."""
+    members: dict[int, list[float]] = {}
+    scored = 0
+    for group, value in zip(classes, correct, strict=True):
+        if is_scored(value):
+            scored += 1
+            if group is not None:
+                members.setdefault(group, []).append(value)
+    if scored < k:
         return math.nan
-    if math.comb(len(scored), k) <= max_groups:
-        groups = list(combinations(scored, k))
-    else:
-        rng = random.Random(seed)
-        groups = [rng.sample(scored, k) for _ in range(max_groups)]
-    votes = [maj_correct([classes[i] for i in group], [correct[i] for i in group]) for group in groups]
-    return sum(votes) / len(votes)
+    return _vote_over_groups(tuple(sorted((len(values), math.fsum(values)) for values in members.values())), scored, k)
 
 
-def maj_at_count(
-    classes: Sequence[int | None], correct: Sequence[float | None], count: float, max_groups: int = 64, seed: int = 0
-) -> float:
+@lru_cache(maxsize=1 << 16)
+def _vote_over_groups(classes: tuple[tuple[int, float], ...], number: int, k: int) -> float:
+    """`maj_at_k` of `number` scored samples, given the size of each class and how many of it are right.
+
+    For each number of votes `most` that may be the largest: in how many groups classes have that many, none more. A
+    class that is tied in a group is right, over all such groups, with the share of its members.
+    """
+    total = Fraction(0)
+    for most in range(1, k + 1):
+        large = [(size, Fraction(right) / size) for size, right in classes if size >= most]
+        others = number - sum(size for size, _ in large)  # of smaller classes or without an answer: never the largest
+        counts = {(0, 0): (1, Fraction(0))}  # (drawn, tied) -> groups, and the sum of the tied ones' shares over them
+        for size, share_right in large:
+            new: dict[tuple[int, int], tuple[int, Fraction]] = {}
+            for (drawn, tied), (groups, right) in counts.items():
+                for votes in range(min(most, k - drawn) + 1):
+                    ways, ties = math.comb(size, votes), votes == most
+                    before = new.get((drawn + votes, tied + ties), (0, 0))
+                    shares = (right + groups * share_right if ties else right) * ways
+                    new[drawn + votes, tied + ties] = (before[0] + groups * ways, before[1] + shares)
+            counts = new
+        for (drawn, tied), (_, right) in counts.items():
+            total += right * math.comb(others, k - drawn) / max(tied, 1)
+    return float(total / math.comb(number, k))
+
+
+def maj_at_count(classes: Sequence[int | None], correct: Sequence[float | None], count: float) -> float:
     """`maj_at_k` for a number of votes that is no whole number, as tokens give: between its two neighbours, linearly.
 
     Not more votes than there are scored samples. NaN without any.
@@ -119,8 +138,8 @@ def maj_at_count(
         return math.nan
     count = min(max(count, 1.0), float(most))
     low, part = int(count), count - int(count)
-    first = maj_at_k(classes, correct, low, max_groups, seed)
-    return first if not part else (1 - part) * first + part * maj_at_k(classes, correct, low + 1, max_groups, seed)
+    first = maj_at_k(classes, correct, low)
+    return first if not part else (1 - part) * first + part * maj_at_k(classes, correct, low + 1)
 
 
 def disagreement(first: Sequence[float | None], second: Sequence[float | None] | None = None) -> float:
@@ -190,12 +209,6 @@ def _rate(maj, selfref, fix: bool) -> Ratio:
     weight = both * ((1 - vote.numerator) if fix else vote.numerator)
     hit = refined.numerator if fix else 1 - refined.numerator
     return Ratio(weight * hit, weight, both > 0)
-
-
-def gap(maj: Sequence[float | None], selfref: Sequence[float | None]) -> Ratio:
-    """Mean of selfref - maj over the problems that have both."""
-    pairs = zip(maj, selfref, strict=True)
-    return share([s - m if is_scored(m) and is_scored(s) else math.nan for m, s in pairs])
 
 
 def difference(first: Ratio, second: Ratio) -> Ratio:
@@ -285,6 +298,11 @@ def wilson(value: float, n: float) -> tuple[float, float]:
     return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
 
 
+def _trials(ratio: Ratio) -> float:
+    """How many trials a ratio stands for: its denominator, or fewer where problems count more than once."""
+    return min(ratio.count, ratio.count**2 / math.fsum(ratio.denominator**2))
+
+
 def _is_degenerate(ratio: Ratio) -> bool:
     """A share of exactly 0 or 1: its bootstrap has no width, so Wilson's interval stands in."""
     return bool((ratio.numerator >= 0).all()) and ratio.value in (0.0, 1.0)
@@ -304,7 +322,7 @@ def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float
     off = min(np.count_nonzero(np.rint(part * _UNIT)) for part in parts)
     if off >= FEW and interval[0] < interval[1]:
         return interval
-    low, high = wilson(ratio.value, ratio.count)
+    low, high = wilson(ratio.value, _trials(ratio))
     return min(low, interval[0]), max(high, interval[1])
 
 
@@ -312,9 +330,8 @@ def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[fl
     """Where few problems show a difference, widened to Newcombe's of how much they are better and worse."""
     if np.count_nonzero(signed.numerator) >= FEW:
         return interval
-    n = signed.count
-    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / n for sign in (1, -1))
-    low, high = _newcombe(up, down, n, n)
+    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count for sign in (1, -1))
+    low, high = _newcombe(up, down, *[_trials(signed)] * 2)
     return min(low, interval[0]), max(high, interval[1])
 
 
@@ -350,7 +367,7 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     if np.array_equal(first.denominator, second.denominator):
         return _summary(value, *_at_least_newcombe(interval, difference(first, second)))
     if _is_degenerate(first) and _is_degenerate(second):
-        interval = _newcombe(first.value, second.value, first.count, second.count)
+        interval = _newcombe(first.value, second.value, _trials(first), _trials(second))
     return _summary(value, *interval)
 
 

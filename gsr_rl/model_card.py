@@ -4,6 +4,7 @@ Made from the run folder alone (config.yaml, provenance.json, versions.json, gsr
 be remade. A card from which the mark is taken out is somebody's own: it is only given results then.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from gsr_rl.provenance import on_hub, read_provenance, shown_start
 from gsr_rl.report import figure, main_metrics, markdown_table
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
+LONGEST_NAME = 80  # of a file under evaluations/
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "loss_type", "beta", "num_generations", "num_candidate_sets", "candidate_objective",
@@ -58,7 +60,7 @@ shutil.copy(cached_file("{name}", "gsr_config.json"), "merged")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One eval.json: its name (benchmark and K), its text and content, and the data set that the problems are of."""
+    """One eval.json: its name (benchmarks and K), its text and content, and the data set that the problems are of."""
 
     name: str
     text: str
@@ -83,9 +85,18 @@ def evaluation_of(text: str, dataset: dict | None = None) -> Evaluation:
     if dataset and dataset.get("name"):
         summary["dataset"] = dataset
         text = json.dumps(summary, indent=1) + "\n"
-    first = next(iter(summary["benchmarks"]))
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", first).strip("-.") + f"-k{summary['k']}"
+    names = [re.sub(r"[^A-Za-z0-9.-]+", "-", one).strip("-.") for one in benchmarks_of(summary)]
+    name = "-".join(names)
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+        name = f"{names[0]}-and-{len(names) - 1}-more-{digest}"
+    name += f"-k{summary['k']}"
     return Evaluation(name, text, summary, summary.get("dataset") or {})
+
+
+def benchmarks_of(summary: dict) -> list[str]:
+    """The benchmarks of an eval.json without their parts; of one that does not tell them apart, the first."""
+    return summary.get("names") or [next(iter(summary["benchmarks"]))]
 
 
 # The card ---------------------------------------------------------------------------------------------------
@@ -270,7 +281,7 @@ def results_text(evaluation: Evaluation) -> str:
     metrics = [metric for metric in wanted if metric in known]
     rows = [[name, *(figure(values.get(m)) for m in metrics)] for name, values in summary["benchmarks"].items()]
     lines = [
-        f"### {next(iter(summary['benchmarks']))}, K = {k}",
+        f"### {', '.join(benchmarks_of(summary))}, K = {k}",
         "",
         f"{summary['num_problems']} problems, {summary['num_samples']} candidates each, seed {summary.get('seed')}. "
         "Percent with 95 % bootstrap intervals over problems; any final answer counts, boxed or not.",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gsr_rl import metrics
-from gsr_rl.candidates import choice_seed
 from gsr_rl.eval_methods import candidate_sets
 from gsr_rl.metrics import Ratio
 
@@ -186,11 +185,10 @@ def _votes(result: ProblemValues, one: _Problem, header: dict) -> None:
     """pass@k and maj@k."""
     k, values, scored = one.k, result.values, [value for value in one.correct if value == value]
     right = sum(value == 1.0 for value in scored)
-    seed = choice_seed(header["seed"], one.identity, "maj")
     values["pass@1"].append(mean(one.correct))
     if k > 1:
         values[f"pass@{k}"].append(metrics.pass_at_k(len(scored), right, k) if len(scored) >= k else math.nan)
-    values[f"maj@{k + 1}"].append(metrics.maj_at_k(one.classes, one.correct, k + 1, seed=seed))
+    values[f"maj@{k + 1}"].append(metrics.maj_at_k(one.classes, one.correct, k + 1))
     values[f"maj@{k}"].append(mean(one.votes().values()))
     result.runs["pass@1"].append(one.correct)
     result.runs[f"maj@{k}"].append(list(one.votes().values()))
@@ -198,7 +196,7 @@ def _votes(result: ProblemValues, one: _Problem, header: dict) -> None:
     for number in ladder(header["num_samples"], k):
         enough = len(scored) >= number
         result.curves[f"pass@{number}"].append(metrics.pass_at_k(len(scored), right, number) if enough else math.nan)
-        result.curves[f"maj@{number}"].append(metrics.maj_at_k(one.classes, one.correct, number, seed=seed))
+        result.curves[f"maj@{number}"].append(metrics.maj_at_k(one.classes, one.correct, number))
         result.spent[f"maj@{number}"].append(number * each)
     result.spent["pass@1"].append(each)
 
@@ -207,7 +205,7 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
     """selfref@k, the gap, the vote at equal tokens, and what refinements take from their candidates."""
     k, votes = one.k, one.votes()
     refined, gaps, equal, capped, spent = [], [], [], [], []
-    each, seed = mean(one.tokens), choice_seed(0, one.identity, "tokens")
+    each = mean(one.tokens)
     most = sum(map(metrics.is_scored, one.correct))
     for sample in sorted(one.by_method["selfref"], key=lambda sample: sample["index"]):
         index, value = sample["index"], one.value(sample)
@@ -216,7 +214,7 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
         gaps.append(value - votes[index])
         spent.append(one.set_tokens(index) + sample["tokens"])
         count = spent[-1] / each if each else float(k)
-        equal.append(metrics.maj_at_count(one.classes, one.correct, count, seed=seed))
+        equal.append(metrics.maj_at_count(one.classes, one.correct, count))
         capped.append(float(spent[-1] * len(one.tokens) > most * sum(one.tokens)) if most else math.nan)
         if sample["skipped"]:
             continue

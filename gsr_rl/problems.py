@@ -4,7 +4,6 @@ Every row that comes out has `id`, `problem` and `answer` as non-empty strings; 
 """
 
 import csv
-import difflib
 import hashlib
 import json
 import re
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from gsr_rl import hub_sets
+from gsr_rl import gym_tasks, hub_sets
 from gsr_rl.data_checks import LOCAL_SUFFIXES, LONGEST_FIELD, as_list, source_of
 from gsr_rl.knights_knaves import with_answer
 from gsr_rl.prompts import get_template, solve_prompt
@@ -25,21 +24,7 @@ PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
 # What tables hold where there is no answer; "none" in small letters is one: there is no solution.
 MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
-DEFAULT_GENERATED = 1000  # problems of a generated set without max_problems
 
-# Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
-# whatever the task, its difficulty and the seed. `train` is `sft`, `grpo` and `base` together; `base` is for making a
-# base or a teacher.
-GYM_SPLITS = {
-    "train": (0, 60),
-    "sft": (0, 25),
-    "grpo": (25, 50),
-    "base": (50, 60),
-    "validation": (60, 80),
-    "test": (80, 100),
-}
-_SEEDS_A_SPLIT = 1_000_000_000
-_SEEDS_A_RUN = 1_000_000
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -141,7 +126,7 @@ def _read(config) -> Problems:
     if name.startswith("tiny/"):
         rows = _from_tiny_world(config, name.removeprefix("tiny/"), options)
     elif name.startswith("reasoning_gym/"):
-        rows = _from_reasoning_gym(config, name.removeprefix("reasoning_gym/"), options)
+        rows = gym_tasks.generate(config, name.removeprefix("reasoning_gym/"), options)
     elif Path(name).suffix in LOCAL_SUFFIXES:
         return _standard_rows(config, read_local(Path(name)), strict=config.unusable_rows == "error")
     else:
@@ -219,52 +204,8 @@ def _options(config) -> dict:
 def _from_tiny_world(config, family: str, options: dict) -> list[dict]:
     from gsr_rl import tiny_world
 
-    number = config.max_problems or DEFAULT_GENERATED
+    number = config.max_problems or gym_tasks.DEFAULT_PROBLEMS
     return tiny_world.generate(family, config.dataset_split, number, config.problem_seed, **options)
-
-
-def _from_reasoning_gym(config, task: str, options: dict) -> list[dict]:
-    """Rows of a reasoning-gym task.
-
-    reasoning-gym seeds row i with seed + i, and small tasks repeat texts at any distance of seeds. So a split has its
-    own far range of seeds, and keeps only the texts that its hash buckets hold.
-    """
-    try:
-        import reasoning_gym
-    except ImportError:
-        raise ValueError(
-            f"dataset_name={config.dataset_name} needs reasoning-gym: pip install 'gsr-rl[demo]'"
-        ) from None
-    if task not in (known := reasoning_gym.factory.DATASETS):
-        near = difflib.get_close_matches(task, known, n=1)
-        hint = f", did you mean reasoning_gym/{near[0]}" if near else ""
-        raise ValueError(f"reasoning_gym/{task}: reasoning-gym has no such task{hint}")
-    if config.dataset_split not in GYM_SPLITS:
-        raise ValueError(f"dataset_split={config.dataset_split!r}: use one of {sorted(GYM_SPLITS)}")
-    if not 0 <= config.problem_seed < _SEEDS_A_SPLIT // _SEEDS_A_RUN:
-        raise ValueError(f"problem_seed={config.problem_seed}: 0 to {_SEEDS_A_SPLIT // _SEEDS_A_RUN - 1} is expected")
-    wanted = config.max_problems or DEFAULT_GENERATED
-    place = {"validation": 1, "test": 2}.get(config.dataset_split, 0)
-    start = place * _SEEDS_A_SPLIT + config.problem_seed * _SEEDS_A_RUN
-    low, high = GYM_SPLITS[config.dataset_split]
-    size = min(_SEEDS_A_RUN, 20 * wanted * 100 // (high - low) + 1000)
-    try:
-        source = reasoning_gym.create_dataset(task, seed=start, size=size, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"dataset_kwargs={options}: reasoning_gym/{task} does not take them: {error}") from None
-    rows: dict[str, dict] = {}
-    for entry in source:
-        text = entry["question"]
-        key = problem_id(text)
-        if entry["answer"] is None or key in rows or not low <= int(key, 16) % 100 < high:
-            continue
-        rows[key] = {"id": f"{task}-{key}", "problem": text, "answer": str(entry["answer"]), "task": task}
-        if len(rows) == wanted:
-            return list(rows.values())
-    raise ValueError(
-        f"max_problems={wanted}: reasoning_gym/{task} has only {len(rows)} different problems in {size} rows of its "
-        f"{config.dataset_split} split: lower max_problems or make the task harder by dataset_kwargs"
-    )
 
 
 def _parsed(line: str, path: Path, number: int) -> dict:
@@ -275,22 +216,39 @@ def _parsed(line: str, path: Path, number: int) -> dict:
 
 
 def read_local(path: Path) -> list[dict]:
-    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are. A byte order mark is skipped."""
-    if path.suffix == ".jsonl":
-        with open(path, encoding="utf-8-sig") as file:
-            return [_parsed(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
-    if path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(LONGEST_FIELD)
-            return list(csv.DictReader(file))
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are. A byte order mark is skipped.
 
-        return pyarrow.parquet.read_table(path).to_pylist()
-    rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    Raises:
+        ValueError: It is no such file.
+    """
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
+            if path.suffix == ".jsonl":
+                return [_parsed(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
+            if path.suffix == ".csv":
+                csv.field_size_limit(LONGEST_FIELD)
+                return list(csv.DictReader(file))
+            rows = json.load(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: it is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from None
+    except (json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: it is no {path.suffix[1:]} file ({error}): mend it or give another") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON list of objects is expected, got {type(rows).__name__}")
     return rows
+
+
+def _read_parquet(path: Path) -> list[dict]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path}: it is no parquet file ({why}): mend it or give another") from None
 
 
 def final_answer(value: object) -> str:

@@ -65,21 +65,13 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)])
 
 
-def comparison_table(runs: dict[str, dict], benchmark: str, metrics: list[str] | None = None) -> str:
-    """Runs (name -> content of eval.json) as rows, metrics as columns."""
-    k = next(iter(runs.values()))["k"]
-    metrics = metrics or main_metrics(k)
-    rows = [[name, *(figure(run["benchmarks"][benchmark].get(m)) for m in metrics)] for name, run in runs.items()]
-    return markdown_table(["", *metrics], rows)
-
-
 def settings_lines(summary: dict) -> list[str]:
     """How the figures came about, a sentence a line."""
     sampling, lines = summary["sampling"], []
     for stage in ("candidate", "refinement"):
         settings = ", ".join(f"{key} {value}" for key, value in sampling[stage].items())
         lines.append(f"{stage}s: {settings}")
-    groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', 'resampled')}"
+    groups = f"{summary['num_candidate_sets']} a problem, {summary['grouping']}"
     lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
     lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
     if skipped := summary["skipped"]:

@@ -48,7 +48,8 @@ class RewardModel:
         if self._model.config.pad_token_id is None:  # it finds a row's last token by it
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.max_length = getattr(self._model.config, "max_position_embeddings", None) or 4096
+        positions = getattr(self._model.config, "max_position_embeddings", None) or 4096
+        self.max_length = min(positions, self.tokenizer.model_max_length)  # RoBERTa's first positions are no token's
 
     def scores(self, problem: str, solutions: list[str]) -> list[float | None]:
         """The score of each solution as a logit; None for one without text after its thinking part.

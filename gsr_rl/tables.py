@@ -31,6 +31,7 @@ SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings
     "refinement_top_p": ("sampling", "refinement", "top_p"),
     "max_refinement_length": ("sampling", "refinement", "max_tokens"),
     "prompt_template": ("sampling", "prompt_template"),
+    "prompt_template_version": ("sampling", "prompt_template_version"),
     "max_refinement_prompt_length": ("sampling", "max_refinement_prompt_length"),
     "unfinished_candidates": ("sampling", "unfinished_candidates"),
 }
@@ -53,13 +54,15 @@ class Results:
 
     Attributes:
         header: Its settings.
-        problems: `ProblemValues` by grading and benchmark.
+        names: Its benchmarks.
+        problems: `ProblemValues` by grading and benchmark; then by each part of one, as `BENCHMARK/PART`.
         counts: Amounts: tokens, finished shares, unscored samples.
         skipped: By method, samples that the model was not asked for (`skipped_of`).
         texts: Problem and gold answer by benchmark and problem id.
     """
 
     header: dict
+    names: list[str]
     problems: dict[str, dict[str, ProblemValues]]
     counts: dict[str, float]
     skipped: dict[str, dict[str, int]]
@@ -80,7 +83,8 @@ def metrics_from_samples(path: str | Path) -> Results:
     }
     firsts = {(name, identity): one[0] for name, group in grouped.items() for identity, one in group.items()}
     texts = {key: (first["problem"], first["gold"]) for key, first in firsts.items()}
-    return Results(header, problems, _counts(samples), skipped_of(samples), texts)
+    names = list(dict.fromkeys(sample["benchmark"] for sample in samples))
+    return Results(header, names, problems, _counts(samples), skipped_of(samples), texts)
 
 
 def _counts(samples: list[dict]) -> dict[str, float]:
@@ -100,8 +104,8 @@ def _counts(samples: list[dict]) -> dict[str, float]:
 
 def summarise(results: Results) -> dict:
     """The content of eval.json: lenient grading in `benchmarks`, strict in `strict`, paired differences, settings."""
-    summary = dict(results.header) | {"benchmarks": {}, "strict": {}, "differences": {}, "by_num_correct": {}}
-    summary |= {"by_k": {}, "tokens": {}, "runs": {}, "power": {}}
+    tables = ("benchmarks", "strict", "differences", "by_num_correct", "by_k", "tokens", "runs", "power")
+    summary = results.header | {"names": results.names} | {table: {} for table in tables}
     for grading, target in zip(GRADINGS, ("benchmarks", "strict"), strict=True):
         for name, values in results.problems[grading].items():
             weights = metrics.bootstrap_weights(len(values.ids), seed=results.header["seed"])
@@ -133,7 +137,7 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     }
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
-    apart = summary["grouping"] == "disjoint" or summary["num_candidate_sets"] == 1  # sets share no candidate
+    apart = summary["num_candidate_sets"] * k <= summary["num_samples"]  # then sets share no candidate
     summary["runs"][name] = {
         metric: runs_of(groups, independent=apart or metric == "pass@1") for metric, groups in values.runs.items()
     }

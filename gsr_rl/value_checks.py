@@ -45,6 +45,13 @@ def one_of(c, **choices: tuple) -> list[str]:
     ]
 
 
+def check_output(c) -> list[str]:
+    """`output_dir` can be a folder."""
+    if c.output_dir and Path(c.output_dir).exists() and not Path(c.output_dir).is_dir():
+        return [f"output_dir={c.output_dir} is a file: give a folder"]
+    return []
+
+
 def check_shares(c, *names: str) -> list[str]:
     """Each of these keys, such as `top_p`, is a share above 0."""
     return [

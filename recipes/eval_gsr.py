@@ -24,21 +24,23 @@ from gsr_rl.cli import clear_errors, parse
 def dry_run(configs: dict, problem_args, args) -> None:
     """Print the configuration and how much is sampled; the Hub is asked only for what `dataset_name` names."""
     from gsr_rl import benchmarks
-    from gsr_rl.evaluation import from_other_run, load_benchmark, requests_of
+    from gsr_rl.evaluation import check_rows, from_other_run, load_benchmark, requests_of
     from gsr_rl.run_folder import print_dry_run
 
-    if args.benchmarks:
-        known = {name: benchmarks.describe(name, args.benchmark_files, problem_args) for name in args.benchmarks}
-        found = {name: f"{'?' if rows is None else rows} from {source}" for name, (source, rows) in known.items()}
-        number = sum(rows or 0 for _, rows in known.values())
-        local = all(benchmarks.resolve(name, args.benchmark_files).is_local for name in args.benchmarks)
-        rows = load_benchmark(problem_args, args) if args.candidates_from and local else []
-    else:
+    rows, numbers, found = [], [], {}
+    for name in args.benchmarks or []:
+        source, known = benchmarks.describe(name, args.benchmark_files, problem_args)
+        rows += known if isinstance(known, list) else []
+        numbers.append(len(known) if isinstance(known, list) else known)
+        found[name] = f"{'?' if known is None else numbers[-1]} from {source}"
+    if not args.benchmarks:
         rows = load_benchmark(problem_args, args)
-        number, found = len(rows), {}
-    if args.candidates_from and rows:
-        from_other_run(rows, args)
-    print_dry_run(configs, found | requests_of(number, args))
+        numbers = [len(rows)]
+    number, frozen = None if None in numbers else sum(numbers), None
+    if number == len(rows):  # none is the Hub's
+        check_rows(rows, args)
+        frozen = from_other_run(rows, args)[0] if args.candidates_from else None
+    print_dry_run(configs, found | requests_of(number, args, frozen))
 
 
 def sample(configs: dict, problem_args, args) -> None:
@@ -46,15 +48,13 @@ def sample(configs: dict, problem_args, args) -> None:
     from gsr_rl.evaluation import evaluate, load_benchmark
     from gsr_rl.generation import EngineError
     from gsr_rl.run_folder import write_run_info
-    from gsr_rl.samples import read_samples, samples_path, write_samples
+    from gsr_rl.samples import write_samples
 
     with clear_errors("eval", EngineError):
-        if args.compare_with:  # what is no run is refused now
-            read_samples(samples_path(args.compare_with), columns=[])
         rows = load_benchmark(problem_args, args)
         samples, header = evaluate(rows, problem_args, args)
-    write_run_info(args.output_dir, configs)
-    write_samples(Path(args.output_dir) / "samples.parquet", samples, header)
+        write_run_info(args.output_dir, configs)
+        write_samples(Path(args.output_dir) / "samples.parquet", samples, header)
 
 
 def report(source: Path, folder: Path, num_examples: int) -> dict:
@@ -72,7 +72,7 @@ def report(source: Path, folder: Path, num_examples: int) -> dict:
 
 
 def remake(args) -> None:
-    """Every table of finished runs, without a model; over several runs, seeds.json and seeds.md too."""
+    """Every table of a finished run, without a model; of several runs, seeds.json and seeds.md over them."""
     from gsr_rl.report import seeds_markdown
     from gsr_rl.run_folder import atomic_write
     from gsr_rl.samples import samples_path
@@ -83,11 +83,8 @@ def remake(args) -> None:
         folder = Path(args.output_dir or sources[0].parent)
         print_report(report(sources[0], folder, args.num_examples))
         return compare(sources[0], folder, args.compare_with)
-    for source in sources:
-        report(source, source.parent, args.num_examples)
-    with clear_errors("eval"):
-        runs = [metrics_from_samples(source) for source in sources]
-        content = {"runs": [str(source) for source in sources]} | over_seeds(runs)
+    runs = [metrics_from_samples(source) for source in sources]
+    content = {"runs": [str(source) for source in sources]} | over_seeds(runs)
     text = seeds_markdown(content)
     atomic_write(Path(args.output_dir) / "seeds.json", json.dumps(content, indent=1) + "\n")
     atomic_write(Path(args.output_dir) / "seeds.md", text)
@@ -125,7 +122,9 @@ def main() -> None:
             return dry_run(configs, problem_args, args)
     folder = Path(args.output_dir)
     sample(configs, problem_args, args)
-    print_report(report(folder, folder, args.num_examples))
+    with clear_errors("eval"):
+        print_report(report(folder, folder, args.num_examples))
+        compare(folder, folder, args.compare_with)
 
     # The results in the model's card: in its folder, on the Hub, or both.
     if args.update_model_card or args.push_to_hub:
@@ -134,8 +133,6 @@ def main() -> None:
         target = Target(args.hub_model_id or args.model, "model", args.hub_private_repo, args.hub_revision)
         local = args.model if args.update_model_card else None
         results_or_exit(folder, local, target if args.push_to_hub else None)
-    with clear_errors("eval"):
-        compare(folder, folder, args.compare_with)
 
 
 if __name__ == "__main__":

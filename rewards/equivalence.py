@@ -167,7 +167,7 @@ def _same_one(gold: str, answer: str, depth: int) -> bool:
     if all(numbers):
         return same_number(*numbers)
     verdict = _same_named_text(gold, answer, depth)
-    for step in (wording.same_words, wording.same_time, wording.same_digits):
+    for step in (wording.same_words, wording.same_time, wording.same_digits, wording.same_row):
         verdict = step(gold, answer) if verdict is None else verdict
     if verdict is not None:
         return verdict

@@ -62,6 +62,7 @@ _WORD_NUMBER = re.compile(
 _PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _SCALED = re.compile(r"(.+?)\s*(thousand|million|billion|trillion)", re.IGNORECASE)
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_HEXADECIMAL = re.compile(r"[+-]?0x[0-9a-f]+", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(?:%|\bpercent(?:age)?\b|\bpct\b|\bper cent\b)(?:\s*points?)?\s*$", re.IGNORECASE)
 
 
@@ -86,7 +87,7 @@ def split_percent(text: str) -> tuple[str, bool]:
 
 
 def read_number(text: str) -> Number | None:
-    """A plain integer, decimal, fraction, mixed number, power of ten or percentage, from `clean` text."""
+    """A plain or hexadecimal integer, decimal, fraction, mixed number, power of ten or percentage; of `clean` text."""
     if len(text) > 2 * MAX_DIGITS + 40:
         return None
     text, percent = split_percent(text)
@@ -106,6 +107,8 @@ def _read(text: str) -> tuple[Fraction, int | None] | None:
         return _scaled(found[0], str(_SCALES[match[2].lower()]), "", found[1])
     if text[0].isalpha():
         return _in_words(text.lower())
+    if _HEXADECIMAL.fullmatch(text):
+        return Fraction(int(text, 16)), None
     if match := _POWER_OF_TEN.fullmatch(text):
         return _scaled(Fraction(1), match["exponent"], match["sign"], None)
     if match := _RATIO.fullmatch(text):

@@ -109,3 +109,13 @@ def same_digits(gold: str, answer: str) -> bool | None:
     if (left and left[1].isdigit()) or (right and right[1].isdigit()):
         return (left[1] if left else gold).strip() == (right[1] if right else answer).strip()
     return None
+
+
+_ROW = re.compile(r"\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+")
+
+
+def same_row(gold: str, answer: str) -> bool | None:
+    """Numbers side by side, as the rows of a grid have them: no product, so each is compared in its place."""
+    if not _ROW.fullmatch(gold.strip()):
+        return None
+    return re.split(r"[\s,;|\[\]]+", answer.strip(" ,;|[]")) == gold.split()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl import evaluation, metrics
+from gsr_rl import evaluation, metrics, tiny_world
 from gsr_rl.eval_methods import foreign_problems
 from gsr_rl.report import figure
 from gsr_rl.samples import read_samples, skipped_of, write_samples
@@ -155,7 +155,27 @@ def test_an_evaluation_is_compared_with_another_models_run(run, first, capsys):
     with pytest.raises(SystemExit):
         run("uncompared", compare_with="README.md")
     assert "README.md: not a samples.parquet of eval_gsr.py" in capsys.readouterr().err
+    for more in ({"dataset_split": "validation"}, {"dataset_split": "validation", "dry_run": "true"}):
+        with pytest.raises(SystemExit):
+            run("uncompared", compare_with=first, **more)
+        assert "first has none of these problems: evaluate the same ones" in capsys.readouterr().err
     assert FixedEngine.opened == engines, "refused before anything is sampled"
+
+
+def test_a_window_without_room_for_a_refinement_is_said_before_any_candidate(run, capsys):
+    with pytest.raises(SystemExit):
+        run("narrow_window", max_refinement_length=512)
+    assert "max_refinement_length=512 leaves no room for a prompt" in capsys.readouterr().err
+
+
+def test_a_files_own_benchmark_column_names_no_benchmark(run, tmp_path):
+    rows = tiny_world.generate("mix", "test", 4, 0)
+    rows = [row | {"benchmark": name} for row, name in zip(rows, ("aime24", None, 7, "mine"), strict=True)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = run("column", dataset_name=tmp_path / "own.jsonl")
+    two = run("column_of_a_benchmark", dataset_name="null", benchmarks=tmp_path / "own.jsonl")
+    for folder in (one, two):
+        assert json.loads((folder / "eval.json").read_text())["names"] == ["own"]
 
 
 def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first):
@@ -317,7 +337,14 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
         ({"from_samples": "README.md"}, "README.md: not a samples.parquet of eval_gsr.py"),
         ({"benchmarks": "tiny/nope", "dataset_name": "null"}, "tiny/nope: there are tiny/chain, tiny/guess, tiny/mix"),
         ({"benchmarks": "reasoning_gym/chain_sums", "dataset_name": "null"}, "did you mean reasoning_gym/chain_sum"),
-        ({"benchmarks": "knights_knaves/30"}, "at most 18 inhabitants are generated"),
+        ({"benchmarks": "knights_knaves/60"}, "at most 51 inhabitants are generated"),
+        ({"benchmarks": "reasoning_gym/countdown", "dataset_name": "null"}, "its problems have several right answers"),
+        ({"output_dir": "README.md"}, "output_dir=README.md is a file: give a folder"),
+        (
+            {"from_samples": "tests", "update_model_card": "true"},
+            "update_model_card=true has no say beside",
+        ),
+        ({"from_samples": "tests", "dry_run": "true"}, "dry_run=true has no say beside from_samples"),
         ({"compare_with": "nowhere"}, "compare_with=nowhere: there is no samples.parquet"),
         ({"from_samples": "nowhere"}, "from_samples=nowhere: there is no samples.parquet"),
         ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),

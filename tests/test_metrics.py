@@ -67,15 +67,25 @@ def test_a_vote_is_the_mean_of_a_random_choice_among_the_largest_classes():
         assert metrics.maj_correct(classes, correct) == pytest.approx(expected)
 
 
-def test_maj_at_k_is_the_mean_over_all_groups_and_random_groups_come_close():
+@pytest.mark.parametrize(("number", "k"), [(12, 5), (10, 9), (9, 4), (32, 2)])
+def test_maj_at_k_is_the_mean_over_all_groups(number, k):
+    """With unscored samples, some without an answer, and a class whose members are not all right."""
+    rng = random.Random(number)
+    classes = [rng.choice([None, 0, 0, 1, 2, 3]) for _ in range(number)]
+    correct = [None if rng.random() < 0.1 else float(group == 0 or rng.random() < 0.3) for group in classes]
+    scored = [place for place, value in enumerate(correct) if value is not None]
+    groups = list(combinations(scored, k))
+    votes = [metrics.maj_correct([classes[i] for i in g], [correct[i] for i in g]) for g in groups]
+    assert len(groups) > 8 and metrics.maj_at_k(classes, correct, k) == pytest.approx(sum(votes) / len(votes))
+
+
+def test_maj_at_k_of_many_samples_is_what_random_groups_tend_to():
     rng = random.Random(1)
-    classes = [rng.randrange(3) for _ in range(10)]
+    classes = [rng.choice([None, 0, 0, 0, 1, 1, 2, 3, *range(4, 20)]) for _ in range(64)]
     correct = [float(group == 0) for group in classes]
-    groups = list(combinations(range(10), 5))
-    exact = sum(metrics.maj_correct([classes[i] for i in g], [correct[i] for i in g]) for g in groups) / len(groups)
-    assert metrics.maj_at_k(classes, correct, 5, max_groups=252) == pytest.approx(exact)
-    assert metrics.maj_at_k(classes, correct, 5, max_groups=200, seed=3) == pytest.approx(exact, abs=0.12)
-    assert metrics.maj_at_k(classes, correct, 5, 64, seed=3) == metrics.maj_at_k(classes, correct, 5, 64, seed=3)
+    groups = [rng.sample(range(64), 33) for _ in range(4000)]
+    votes = [metrics.maj_correct([classes[i] for i in g], [correct[i] for i in g]) for g in groups]
+    assert metrics.maj_at_k(classes, correct, 33) == pytest.approx(sum(votes) / 4000, abs=0.03)
     assert math.isnan(metrics.maj_at_k([0, 0, 1], [1, None, 0], 3))
 
 
@@ -147,7 +157,7 @@ def test_fix_and_break_rates_weigh_ties_by_probability():
     fixed, broken = metrics.fix_rate(maj, selfref), metrics.break_rate(maj, selfref)
     assert fixed.count == pytest.approx(1 + 0.5 + 0.75) and fixed.value == pytest.approx((1 + 0.5) / 2.25)
     assert broken.count == pytest.approx(1 + 0.5 + 0.25) and broken.value == pytest.approx((1 + 0.25) / 1.75)
-    gap = metrics.gap(maj[:4], selfref[:4])
+    gap = metrics.difference(share(selfref[:4]), share(maj[:4]))
     assert gap.value == pytest.approx((fixed.numerator - broken.numerator).sum() / 4), (
         "the gap is what is fixed less what is broken"
     )
@@ -156,7 +166,7 @@ def test_fix_and_break_rates_weigh_ties_by_probability():
 def test_unscored_problems_are_in_no_mean_and_no_count():
     ratio = share([1.0, None, NAN, 0.0])
     assert (ratio.value, ratio.count) == (0.5, 2)
-    assert metrics.gap([1.0, None, 0.0], [None, 1.0, 1.0]).count == 1
+    assert metrics.difference(share([1.0, None, 0.0]), share([None, 1.0, 1.0])).count == 1
     assert math.isnan(share([None]).value)
 
 
@@ -252,6 +262,22 @@ def test_intervals_of_rates_and_of_the_gap_over_several_sets_cover_too():
             one = metrics.estimate(ratio, weights)
             hits[name] += one["low"] <= truth <= one["high"]
     assert all(0.91 < number / trials < 0.985 for number in hits.values()), hits
+
+
+@pytest.mark.parametrize(("share_in", "sets"), [(0.1, 8), (0.3, 8), (0.3, 1)])
+def test_intervals_of_a_gap_over_the_sets_of_few_problems_cover_too(share_in, sets):
+    """As in the table by number of right candidates: of 30 problems some have some of their sets in a cell."""
+    rng, trials, hits = np.random.default_rng(6), 400, 0
+    weights = metrics.bootstrap_weights(30, resamples=300, seed=0)
+    for _ in range(trials):
+        number = rng.binomial(sets, rng.beta(share_in, 1 - share_in, size=30))
+        # of a problem's sets all are much alike: better, worse or neither
+        kind = rng.choice([0.9, 0.0, -0.5], p=[0.4, 0.4, 0.2], size=30)
+        differ = rng.binomial(number, np.abs(kind)) * np.sign(kind)
+        if number.any():
+            one = metrics.estimate(Ratio(differ, number.astype(float)), weights, signed=True)
+        hits += not number.any() or one["low"] <= 0.26 <= one["high"]
+    assert hits / trials > 0.92, hits / trials
 
 
 @pytest.mark.parametrize(("spread", "low", "high"), [(0.0, 0.94, 1.0), (0.02, 0.9, 0.99), (0.08, 0.85, 0.96)])

@@ -1,5 +1,6 @@
 """A model's card tells the truth: where the model comes from, what it was trained on, and how it is used."""
 
+import json
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 from hub_folders import BASE, model_folder
 from huggingface_hub import ModelCard
 
-from gsr_rl.model_card import card_of
+from gsr_rl.model_card import card_of, evaluation_of, with_results
 from gsr_rl.provenance import write_provenance
 
 
@@ -29,6 +30,21 @@ def test_the_card_names_the_first_base_and_all_data_of_a_chain(model, tmp_path):
     card = ModelCard(card_of(second, "me/second"))
     assert card.data.base_model == "someone/base-model" and card.data.datasets == ["openai/gsm8k", "me/rows"]
     assert str(tmp_path) not in str(card) and "a supervised warm start" in card.text
+
+
+def test_evaluations_of_other_benchmarks_stand_side_by_side():
+    values = {"pass@1": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    card = "# mine\n"
+    for names in (["aime24", "amc23"], ["aime24"], ["aime24"], [f"set-{number}" for number in range(30)]):
+        parts = {name: values for name in [*names, f"{names[0]}/easy"]}
+        summary = {"names": names, "benchmarks": parts, "k": 4, "num_problems": 70, "num_samples": 8}
+        evaluation = evaluation_of(json.dumps(summary))
+        card = with_results(card, evaluation, "me/mine")
+        assert len(evaluation.name) < 90
+    headings = [line for line in card.splitlines() if line.startswith("### ")]
+    assert headings[0].startswith("### set-0, set-1, ") and headings[0].endswith(", set-29, K = 4")
+    assert headings[1:] == ["### aime24, K = 4", "### aime24, amc23, K = 4"]
+    assert "evaluations/aime24-amc23-k4.json" in card and "evaluations/aime24-k4.json" in card
 
 
 def test_the_card_says_how_the_training_was_launched(model):

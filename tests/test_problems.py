@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gsr_rl import gym_tasks
 from gsr_rl.data_checks import check_problems
-from gsr_rl.problems import final_answer, load_problems, normalise_text, read_problems
+from gsr_rl.problems import final_answer, load_problems, normalise_text, read_local, read_problems
 
 
 def config(name, **more):
@@ -195,6 +196,43 @@ def test_what_reasoning_gym_cannot_give_is_said(more, message):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ValueError, match=message):
         load_problems(config("reasoning_gym/chain_sum", **more))
+
+
+def test_a_task_whose_answers_cannot_be_graded_is_refused(monkeypatch):
+    gym = pytest.importorskip("reasoning_gym")
+    assert set(gym.factory.DATASETS) >= gym_tasks.SEVERAL_RIGHT
+    with pytest.raises(ValueError, match="reasoning_gym/puzzle24: its problems have several right answers"):
+        load_problems(config("reasoning_gym/puzzle24", max_problems=5))
+    monkeypatch.setattr(gym_tasks, "SEVERAL_RIGHT", set())
+    with pytest.raises(ValueError, match=r"reasoning_gym/n_queens: rewards cannot read \d+ of \d+ answers, such as '"):
+        load_problems(config("reasoning_gym/n_queens", max_problems=500))
+
+
+@pytest.mark.parametrize("task", ["mini_sudoku", "string_synthesis", "bitwise_arithmetic", "sudoku", "maze"])
+def test_another_problems_answer_of_a_reasoning_gym_task_is_wrong(task):
+    pytest.importorskip("reasoning_gym")
+    import rewards
+
+    golds = list({row["answer"]: None for row in load_problems(config(f"reasoning_gym/{task}", max_problems=8))})
+    texts = [f"\\boxed{{{answer}}}" for answer in golds]
+    assert len(golds) > 2 and rewards.grade(texts, golds) == [1.0] * len(golds)
+    assert rewards.grade(texts, golds[1:] + golds[:1]) == [0.0] * len(golds)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"{broken", r"a\.json: it is no json file \(Expecting property name.*: mend it"),
+        ("a.json", b'{"problem": "1+1"}', "a JSON list of objects is expected, got dict"),
+        ("a.jsonl", '{"problem": "1+1"}'.encode("utf-16"), r"a\.jsonl: it is not UTF-8 text .*: convert it"),
+        ("a.csv", "problem,answer".encode("utf-16"), r"a\.csv: it is not UTF-8 text"),
+        ("a.parquet", b"PAR1 no more", r"a\.parquet: it is no parquet file \("),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_local(tmp_path / name)
 
 
 def test_the_tiny_world_is_a_source():

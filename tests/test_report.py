@@ -62,7 +62,7 @@ def test_several_runs_give_a_table_over_seeds(tmp_path):
     text = remake(*folders, "--output_dir", tmp_path / "all")
     content = json.loads((tmp_path / "all" / "seeds.json").read_text())
     figures = content["benchmarks"]["made"]
-    singles = [json.loads((folder / "eval.json").read_text())["benchmarks"]["made"] for folder in folders]
+    singles = [summarise(metrics_from_samples(folder))["benchmarks"]["made"] for folder in folders]
     for metric in ("pass@1", "selfref@3", "refinement_gap"):
         values = [one[metric]["value"] for one in singles]
         assert figures[metric]["seeds"] == values and content["seeds"] == ["0", "1", "2"]
@@ -70,6 +70,7 @@ def test_several_runs_give_a_table_over_seeds(tmp_path):
         mean = sum(values) / 3
         assert figures[metric]["sd"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-6)
     assert (tmp_path / "all" / "seeds.md").read_text() in text
+    assert all([*folder.iterdir()] == [folder / "samples.parquet"] for folder in folders), "runs stay as they are"
 
 
 def test_a_table_over_seeds_has_both_gradings_the_controls_and_what_a_run_lacks(tmp_path):
@@ -232,6 +233,16 @@ def test_a_report_says_what_was_not_asked_for(tmp_path):
     skipped = {"selfref": {"skipped": 20, "samples": 1030}}
     assert "not asked for" not in report_markdown(summary)
     assert "counted as wrong: selfref 20 of 1,030\n" in report_markdown(summary | {"skipped": skipped})
+
+
+@pytest.mark.parametrize(("sets", "grouping", "apart"), [(2, "resampled", True), (3, "resampled", False)])
+def test_sets_overlap_only_where_candidates_run_out(tmp_path, sets, grouping, apart):
+    write_run(tmp_path)
+    header, samples = read_samples(tmp_path / "samples.parquet")
+    header |= {"grouping": grouping, "num_candidate_sets": sets}
+    write_samples(tmp_path / "samples.parquet", samples, header)
+    text = report_markdown(summarise(metrics_from_samples(tmp_path)))
+    assert ("overlapping" in text) != apart and ("selfref@3 run by run: 2 runs, deviation" in text) == apart
 
 
 def test_the_gap_by_number_of_right_candidates_has_an_interval_over_problems():

@@ -1,5 +1,7 @@
 """The reward model of an evaluation: its scores; another kind of model is refused before anything is sampled."""
 
+import shutil
+
 import pytest
 from fixed_engine import FixedEngine, run_recipe
 
@@ -34,6 +36,40 @@ def test_a_reward_model_scores_texts_one_by_one_as_in_a_batch(reward_model):
     assert batched[2] is batched[3] is None
     assert batched == [None if one is None else pytest.approx(one, abs=1e-4) for one in single]
     assert len({round(one, 3) for one in batched if one is not None}) == 3
+
+
+def test_a_text_is_no_longer_than_the_tokenizer_says(reward_model, tmp_path):
+    """RoBERTa has two positions more than its tokenizer may use."""
+    from transformers import AutoTokenizer
+
+    from gsr_rl.reward_model import RewardModel
+
+    shutil.copytree(reward_model, tmp_path / "short")
+    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    tokenizer.model_max_length = 20
+    tokenizer.save_pretrained(tmp_path / "short")
+    long, short = RewardModel(reward_model), RewardModel(str(tmp_path / "short"))
+    assert short.max_length == 20 < long.max_length
+    assert short.scores("12+5=", ["1+1=2*" * 40]) != long.scores("12+5=", ["1+1=2*" * 40])
+
+
+def test_scores_are_stored_while_they_are_made(run, reward_model, monkeypatch, tmp_path):
+    from gsr_rl import evaluation
+
+    class Slow(evaluation.RewardModel):
+        def scores(self, *texts):
+            if (calls := getattr(self, "calls", 0)) == 3:
+                raise KeyboardInterrupt
+            self.calls = calls + 1
+            return super().scores(*texts)
+
+    monkeypatch.setattr(evaluation, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(evaluation, "RewardModel", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        run(reward_model=reward_model)
+    assert len([*(tmp_path / "out" / "shards" / "scores").glob("*units*")]) == 3
+    run(reward_model=reward_model)  # two are left
+    assert (tmp_path / "out" / "eval.json").is_file()
 
 
 def test_a_model_of_another_kind_is_no_reward_model(run, tiny_model, capsys):
