@@ -87,7 +87,8 @@ def section(config: dict, arms: dict[str, Arm]) -> list[str]:
     """A table's part of tables.md."""
     one = next(iter(arms.values()))
     names = ", ".join(map(str, one.seeds))
-    head = f"{len(one.frames[0])} problems, seeds {names}; percent with 95 % intervals over seeds and problems."
+    over = "seeds and problems" if len(one.seeds) > 1 else "problems"
+    head = f"{len(one.frames[0])} problems, seeds {names}; percent with 95 % intervals over {over}."
     if missing := [name for name in config["arms"] if name not in arms]:
         head += f" Not run yet: {', '.join(missing)}."
     lines = [f"## {config['title']}", "", head, "", arms_table(arms, config.get("columns", SHOWN)), ""]
