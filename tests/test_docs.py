@@ -75,7 +75,7 @@ RUN_BY = {
     "python -m vllm.entrypoints.openai.api_server --model runs/tiny/grpo --port 8000": SERVE,
     "gsr-serve --model runs/tiny/grpo --backend http://127.0.0.1:8000/v1 --port 8080": SERVE,
     "python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --dry_run true":
-        "tests/test_evaluation.py::test_a_dry_run_counts_and_opens_no_engine",
+        "tests/test_eval_checks.py::test_a_dry_run_counts_and_opens_no_engine",
     "make smollm2": "tests/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
     "make docs": "tests/test_docs.py::test_the_pages_build_without_a_warning_and_ask_nobody",
     "python recipes/distill_gsr.py --config C.yaml": PARTS,
