@@ -30,7 +30,7 @@ def load_benchmark(problem_config, config) -> list[dict]:
     """The problems, each with the name of its benchmark.
 
     Raises:
-        ValueError: A benchmark is not what its name says, or `check_rows` refuses the problems.
+        ValueError: A benchmark is not what its name says, or `check_loaded` refuses the problems.
     """
     from gsr_rl import benchmarks
     from gsr_rl.data_checks import LOCAL_SUFFIXES
@@ -44,11 +44,11 @@ def load_benchmark(problem_config, config) -> list[dict]:
         is_file = source.suffix in LOCAL_SUFFIXES
         name = config.benchmark_name or (source.stem if is_file else str(problem_config.dataset_name))
         rows = [row | {"benchmark": name} for row in load_problems(problem_config)]
-    check_rows(rows, config)
+    check_loaded(rows, config)
     return rows
 
 
-def check_rows(rows: list[dict], config) -> None:
+def check_loaded(rows: list[dict], config) -> None:
     """Raises `ValueError` where `split_by` is a key that a row lacks, or `compare_with` is of other problems."""
     for row in rows:
         if config.split_by and config.split_by not in row:

@@ -24,22 +24,22 @@ from gsr_rl.cli import clear_errors, parse
 def dry_run(configs: dict, problem_args, args) -> None:
     """Print the configuration and how much is sampled; the Hub is asked only for what `dataset_name` names."""
     from gsr_rl import benchmarks
-    from gsr_rl.evaluation import check_rows, from_other_run, load_benchmark, requests_of
+    from gsr_rl.evaluation import check_loaded, from_other_run, load_benchmark, requests_of
     from gsr_rl.run_folder import print_dry_run
 
-    rows, numbers, found = [], [], {}
+    rows, found, frozen = [] if args.benchmarks else load_benchmark(problem_args, args), {}, None
+    number = len(rows)
     for name in args.benchmarks or []:
         source, known = benchmarks.describe(name, args.benchmark_files, problem_args)
         rows += known if isinstance(known, list) else []
-        numbers.append(len(known) if isinstance(known, list) else known)
-        found[name] = f"{'?' if known is None else numbers[-1]} from {source}"
-    if not args.benchmarks:
-        rows = load_benchmark(problem_args, args)
-        numbers = [len(rows)]
-    number, frozen = None if None in numbers else sum(numbers), None
+        size = len(known) if isinstance(known, list) else known
+        number = None if None in (number, size) else number + size
+        found[name] = f"{'?' if size is None else size} from {source}"
     if number == len(rows):  # none is the Hub's
-        check_rows(rows, args)
-        frozen = from_other_run(rows, args)[0] if args.candidates_from else None
+        if args.benchmarks:
+            check_loaded(rows, args)
+        if args.candidates_from:
+            frozen = from_other_run(rows, args)[0]
     print_dry_run(configs, found | requests_of(number, args, frozen))
 
 

@@ -10,6 +10,18 @@ from gsr_rl import tiny_world
 from gsr_rl.generation import Completion, Engine, Result
 from gsr_rl.tiny_model import build_tokenizer
 
+EVALUATION = {
+    "dataset_name": "tiny/mix",
+    "dataset_split": "test",
+    "max_problems": 60,
+    "split_by": "family",
+    "prompt_template": "tiny",
+    "num_candidates": 3,
+    "num_generations": 5,
+    "num_candidate_sets": 2,
+    "max_completion_length": 40,
+}
+
 
 class FixedEngine(Engine):
     """Solves and refines as the tiny world's procedures do. Some samples are unfinished, some refinements wrong.
@@ -60,3 +72,14 @@ def run_recipe(monkeypatch, program: str, **keys):
         words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(str(path))["main"]()
+
+
+def evaluate(folder: Path, name: str, **more) -> Path:
+    """An evaluation in `folder`/`name` with the fixed engine, with the keys of `EVALUATION` and more."""
+    import pytest
+
+    (folder / "model").mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+        run_recipe(patch, "eval", **(EVALUATION | {"model": folder / "model", "output_dir": folder / name} | more))
+    return folder / name

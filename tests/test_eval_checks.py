@@ -1,36 +1,18 @@
 """What an evaluation refuses before it samples anything, and what its dry run shows."""
 
 import json
+from functools import partial
 
 import pytest
-from fixed_engine import FixedEngine, run_recipe
+from fixed_engine import FixedEngine, evaluate
 
 from gsr_rl import tiny_world
 
-KEYS = {
-    "dataset_name": "tiny/mix",
-    "dataset_split": "test",
-    "max_problems": 60,
-    "split_by": "family",
-    "prompt_template": "tiny",
-    "num_candidates": 3,
-    "num_generations": 5,
-    "num_candidate_sets": 2,
-    "max_completion_length": 40,
-}
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """Evaluate with the fixed engine; returns the run folder."""
-    (tmp_path / "model").mkdir()
-    monkeypatch.setattr("gsr_rl.generation.open_engine", FixedEngine)
-
-    def evaluate(name, **more):
-        run_recipe(monkeypatch, "eval", **(KEYS | {"model": tmp_path / "model", "output_dir": tmp_path / name} | more))
-        return tmp_path / name
-
-    return evaluate
+    return partial(evaluate, tmp_path)
 
 
 def test_a_dry_run_counts_and_opens_no_engine(run, capsys):

@@ -5,10 +5,11 @@ import json
 import math
 import re
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from fixed_engine import FixedEngine, run_recipe
+from fixed_engine import EVALUATION, FixedEngine, evaluate, run_recipe
 
 from gsr_rl import evaluation, metrics
 from gsr_rl.eval_methods import foreign_problems
@@ -16,33 +17,11 @@ from gsr_rl.report import figure
 from gsr_rl.samples import read_samples, skipped_of, write_samples
 from gsr_rl.tables import compare, metrics_from_samples, summarise
 
-KEYS = {
-    "dataset_name": "tiny/mix",
-    "dataset_split": "test",
-    "max_problems": 60,
-    "split_by": "family",
-    "prompt_template": "tiny",
-    "num_candidates": 3,
-    "num_generations": 5,
-    "num_candidate_sets": 2,
-    "max_completion_length": 40,
-}
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Evaluate with the fixed engine; returns the run folder."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    (folder / "model").mkdir()
-
-    def evaluate(name, **more):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gsr_rl.generation.open_engine", FixedEngine)
-            keys = KEYS | {"model": folder / "model", "output_dir": folder / name} | more
-            run_recipe(patch, "eval", **keys)
-        return folder / name
-
-    return evaluate
+    return partial(evaluate, tmp_path_factory.mktemp("evaluation"))
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +274,7 @@ def test_figures_read_as_percent_with_their_interval():
 
 @pytest.mark.vllm
 def test_the_program_with_a_real_engine(tiny_model, tmp_path, monkeypatch):
-    keys = KEYS | {"max_problems": 12, "model": tiny_model, "output_dir": tmp_path}
+    keys = EVALUATION | {"max_problems": 12, "model": tiny_model, "output_dir": tmp_path}
     run_recipe(monkeypatch, "eval", max_model_length=256, max_refinement_prompt_length=200, **keys)
     header, rows = read_samples(tmp_path / "samples.parquet")
     assert header["versions"]["vllm"] and len(rows) == 12 * 11

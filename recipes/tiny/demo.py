@@ -130,8 +130,9 @@ def main() -> None:
     begin = time.monotonic()
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
     groups = steps(args)
-    chain.run_all([step for group in groups for step in group])
-    for step in (step for group in groups for step in group):
+    every = [step for group in groups for step in group]
+    chain.run_all(every)
+    for step in every:
         seconds[step.kind] += step.seconds
 
     from gsr_rl.run_folder import atomic_write
