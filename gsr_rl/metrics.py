@@ -254,8 +254,9 @@ def by_num_correct(
 # Intervals --------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=2)  # a table asks for the same again and again: over all problems and over a part of them
 def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each problem is in each resample: shape (resamples, problems). Rows sum to `num_problems`.
+    """How often each problem is in each resample: shape (resamples, problems), read-only. Rows sum to `num_problems`.
 
     Statistics that share these weights are resampled together, that is, paired.
     """
@@ -264,6 +265,7 @@ def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int =
     for row in range(resamples):
         drawn = rng.integers(0, num_problems, size=num_problems)
         weights[row] = np.bincount(drawn, minlength=num_problems)
+    weights.flags.writeable = False
     return weights
 
 

@@ -63,6 +63,17 @@ def test_a_verdict_over_seeds_needs_that_no_seed_says_the_opposite(tables):
     assert word({"at_least": -2}, [{"value": -0.01}, {"value": 0.05}], over) == "reproduced"
 
 
+def test_a_share_of_sets_has_an_interval_over_seeds_and_sets(tables):
+    share = tables["share_of_sets"]
+    one = share([{"n": 100, "selfref": 0.3}])
+    assert one["value"] == 0.3 and (round(one["low"], 2), round(one["high"], 2)) == (0.21, 0.4)
+    pooled = share([{"n": 300, "selfref": 0.1}, {"n": 100, "selfref": 0.5}])  # seeds differ more than sets do
+    assert pooled["value"] == pytest.approx(0.2) and pooled["low"] < 0.1 and pooled["high"] > 0.5
+    many = share([{"n": 1000, "selfref": 0.3}] * 3)
+    assert 0.025 < many["high"] - many["low"] < 0.036  # 2 * 1.96 * sqrt(0.21 / 3000) is 0.033
+    assert share([{"n": 7, "selfref": 1.0}])["low"] == pytest.approx(0.646, abs=1e-3)  # Wilson's
+
+
 def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):
     config = yaml.safe_load((TINY / "arms.yaml").read_text())
     arms, rows = config["arms"], config["rows"]

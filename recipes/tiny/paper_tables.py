@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 from paper_arms import COLUMNS, SHOWN, Arm, load, titles
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +178,7 @@ def verdict_over_seeds(claim: dict, each: list[dict], over: dict) -> str:
 
 def right_candidates_table(arms: dict[str, Arm]) -> str:
     """Refinement and vote by number of right candidates, the sets of all seeds together."""
-    from gsr_rl.report import markdown_table
+    from gsr_rl.report import figure, markdown_table
 
     rows = []
     for name, arm in arms.items():
@@ -188,10 +189,26 @@ def right_candidates_table(arms: dict[str, Arm]) -> str:
                 sets = sum(one["n"] for one in ones)
                 if not ones:
                     continue
-                values = [sum(one["n"] * one[kind] for one in ones) / sets for kind in ("selfref", "maj")]
-                shown = [f"{100 * value:.1f}" for value in values]
-                rows.append([part.rsplit("/", 1)[-1], name, number, f"{sets:g}", *shown])
-    return markdown_table(["problems", "arm", "right candidates", "sets", "selfref, %", "majority, %"], rows)
+                maj = sum(one["n"] * one["maj"] for one in ones) / sets
+                selfref = figure(share_of_sets(ones))
+                rows.append([part.rsplit("/", 1)[-1], name, number, f"{sets:g}", selfref, f"{100 * maj:.1f}"])
+    return markdown_table(["problems", "arm", "right candidates", "sets", "selfref@K", "maj@K"], rows)
+
+
+def share_of_sets(seeds: list[dict]) -> dict:
+    """The share of all sets whose refinement is right: `{"value", "low", "high"}`, resampling seeds and sets.
+
+    At least Wilson's interval. Which problem a set is of is not kept with the figures, so each is drawn for itself.
+    """
+    from gsr_rl.metrics import RESAMPLES, wilson
+
+    sets, shares = (np.array([one[key] for one in seeds]) for key in ("n", "selfref"))
+    value = float(sets @ shares / sets.sum())
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))
+    right = rng.binomial(sets[drawn], shares[drawn]).sum(axis=1)
+    bounds = [*np.percentile(right / sets[drawn].sum(axis=1), [2.5, 97.5]), *wilson(value, sets.sum())]
+    return {"value": value, "low": min(bounds), "high": max(bounds)}
 
 
 def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
