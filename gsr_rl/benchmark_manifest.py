@@ -16,7 +16,7 @@ class Benchmark:
         rows: Accepted numbers of problems.
         form: Of its answers, a key of `FORMS`.
         answers: Fingerprint of its sorted answers, for sets of integers of which two have equally many.
-        aliases: Other names that are understood.
+        aliases: Other names that are understood; capitals, dashes and underscores make no difference.
         about: What it is, in words.
     """
 
@@ -41,40 +41,39 @@ FORMS = {  # name -> (pattern of the answer, or None for any that the verifier r
 BENCHMARKS = {
     "aime24": Benchmark(
         "HuggingFaceH4/aime_2024", "train", (30,), "integer from 0 to 999", "AIME I and II of 2024",
-        answers="a4c126aaa6c9", aliases=("aime2024", "aime_2024", "aime-24"),
+        answers="a4c126aaa6c9", aliases=("aime2024",),
     ),
     "aime25": Benchmark(
         "math-ai/aime25", "test", (30,), "integer from 0 to 999", "AIME I and II of 2025",
-        answers="50cbd2487eb2", aliases=("aime2025", "aime_2025", "aime-25"),
+        answers="50cbd2487eb2", aliases=("aime2025",),
     ),
     "amc23": Benchmark(
         "math-ai/amc23", "test", (40,), "integer", "AMC 12 of 2023, the problems with integer answers",
-        problem="question", answers="401a4e1e1c97", aliases=("amc2023", "amc_2023", "amc-23"),
+        problem="question", answers="401a4e1e1c97", aliases=("amc2023",),
     ),
     "amc22-23": Benchmark(
         "AI-MO/aimo-validation-amc", "train", (83,), "integer", "AMC 12 of 2022 and 2023",
-        aliases=("amc", "amc22_23", "aimo-validation-amc"),
+        aliases=("amc", "amc2022-2023", "aimo-validation-amc"),
     ),
     "math500": Benchmark(
         "HuggingFaceH4/MATH-500", "test", (500,), "latex", "500 problems of MATH's test split",
-        aliases=("math-500", "math_500"),
     ),
     "olympiadbench": Benchmark(
         "Hothan/OlympiadBench", "train", (674, 675), "latex",
         "OlympiadBench, open-ended, maths, English, text only (OE_TO_maths_en_COMP)",
         config="OE_TO_maths_en_COMP", problem="question", answer="final_answer",
-        aliases=("olympiad", "olympiad_bench", "OE_TO_maths_en_COMP"),
+        aliases=("olympiad", "OE_TO_maths_en_COMP"),
     ),
     "gsm8k": Benchmark(
         "openai/gsm8k", "test", (1319,), "integer", "GSM8K's test split", config="main", problem="question",
-        aliases=("gsm8k_test", "gsm-8k"),
+        aliases=("gsm8k_test",),
     ),
     "minerva": Benchmark(
         "math-ai/minervamath", "test", (272,), "latex", "the science and engineering problems of Minerva's paper",
-        problem="question", aliases=("minervamath", "minerva_math"),
+        problem="question", aliases=("minervamath",),
     ),
     "hmmt": Benchmark(
         "MathArena/hmmt_feb_2025", "train", (30,), "latex", "Harvard-MIT Mathematics Tournament, February 2025",
-        aliases=("hmmt25", "hmmt_feb_2025", "hmmt_feb25", "hmmt-feb-2025"),
+        aliases=("hmmt25", "hmmt2025", "hmmt_feb_2025", "hmmt_feb25"),
     ),
 }  # fmt: skip

@@ -5,7 +5,8 @@
     reasoning_gym/TASK, tiny/mix     generated
     path/to/rows.jsonl, USER/NAME    a local file, a data set on the Hub; path/to/aime24.jsonl is checked as aime24
 
-A generated set, or one of the Hub, may say its split: `tiny/mix@validation`. Without it, it is `test`.
+A generated set, or one of the Hub, may say its split: `tiny/mix@validation`. Without it, it is `test`. Names are the
+same in capitals, and with other or no dashes: `AMC-2023`, `Knights-Knaves/4`.
 """
 
 import difflib
@@ -21,9 +22,16 @@ from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
-USABLE = 0.95  # of the rows of a set that the manifest holds, at least
-_KNIGHTS = re.compile(r"knights_knaves(?:/(\d+))?(/choice)?")
-_ALIASES = {alias.lower(): name for name, one in BENCHMARKS.items() for alias in (name, *one.aliases)}
+USABLE = 0.95  # of the rows of a set of the manifest, at least; all where it knows the answers
+_KNIGHTS = re.compile(r"knights_?knaves(?:/(\d+))?(/choice)?(?:@(\w+))?")
+
+
+def _plain(name: str) -> str:
+    """A name without what spellings of it differ in."""
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
+_ALIASES = {_plain(alias): name for name, one in BENCHMARKS.items() for alias in (name, *one.aliases)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Source:
     file: str | None = None
     people: int | None = None  # Knights and Knaves: so many inhabitants; 0: any number
     choice: bool = False
+    split: str = "test"  # of generated ones
 
     @property
     def is_local(self) -> bool:
@@ -62,30 +71,21 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     Raises:
         ValueError: There is no such benchmark. Names the nearest ones.
     """
-    named = {_ALIASES.get(str(key).lower(), str(key)): str(path) for key, path in (files or {}).items()}
-    if match := _KNIGHTS.fullmatch(name):
-        file = named.get(name) or named.get(name.removesuffix("/choice"))  # the choices are made of the same puzzles
-        if match[1] and int(match[1]) < 2:
-            raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
-        if match[1] and not file and int(match[1]) > knights_knaves.MOST_PEOPLE:
-            raise ValueError(
-                f"benchmarks: {name}: puzzles of at most {knights_knaves.MOST_PEOPLE} inhabitants are generated, "
-                f"larger ones can come from a file: --benchmark_files '{{{name}: FILE.jsonl}}'"
-            )
-        people = int(match[1]) if match[1] else 0 if file else DEFAULT_PEOPLE
-        return Source(name, file=file, people=people, choice=bool(match[2]))
+    named = {_canonical(str(key)): str(path) for key, path in (files or {}).items()}
+    if match := _knights_of(name):
+        return _knights_source(name, match, named)
     if Path(name).suffix in LOCAL_SUFFIXES:
         stem = Path(name).stem
         return resolve(stem, {stem: name}) if is_name(stem) else Source(stem, file=name)
-    if name.startswith(GENERATED):
-        return Source(name)
-    if known := _ALIASES.get(name.lower()):
+    if prefix := next((one for one in GENERATED if name.lower().replace("-", "_").startswith(one)), None):
+        return Source(prefix + name[len(prefix) :])
+    if known := _ALIASES.get(_plain(name)):
         return Source(known, BENCHMARKS[known], named.get(known))
     if "/" in name:
         return Source(name, file=named.get(name))
     names = [*BENCHMARKS, "knights_knaves", "reasoning_gym/TASK", "tiny/mix"]
-    near = difflib.get_close_matches(name.lower(), [*_ALIASES, "knights_knaves"], n=1, cutoff=0.5)
-    hint = f"did you mean {_ALIASES.get(near[0], near[0])}? " if near else ""
+    near = difflib.get_close_matches(_plain(name), [*_ALIASES, "knightsknaves"], n=1, cutoff=0.5)
+    hint = f"did you mean {_ALIASES.get(near[0], 'knights_knaves')}? " if near else ""
     raise ValueError(
         f"benchmarks: {name!r} is not known: {hint}Use {', '.join(names)}, a local file or a name on the Hub"
     )
@@ -93,7 +93,38 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
 
 def is_name(name: str) -> bool:
     """Whether a benchmark that is checked goes by this name: one of the manifest, an alias, Knights and Knaves."""
-    return name.lower() in _ALIASES or bool(_KNIGHTS.fullmatch(name))
+    return _plain(name) in _ALIASES or bool(_knights_of(name))
+
+
+def _canonical(name: str) -> str:
+    """The one spelling of a benchmark's name; what is none stays as it is."""
+    match = _knights_of(name)
+    return _knights_name(match) if match else _ALIASES.get(_plain(name), name)
+
+
+def _knights_of(name: str) -> re.Match | None:
+    return _KNIGHTS.fullmatch(name.lower().replace("-", "_"))
+
+
+def _knights_name(match: re.Match, people: int = 0) -> str:
+    people = int(match[1]) if match[1] else people
+    return f"knights_knaves{f'/{people}' if people else ''}{match[2] or ''}{f'@{match[3]}' if match[3] else ''}"
+
+
+def _knights_source(name: str, match: re.Match, named: dict[str, str]) -> Source:
+    spelled = _knights_name(match)
+    file = named.get(spelled) or named.get(spelled.removesuffix("/choice"))  # the choices are made of the same puzzles
+    people = int(match[1]) if match[1] else 0 if file else DEFAULT_PEOPLE
+    if match[1] and people < 2:
+        raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
+    if not file and people > knights_knaves.MOST_PEOPLE:
+        raise ValueError(
+            f"benchmarks: {name}: puzzles of at most {knights_knaves.MOST_PEOPLE} inhabitants are generated, "
+            f"larger ones can come from a file: --benchmark_files '{{{name}: FILE.jsonl}}'"
+        )
+    if file and match[3]:
+        raise ValueError(f"benchmarks: {name}: {file} has no splits: leave out @{match[3]}")
+    return Source(_knights_name(match, people), None, file, people, bool(match[2]), match[3] or "test")
 
 
 def load(name: str, problem_config, files: dict[str, str] | None = None) -> list[dict]:
@@ -118,7 +149,7 @@ def load(name: str, problem_config, files: dict[str, str] | None = None) -> list
     elif source.known:
         rows = _known(source, problem_config)
     else:
-        rows = _other(source, name, problem_config)
+        rows = _other(source, problem_config)
     limit = problem_config.max_problems
     return [row | {"benchmark": source.name} for row in (rows[:limit] if limit else rows)]
 
@@ -184,7 +215,7 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
             f"benchmarks: {source.name} has {wanted} problems ({known.about}), {where} has {number}: {mend}. Give the "
             f"right file, or evaluate this one under another name (rename the file, and give it in benchmarks)"
         ]
-    if len(rows) < USABLE * number:
+    if len(rows) < (number if known.answers else USABLE * number):
         return [
             f"benchmarks: {source.name} has {number} rows in {where}, of which only {len(rows)} are usable and "
             "different: another column holds the answers, or problems repeat"
@@ -196,7 +227,7 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
                 f"benchmarks: an answer of {source.name} is {words}, but that of problem {place} of {where} "
                 f"({row['id']}) is {row['answer'][:60]!r}: it is another set, or another column holds the answers"
             ]
-    if known.answers and number == len(rows):
+    if known.answers:
         found = answers_fingerprint([row["answer"] for row in rows])
         if found != known.answers:
             for name, one in BENCHMARKS.items():
@@ -220,7 +251,7 @@ def _knights(source: Source, problem_config) -> list[dict]:
     if source.file:
         rows = _read(source, source.file, **_keys_of_a_file(problem_config)).rows
         for place, row in enumerate(rows, 1):
-            count = len(knights_knaves.people(row["answer"]))
+            count = len(knights_knaves.people(row))
             if not count or (source.people and count != source.people):
                 wanted = f"{source.people} inhabitants" if source.people else "who is a knight and who is a knave"
                 raise ValueError(
@@ -230,18 +261,18 @@ def _knights(source: Source, problem_config) -> list[dict]:
                 )
     else:
         number = problem_config.max_problems or DEFAULT_KNIGHTS
-        rows = knights_knaves.generate(source.people, number, "test", problem_config.problem_seed)
+        rows = knights_knaves.generate(source.people, number, source.split, problem_config.problem_seed)
     return [knights_knaves.as_choice(row) for row in rows] if source.choice else rows
 
 
-def _other(source: Source, name: str, problem_config) -> list[dict]:
+def _other(source: Source, problem_config) -> list[dict]:
     """A generated set, a local file, or a set of the Hub that the manifest does not hold."""
-    base, _, split = name.partition("@")
+    base, _, split = (source.file, "", "") if source.file else source.name.partition("@")
     known = hub_sets.HUB_SETS.get(base)
     split = split or (known.splits[-1] if known else "test")
     keys = ("dataset_config", "problem_column", "answer_column", "max_problems", "problem_seed", "dataset_kwargs")
     values = {key: getattr(problem_config, key) for key in (*keys, "row_filters", "unusable_rows")}
-    return _read(source, source.file or base, dataset_split=split, **values).rows
+    return _read(source, base, dataset_split=split, **values).rows
 
 
 def describe(name: str, files: dict[str, str] | None, problem_config) -> tuple[str, list[dict] | int | None]:

@@ -156,14 +156,20 @@ class Planner:
         ]
 
     def _orders(self, row: dict) -> list[Task]:
-        """Each set again in its own order (order 0), and in other ones."""
+        """Each set again in its own order (order 0), and in others; no set that can be shown in one order only."""
         samples, tasks, repeats = self.candidates(row), [], self.config.order_repeats
         for index, chosen in enumerate(self.sets(row)):
-            tasks.append(Task("orders", index, chosen, row["id"], self._shown(samples, chosen), n=repeats, order=0))
+            own = self._shown(samples, chosen)
+            if len({text for _, text in own}) < 2:
+                continue
+            tasks.append(Task("orders", index, chosen, row["id"], own, n=repeats, order=0))
             rng = random.Random(choice_seed(self.seed, row["id"], "orders", index))
             for order in range(1, repeats + 1):
-                other = _other_order(chosen, rng)
-                tasks.append(Task("orders", index, other, row["id"], self._shown(samples, other), order=order))
+                shown = own
+                while [text for _, text in shown] == [text for _, text in own]:
+                    other = rng.sample(chosen, len(chosen))
+                    shown = self._shown(samples, other)
+                tasks.append(Task("orders", index, other, row["id"], shown, order=order))
         return tasks
 
     def _round(self, row: dict, number: int) -> list[Task]:
@@ -178,11 +184,3 @@ class Planner:
             shown = self._shown(samples, chosen)
             tasks.append(Task("rounds", index, chosen, row["id"], shown, n=k, round=number))
         return tasks
-
-
-def _other_order(chosen: list[int], rng: random.Random) -> list[int]:
-    """The same indices in another order; with one index there is none."""
-    while True:
-        other = rng.sample(chosen, len(chosen))
-        if other != chosen or len(set(chosen)) < 2:
-            return other

@@ -11,7 +11,7 @@ from gsr_rl.candidates import choice_seed
 
 _WORDS = re.compile(r"inhabited only by (\w+)s and (\w+)s\.")
 _FORMAT = re.compile(r"\s*\(Format your answer like: .*?\)", re.DOTALL)
-_PERSON = re.compile(r"([A-Z][\w'-]*) is a (knight|knave)")
+_PERSON = re.compile(r"([^\W\d_][\w'-]*) is a (knight|knave)")
 LETTERS = "ABCD"
 MOST_PEOPLE = 51  # as many names as reasoning-gym has
 
@@ -22,9 +22,19 @@ def answer_text(names: list[str], is_knight: list[bool]) -> str:
     return ", ".join(f"{name} is a {'knight' if knight else 'knave'}" for name, knight in pairs)
 
 
-def people(answer: str) -> dict[str, bool]:
-    """Who is a knight, by name in the order of the text, of an `answer_text`."""
-    return {name: role == "knight" for name, role in _PERSON.findall(answer)}
+def people(row: dict) -> dict[str, bool]:
+    """Who is a knight, by name: of a row's `names` and truth values, or of its `answer`, in the order of the text."""
+    named = _truth_of(row)
+    return named or {name: role == "knight" for name, role in _PERSON.findall(row["answer"])}
+
+
+def _truth_of(row: dict) -> dict[str, bool]:
+    """Who is a knight, by name, where the row gives `names` and one truth value a name; {} where it does not."""
+    names = row.get("names")
+    truth = row.get("is_knight") if row.get("is_knight") is not None else row.get("solution")
+    if not isinstance(names, list) or not isinstance(truth, list) or len(names) != len(truth):
+        return {}
+    return dict(zip(names, truth, strict=True)) if all(isinstance(one, bool) for one in truth) else {}
 
 
 def with_answer(row: dict) -> dict:
@@ -32,13 +42,11 @@ def with_answer(row: dict) -> dict:
 
     The sets give `names` and one truth value a name, as `is_knight` or `solution`; one calls its text `quiz`.
     """
-    names = row.get("names")
-    truth = row.get("is_knight") if row.get("is_knight") is not None else row.get("solution")
-    if row.get("answer") or not isinstance(names, list) or not isinstance(truth, list) or len(names) != len(truth):
+    truth = _truth_of(row)
+    if row.get("answer") or not truth:
         return row
-    if not all(isinstance(one, bool) for one in truth):
-        return row
-    return {**row, "problem": row.get("problem") or row.get("quiz"), "answer": answer_text(names, truth)}
+    answer = answer_text(list(truth), list(truth.values()))
+    return {**row, "problem": row.get("problem") or row.get("quiz"), "answer": answer}
 
 
 def in_one_wording(text: str, island: str) -> str:
@@ -126,7 +134,7 @@ def generate(num_people: int, number: int, split: str, seed: int) -> list[dict]:
         problems = read_problems(config)
     rows = []
     for row in problems.rows:
-        roles = people(in_one_wording(row["answer"], row["problem"]))
+        roles = people({"answer": in_one_wording(row["answer"], row["problem"])})
         names, is_knight = list(roles), list(roles.values())
         more = {"names": names, "is_knight": is_knight, "answer": answer_text(names, is_knight)}
         rows.append(row | {"problem": in_one_wording(row["problem"], row["problem"])} | more)
@@ -138,7 +146,7 @@ def as_choice(row: dict) -> dict:
 
     The wrong options and their order are drawn by the row's id, so they are the same in every run.
     """
-    roles = people(row["answer"])
+    roles = people(row)
     right = tuple(roles.values())
     rng = random.Random(choice_seed(0, row["id"], "options"))
     others = [one for one in itertools.product((True, False), repeat=min(len(right), 12)) if one != right[:12]]

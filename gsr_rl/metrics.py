@@ -16,8 +16,8 @@ import numpy as np
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054
-FEW = 15  # with fewer problems that differ, the bootstrap of a difference covers 40 to 90 instead of 95 of 100; with
-# fewer off 0, or off 1, that of a share covers from 87 on
+FEW = 15  # with fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90
+# instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 87 on
 _UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
 _DIGITS = 6  # figures are rounded to this, so that they do not depend on the order of a machine's summation
 
@@ -305,11 +305,6 @@ def _trials(ratio: Ratio) -> float:
     return min(ratio.count, ratio.count**2 / math.fsum(ratio.denominator**2))
 
 
-def _is_degenerate(ratio: Ratio) -> bool:
-    """A share of exactly 0 or 1: its bootstrap has no width, so Wilson's interval stands in."""
-    return bool((ratio.numerator >= 0).all()) and ratio.value in (0.0, 1.0)
-
-
 def _newcombe(up: float, down: float, n_up: float, n_down: float) -> tuple[float, float]:
     """Newcombe's 95 % interval of the difference of two shares, from their Wilson intervals."""
     (low_up, high_up), (low_down, high_down) = wilson(up, n_up), wilson(down, n_down)
@@ -318,23 +313,32 @@ def _newcombe(up: float, down: float, n_up: float, n_down: float) -> tuple[float
     return max(-1.0, low), min(1.0, high)
 
 
-def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float, float]:
-    """Where few problems are off 0, few off 1, or none off the others, widened to Wilson's of as many trials."""
-    parts = (ratio.numerator, ratio.denominator - ratio.numerator)
+def _widened(interval: tuple[float, float], least: tuple[float, float]) -> tuple[float, float]:
+    return min(least[0], interval[0]), max(least[1], interval[1])
+
+
+def _is_too_narrow(interval: tuple[float, float], ratio: Ratio, *ends: float) -> bool:
+    """Whether few problems are off one of the `ends`, values that a problem can have, or none is off the others."""
+    parts = (ratio.numerator - end * ratio.denominator for end in ends)
     off = min(np.count_nonzero(np.rint(part * _UNIT)) for part in parts)
-    if off >= FEW and interval[0] < interval[1]:
+    return off < FEW or interval[0] >= interval[1]
+
+
+def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float, float]:
+    """Where the bootstrap of a share is too narrow, widened to Wilson's of as many trials."""
+    if not _is_too_narrow(interval, ratio, 0, 1):
         return interval
-    low, high = wilson(ratio.value, _trials(ratio))
-    return min(low, interval[0]), max(high, interval[1])
+    return _widened(interval, wilson(ratio.value, _trials(ratio)))
 
 
 def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[float, float]:
-    """Where few problems show a difference, widened to Newcombe's of how much they are better and worse."""
-    if np.count_nonzero(signed.numerator) >= FEW:
+    """Where that of a difference is, widened to Newcombe's of how much problems are better and worse."""
+    if not _is_too_narrow(interval, signed, -1, 0, 1):
         return interval
-    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count for sign in (1, -1))
+    most = 2.0 if (np.abs(signed.numerator) > signed.denominator * 1.001).any() else 1.0  # of two gaps: up to 2
+    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count / most for sign in (1, -1))
     low, high = _newcombe(up, down, *[_trials(signed)] * 2)
-    return min(low, interval[0]), max(high, interval[1])
+    return _widened(interval, (most * low, most * high))
 
 
 def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[str, float | None]:
@@ -358,8 +362,9 @@ def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[st
 def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dict[str, float | None]:
     """`{"value", "low", "high"}` of `first` - `second`, paired by problem: over those that are scored on both sides.
 
-    Bootstrap over problems. With fewer than `FEW` problems that differ its interval is too narrow, down to none at
-    all, and Newcombe's is the least; so too for rates of 0 or 1 over different problems.
+    Bootstrap over problems. With fewer than `FEW` problems that differ, or that differ by less than all, its interval
+    is too narrow, down to none at all, and Newcombe's is the least. So too of two rates over different problems, where
+    one of them has fewer than `FEW` problems off 0, or off 1.
     """
     first, second = scored_on_both(first, second)
     value = first.value - second.value
@@ -368,8 +373,8 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     interval = _percentiles(_resampled(first, weights) - _resampled(second, weights))
     if np.array_equal(first.denominator, second.denominator):
         return _summary(value, *_at_least_newcombe(interval, difference(first, second)))
-    if _is_degenerate(first) and _is_degenerate(second):
-        interval = _newcombe(first.value, second.value, _trials(first), _trials(second))
+    if any(_is_too_narrow(interval, rate, 0, 1) for rate in (first, second)):
+        interval = _widened(interval, _newcombe(first.value, second.value, _trials(first), _trials(second)))
     return _summary(value, *interval)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from gsr_rl.data_checks import LOCAL_SUFFIXES
 from gsr_rl.provenance import on_hub, read_provenance, shown_start
-from gsr_rl.report import figure, main_metrics, markdown_table
+from gsr_rl.report import INTERVALS, figure, main_metrics, markdown_table, run_lines
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
 LONGEST_NAME = 80  # of a file under evaluations/
@@ -275,7 +275,7 @@ def _put_section(text: str, evaluation: Evaluation) -> str:
 def results_text(evaluation: Evaluation) -> str:
     """A table with intervals, and what belongs to the figures: sizes, sampling, versions."""
     summary = evaluation.summary
-    k, sampling = summary["k"], summary.get("sampling", {})
+    k = summary["k"]
     known = [metric for values in summary["benchmarks"].values() for metric, one in values.items() if one]
     wanted = [*main_metrics(k), f"maj@{k + 1}", "selfref_none", "selfref_foreign"]
     metrics = [metric for metric in wanted if metric in known]
@@ -284,14 +284,12 @@ def results_text(evaluation: Evaluation) -> str:
         f"### {', '.join(benchmarks_of(summary))}, K = {k}",
         "",
         f"{summary['num_problems']} problems, {summary['num_samples']} candidates each, seed {summary.get('seed')}. "
-        "Percent with 95 % bootstrap intervals over problems; any final answer counts, boxed or not.",
+        f"Percent with 95 % {INTERVALS}; any final answer counts, boxed or not.",
         "",
         markdown_table(["", *metrics], rows),
         "",
     ]
-    for stage in ("candidate", "refinement"):
-        if stage in sampling:
-            lines.append(f"- {stage}s: " + ", ".join(f"{key} {value}" for key, value in sampling[stage].items()))
+    lines += [f"- {line}" for line in run_lines(summary)]
     versions = summary.get("versions", {})
     lines.append("- measured with " + ", ".join(f"{key} {value}" for key, value in versions.items()))
     lines.append(f"- all figures: `evaluations/{evaluation.name}.json`")

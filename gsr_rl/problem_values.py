@@ -11,7 +11,7 @@ from gsr_rl.eval_methods import candidate_sets
 from gsr_rl.metrics import Ratio
 
 ACCURACIES = ("selfref_none", "selfref_foreign", "selfref_frozen")
-SETS_OF = ("selfref", "select", "orders", "rounds")  # methods whose samples say which sets there are
+SETS_OF = ("selfref", "select", "rounds")  # methods whose samples say which sets there are
 
 
 @dataclass
@@ -269,7 +269,7 @@ def _rounds(result: ProblemValues, one: _Problem) -> None:
 
 
 def _orders(result: ProblemValues, one: _Problem) -> None:
-    """How often two refinements of a set disagree: in its own order, and across orders."""
+    """How often two refinements of a set disagree: in its own order, and across orders. Of sets that have another."""
     same, other = [], []
     for index in one.sets:
         samples = [sample for sample in one.by_method["orders"] if sample["index"] == index]
@@ -285,7 +285,7 @@ def _by_score(result: ProblemValues, one: _Problem) -> None:
     """Best of K, and the vote weighted by the scores as probabilities."""
     best, weighted = [], []
     scores = [sample["score"] for sample in one.direct]
-    weights = [None if score is None else 1.0 / (1.0 + math.exp(-max(-700.0, score))) for score in scores]
+    weights = [1 / (1 + math.exp(-max(-700.0, s))) if metrics.is_scored(s) else None for s in scores]
     for chosen in one.sets.values():
         correct, classes = [one.correct[i] for i in chosen], [one.classes[i] for i in chosen]
         best.append(metrics.best_of([scores[i] for i in chosen], correct))

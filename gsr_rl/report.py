@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from gsr_rl.samples import FIRST
+
 NOTES = {
     "pass@1": "a candidate alone",
     "pass@k": "any of the k candidates right",
@@ -27,6 +29,7 @@ NOTES = {
     "resample_disagreement": "the same in one order: what sampling alone does",
     "order_sensitivity": "the first less the second: what the order does",
 }
+INTERVALS = "bootstrap intervals over problems, at least Wilson's or Newcombe's where few problems tell"
 
 
 def note(metric: str, k: int) -> str:
@@ -65,18 +68,24 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)])
 
 
-def settings_lines(summary: dict) -> list[str]:
-    """How the figures came about, a sentence a line."""
-    sampling, lines = summary["sampling"], []
+def run_lines(summary: dict) -> list[str]:
+    """What a run's figures are of, a sentence a line: sampling, candidate sets, what was not asked for."""
+    lines = []
     for stage in ("candidate", "refinement"):
-        settings = ", ".join(f"{key} {value}" for key, value in sampling[stage].items())
+        settings = ", ".join(f"{key} {value}" for key, value in summary["sampling"][stage].items())
         lines.append(f"{stage}s: {settings}")
-    groups = f"{summary['num_candidate_sets']} a problem, {summary['grouping']}"
+    groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', FIRST['grouping'])}"
     lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
-    lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
-    if skipped := summary["skipped"]:
+    if skipped := summary.get("skipped"):  # the first eval.json lack it
         said = ", ".join(f"{method} {one['skipped']:,} of {one['samples']:,}" for method, one in skipped.items())
         lines.append(f"not asked for, as no prompt fits or no candidate can be shown, and counted as wrong: {said}")
+    return lines
+
+
+def settings_lines(summary: dict) -> list[str]:
+    """How the figures came about, a sentence a line."""
+    lines = run_lines(summary)
+    lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
     versions = summary.get("versions") or {}
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     for key in ("reward_model", "candidates_from", "candidates_model"):
@@ -128,8 +137,7 @@ def report_markdown(summary: dict) -> str:
         f"# Evaluation of {summary['model']}",
         "",
         f"{summary['num_problems']} problems, {summary['num_samples']} candidates a problem, K = {summary['k']}, seed "
-        f"{summary['seed']}. Percent with 95 % bootstrap intervals over problems, at least Wilson's where few are "
-        "off 0 or off 100.",
+        f"{summary['seed']}. Percent with 95 % {INTERVALS}.",
         "",
         *(f"- {line}" for line in settings_lines(summary)),
     ]
@@ -178,8 +186,8 @@ def comparison_markdown(summary: dict) -> str:
     lines = [
         f"# {first} against {second}",
         "",
-        f"Percent, K = {summary['k']}. Differences, first less second, are paired by problem, with 95 % bootstrap "
-        "intervals over the problems that both runs hold.",
+        f"Percent, K = {summary['k']}. Differences, first less second, are paired by problem, over those that both "
+        f"runs hold, with 95 % {INTERVALS}.",
     ]
     if summary["settings"]:
         other = [f"{key} {here} and {there}" for key, (here, there) in summary["settings"].items()]

@@ -8,7 +8,7 @@ import base64
 from collections import defaultdict
 
 from gsr_rl import metrics
-from gsr_rl.report import metric_rows, num_correct_rows, settings_lines, spread_lines
+from gsr_rl.report import INTERVALS, metric_rows, num_correct_rows, settings_lines, spread_lines
 from gsr_rl.report_page import PAGE
 from gsr_rl.report_plots import svgs
 
@@ -42,7 +42,8 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
         for name in summary["benchmarks"]
     ]
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    return page.render(summary=summary, settings=settings_lines(summary), sections=sections)
+    settings = settings_lines(summary)
+    return page.render(summary=summary, settings=settings, intervals=INTERVALS, sections=sections)
 
 
 def _data_address(svg: str) -> str:

@@ -44,8 +44,7 @@ pre { font: 12.5px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow
 <body>
 <h1>Evaluation of {{ summary.model }}</h1>
 <p class="soft">{{ summary.num_problems }} problems, {{ summary.num_samples }} candidates a problem,
-K = {{ summary.k }}, seed {{ summary.seed }}. Percent with 95 % bootstrap intervals over problems,
-at least Wilson's where few are off 0 or off 100.</p>
+K = {{ summary.k }}, seed {{ summary.seed }}. Percent with 95 % {{ intervals }}.</p>
 {% if sections|length > 1 %}
 <nav>{% for section in sections %}<a href="#part{{ loop.index }}">{{ section.name }}</a>{% endfor %}</nav>
 {% endif %}

@@ -8,6 +8,8 @@ GRADINGS = ("lenient", "strict")
 TEXTS = ("benchmark", "part", "problem_id", "problem", "gold", "stage", "method", "candidates_of", "text")
 NUMBERS = ("index", "round", "order", "repeat", "chosen", "tokens", "prompt_tokens")
 FLAGS = ("finished", "skipped", "copied")
+# settings that the first files lack
+FIRST = {"grouping": "resampled", "methods": ["selfref", "selfref_none", "selfref_foreign"], "candidates_from": None}
 
 
 def samples_path(path: str | Path) -> Path:
@@ -47,6 +49,8 @@ def write_samples(path: str | Path, samples: list[dict], header: dict) -> None:
 def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[dict, list[dict]]:
     """The settings and the rows of a samples.parquet; a column that the file lacks is None in every row.
 
+    Files of before a setting was kept have what it then was.
+
     Raises:
         ValueError: Another kind of file.
     """
@@ -64,7 +68,7 @@ def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[di
         wanted = columns if columns is not None else file.schema_arrow.names
         rows = file.read(columns=[name for name in wanted if name in known]).to_pylist()
     missing = dict.fromkeys(name for name in wanted if name not in known)
-    return json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
+    return FIRST | json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
 
 
 def skipped_of(samples: list[dict]) -> dict[str, dict[str, int]]:

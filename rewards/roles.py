@@ -13,7 +13,7 @@ _ROLES = {
     "normal": "spy",
 }
 _ROLE = r"(knight|knave|truth-?\s?teller|liar|spy|normal)"
-_NAME = r"[A-Z][\w'-]*"
+_NAME = r"[^\W\d_][\w'-]*"
 _NAMES = rf"{_NAME}(?:\s*(?:,\s*and|,|and|&)\s*{_NAME})*"
 _IS = re.compile(
     rf"({_NAMES})\s*(?:is|are|=|:|->|→|-)\s*(?:both\s+|all\s+)?(not\s+)?(?:an?\s+|the\s+)?{_ROLE}s?\b", re.IGNORECASE

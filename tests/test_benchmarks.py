@@ -54,12 +54,17 @@ def test_a_file_that_holds_another_set_is_refused(name, file, message):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda rows: rows[:1] * 30, lambda rows: [r | {"answer": ""} for r in rows[3:]] + rows[:3]]
+    "spoil",
+    [
+        lambda rows: rows[:1] * 30,
+        lambda rows: [r | {"answer": ""} for r in rows[3:]] + rows[:3],
+        lambda rows: [*rows[:29], rows[0]],  # where the answers are known, one is enough
+    ],
 )
 def test_a_set_of_which_little_is_usable_is_not_the_set(spoil, tmp_path):
     path = tmp_path / "aime.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in spoil(rows_of("aime24"))))
-    with pytest.raises(ValueError, match=r"aime24 has 30 rows in .*, of which only [13] are usable and different"):
+    with pytest.raises(ValueError, match=r"aime24 has 30 rows in .*, of which only (1|3|29) are usable and different"):
         load("aime24", path, unusable_rows="drop")
 
 
@@ -91,12 +96,12 @@ def test_a_file_of_the_hubs_own_columns_loads_as_one_of_ours(tmp_path):
 
 
 def test_the_columns_and_the_unusable_rows_of_a_benchmarks_file_are_as_the_keys_say(tmp_path):
-    path = write(tmp_path, [*range(39), ""], "expected")
+    path = write(tmp_path, [*range(29), ""], "expected")
     with pytest.raises(ValueError, match=r"looked for answer or solution.*--answer_column"):
-        load("amc23", path)
-    with pytest.raises(ValueError, match=r"row 40: no usable answer .*--unusable_rows drop"):
-        load("amc23", path, answer_column="expected")
-    assert len(load("amc23", path, answer_column="expected", unusable_rows="drop")) == 39
+        load("hmmt", path)
+    with pytest.raises(ValueError, match=r"row 30: no usable answer .*--unusable_rows drop"):
+        load("hmmt", path, answer_column="expected")
+    assert len(load("hmmt", path, answer_column="expected", unusable_rows="drop")) == 29
 
 
 def write(tmp_path, answers, column="answer"):
@@ -146,9 +151,53 @@ def test_aliases_mean_their_set_and_no_two_sets_share_one():
     for name, one in BENCHMARKS.items():
         assert all(benchmarks.resolve(alias).name == name for alias in (name, name.upper(), *one.aliases))
         assert one.form in FORMS and one.rows
-    aliases = [alias.lower() for one in BENCHMARKS.values() for alias in set(one.aliases)]
-    assert len(aliases) == len(set(aliases))
+    names = [benchmarks._plain(name) for key, one in BENCHMARKS.items() for name in (key, *one.aliases)]
+    assert len(names) == len(set(names)), "an alias that is the name itself is no alias"
     assert benchmarks.resolve("AIME2025", {"aime_2025": "x.jsonl"}).file == "x.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [
+        ("aime-2024", "aime24"),
+        ("AMC_23", "amc23"),
+        ("AMC22_23", "amc22-23"),
+        ("gsm_8k", "gsm8k"),
+        ("HMMT-25", "hmmt"),
+        ("Olympiad-Bench", "olympiadbench"),
+        ("MATH 500", "math500"),
+        ("Knights-Knaves/4", "knights_knaves/4"),
+        ("knightsknaves/04/choice", "knights_knaves/4/choice"),
+        ("knights_knaves", "knights_knaves/4"),
+        ("knights_knaves/5@validation", "knights_knaves/5@validation"),
+        ("reasoning-gym/chain_sum", "reasoning_gym/chain_sum"),
+        ("Tiny/mix", "tiny/mix"),
+        ("Some-One/AMC_23", "Some-One/AMC_23"),
+    ],
+)
+def test_a_name_may_be_spelled_with_other_capitals_and_dashes(spelled, name):
+    assert benchmarks.resolve(spelled).name == name
+    assert benchmarks.is_name(spelled) == ("/" not in name or name.startswith("knights"))
+
+
+def test_generated_puzzles_of_another_split_are_other_ones():
+    test, other = (load(f"knights_knaves/3{split}", max_problems=10) for split in ("", "@validation"))
+    assert {row["benchmark"] for row in other} == {"knights_knaves/3@validation"} and len(other) == 10
+    assert not {row["problem"] for row in test} & {row["problem"] for row in other}
+    with pytest.raises(ValueError, match="has no splits: leave out @validation"):
+        benchmarks.resolve("knights_knaves/3@validation", {"knights_knaves/3@validation": "x.jsonl"})
+
+
+def test_inhabitants_may_have_any_names(tmp_path):
+    for names in (["Élodie", "Øystein"], ["李雷", "Mary Ann"]):
+        row = {"quiz": f"{names[0]} says so.", "names": names, "solution": [True, False]}
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        (one,), (choice,) = load("knights_knaves/2", path), load("knights_knaves/2/choice", path)
+        assert one["answer"] == f"{names[0]} is a knight, {names[1]} is a knave"
+        assert all(f"{name} is a kn" in choice["problem"].split(f"({choice['answer']})")[1] for name in names)
+    wrong, right = "\\boxed{Élodie is a knave, Max is a knave}", "\\boxed{Max is a knave, Élodie is a knight}"
+    assert grade([wrong, right], ["Élodie is a knight, Max is a knave"] * 2) == [0.0, 1.0]
 
 
 def test_an_unknown_name_names_its_nearest():
@@ -169,7 +218,7 @@ def test_other_sources_go_by_their_own_names(tmp_path):
     assert benchmarks.describe("someone/set", None, plain_config("")) == ("someone/set on the Hub", None)
 
 
-@pytest.mark.parametrize("stem", ["amc23", "AMC_2023"])
+@pytest.mark.parametrize("stem", ["amc23", "AMC-2023", "amc_23"])
 def test_a_file_of_a_benchmarks_name_is_that_benchmark_or_refused(tmp_path, stem):
     path = tmp_path / f"{stem}.jsonl"
     write(tmp_path, range(83)).rename(path)

@@ -38,10 +38,14 @@ def test_evaluations_of_other_benchmarks_stand_side_by_side():
     for names in (["aime24", "amc23"], ["aime24"], ["aime24"], [f"set-{number}" for number in range(30)]):
         parts = {name: values for name in [*names, f"{names[0]}/easy"]}
         summary = {"names": names, "benchmarks": parts, "k": 4, "num_problems": 70, "num_samples": 8}
+        summary |= {"num_candidate_sets": 2, "sampling": {"candidate": {"top_p": 0.9}, "refinement": {"top_p": 1.0}}}
+        summary |= {"grouping": "disjoint", "skipped": {"selfref": {"skipped": 3, "samples": 140}}}
         evaluation = evaluation_of(json.dumps(summary))
         card = with_results(card, evaluation, "me/mine")
         assert len(evaluation.name) < 90
     headings = [line for line in card.splitlines() if line.startswith("### ")]
+    assert "- runs: 8 candidates a problem; sets of K = 4: 2 a problem, disjoint\n- not asked for" in card
+    assert "counted as wrong: selfref 3 of 140\n" in card and "at least Wilson's or Newcombe's" in card
     assert headings[0].startswith("### set-0, set-1, ") and headings[0].endswith(", set-29, K = 4")
     assert headings[1:] == ["### aime24, K = 4", "### aime24, amc23, K = 4"]
     assert "evaluations/aime24-amc23-k4.json" in card and "evaluations/aime24-k4.json" in card

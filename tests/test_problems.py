@@ -119,6 +119,9 @@ def test_a_bad_local_row_is_named(tmp_path, rows, message):
     ("value", "answer"),
     [
         ("She has 6*7=<<6*7=42>>42 eggs.\n#### 1,042", "1042"),
+        ("so #### (1, 2)", "(1, 2)"),
+        ("so #### $1,234,567.50", "$1234567.50"),
+        ("so #### 100,200 or 3", "100,200 or 3"),
         (r"So $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
         ("#### Step 1\nSo.\n#### Step 2: hence\nthe answer is $\\boxed{5}$.", "5"),
         (204, "204"),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_samples import HOSTILE, made_samples, write_run
+from made_samples import HEADER, HOSTILE, made_samples, write_run
 
 from gsr_rl.metrics import bootstrap_weights
 from gsr_rl.problem_values import ProblemValues
@@ -219,12 +219,16 @@ def test_samples_of_before_further_columns_still_make_tables(tmp_path):
 
     write_run(tmp_path)
     path = tmp_path / "samples.parquet"
+    header, samples = read_samples(path)
+    write_samples(path, samples, {key: value for key, value in header.items() if key not in ("grouping", "methods")})
     table = pq.read_table(path)
     dropped = ["problem", "round", "order", "repeat", "chosen", "copied", "score", "prompt_tokens"]
     pq.write_table(table.drop_columns(dropped), path)
     summary = summarise(metrics_from_samples(tmp_path))
     assert summary["benchmarks"]["made"]["selfref@3"]["n"] == 30 and "copy_rate" not in summary["benchmarks"]["made"]
     assert "Triumph" in report_html(summary, read_samples(path)[1])
+    assert "resampled" in report_markdown(summary)
+    assert "selfref_none" in read_samples(path)[0]["methods"]
 
 
 def test_a_report_says_what_was_not_asked_for(tmp_path):
@@ -334,7 +338,6 @@ def test_long_texts_lose_their_middle(page):
 
 
 def test_a_run_without_refinement_has_a_report_too(tmp_path):
-    from made_samples import HEADER
 
     direct = [one for one in made_samples(20) if one["method"] == "direct"]
     write_samples(tmp_path / "samples.parquet", direct, HEADER | {"num_problems": 20})
@@ -371,3 +374,10 @@ def test_a_browser_paints_plots_table_and_examples(page, tmp_path):
     seen = {colour: count for count, colour in colours}
     assert shot.size == (1280, 2400) and len(seen) > 50
     assert seen.get((0, 158, 115), 0) > 30 and seen.get((0, 114, 178), 0) > 30, "the colours of the plots' marks"
+
+
+def test_a_score_that_is_no_number_neither_votes_nor_is_the_best(tmp_path):
+    samples = [one | {"score": math.nan if one["method"] == "direct" else None} for one in made_samples(20)]
+    write_samples(tmp_path / "samples.parquet", samples, HEADER | {"num_problems": 20})
+    values = summarise(metrics_from_samples(tmp_path))["benchmarks"]["made"]
+    assert values["weighted_maj@3"]["value"] == values["best_of@3"]["value"] == 0.0

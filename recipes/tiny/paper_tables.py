@@ -73,8 +73,8 @@ def narrow(seeds: int) -> str:
     share = math.sqrt((seeds - 1) / seeds)
     return (
         f"Resampling {seeds} seeds shows {share:.2f} of their deviation, so intervals over seeds are narrow: "
-        "in a simulation of three they cover 86 to 95 of 100, the less the more seeds differ (tests/test_metrics.py). "
-        "A verdict also needs that no seed alone says the opposite."
+        "in a simulation of three they cover 86 to 95 of 100, the less the more seeds differ "
+        "(tests/test_intervals.py). A verdict also needs that no seed alone says the opposite."
     )
 
 
