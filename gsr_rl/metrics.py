@@ -254,12 +254,16 @@ def by_num_correct(
 # Intervals --------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)  # a table asks for the same again and again: over all problems and over a part of them
 def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each problem is in each resample: shape (resamples, problems), read-only. Rows sum to `num_problems`.
 
     Statistics that share these weights are resampled together, that is, paired.
     """
+    return _drawn_weights(num_problems, resamples, seed)
+
+
+@lru_cache(maxsize=4)  # a table asks for the same again and again: over all problems and over parts of them
+def _drawn_weights(num_problems: int, resamples: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     weights = np.empty((resamples, num_problems))
     for row in range(resamples):

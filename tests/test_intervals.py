@@ -10,7 +10,7 @@ from gsr_rl.metrics import Ratio, share
 def test_resamples_hold_as_many_problems_as_there_are():
     weights = metrics.bootstrap_weights(30, resamples=50, seed=1)
     assert weights.shape == (50, 30) and (weights.sum(axis=1) == 30).all()
-    assert (weights == metrics.bootstrap_weights.__wrapped__(30, resamples=50, seed=1)).all()
+    assert (weights == metrics._drawn_weights.__wrapped__(30, 50, 1)).all()
     assert (weights != metrics.bootstrap_weights(30, resamples=50, seed=2)).any()
 
 

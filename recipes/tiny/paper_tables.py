@@ -241,9 +241,10 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
             axis.errorbar(x, y, yerr=[low, high], marker="o", capsize=2, label=name)
         axis.set(title=f"{metric_name}, %", xlabel=label)
         if against != "accuracy":
-            axis.set_xscale("log", base=2 if against == "candidates" else 10)
-        if against == "candidates":
-            axis.xaxis.set_major_formatter("{x:g}")
+            axis.set_xscale("log", base=2)
+            shown = sorted({place(one) for ones in lines.values() for one in ones})
+            axis.set_xticks(shown, [f"{x:g}" if against == "candidates" else f"{x / 1e6:.2f} M" for x in shown])
+            axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
     with atomic_path(path) as temporary:
