@@ -41,3 +41,9 @@ evaluate sft $runs/sft --candidates_from $runs/eval_base/samples.parquet
 step $runs/grpo/model.safetensors $launch --config_file accelerate_configs/zero3_cpu.yaml recipes/grpo_gsr.py \
   --config $yaml/grpo.yaml "${train[@]}" "${steps[@]}" --model_name_or_path $runs/sft --output_dir $runs/grpo
 evaluate grpo $runs/grpo --candidates_from $runs/eval_base/samples.parquet
+if [[ $1 == chain_sum ]]; then # the same models on problems unlike those of training
+  for model in base sft grpo; do
+    step $runs/knights_$model/report.md $python recipes/eval_gsr.py --config $yaml/knights.yaml --model $runs/$model \
+      --output_dir $runs/knights_$model
+  done
+fi
