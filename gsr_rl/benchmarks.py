@@ -78,7 +78,7 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
         stem = Path(name).stem
         return resolve(stem, {stem: name}) if is_name(stem) else Source(stem, file=name)
     if prefix := next((one for one in GENERATED if name.lower().replace("-", "_").startswith(one)), None):
-        return Source(prefix + name[len(prefix) :])
+        return Source(prefix + name[len(prefix) :].lower().replace("-", "_"))
     if known := _ALIASES.get(_plain(name)):
         return Source(known, BENCHMARKS[known], named.get(known))
     if "/" in name:
@@ -112,9 +112,13 @@ def _knights_name(match: re.Match, people: int = 0) -> str:
 
 
 def _knights_source(name: str, match: re.Match, named: dict[str, str]) -> Source:
-    spelled = _knights_name(match)
-    file = named.get(spelled) or named.get(spelled.removesuffix("/choice"))  # the choices are made of the same puzzles
-    people = int(match[1]) if match[1] else 0 if file else DEFAULT_PEOPLE
+    file, people = None, int(match[1] or DEFAULT_PEOPLE)
+    # a file under the bare name has any number of inhabitants, and choices are made of the same puzzles
+    for number in (0, DEFAULT_PEOPLE):
+        spelled = _knights_name(match, number)
+        known = named.get(spelled) or named.get(spelled.removesuffix("/choice"))
+        if known and not file:
+            file, people = known, int(match[1] or number)
     if match[1] and people < 2:
         raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
     if not file and people > knights_knaves.MOST_PEOPLE:
@@ -250,6 +254,7 @@ def answers_fingerprint(answers: list[str]) -> str:
 def _knights(source: Source, problem_config) -> list[dict]:
     if source.file:
         rows = _read(source, source.file, **_keys_of_a_file(problem_config)).rows
+        rows = [knights_knaves.with_roles(row) for row in rows]
         for place, row in enumerate(rows, 1):
             count = len(knights_knaves.people(row))
             if not count or (source.people and count != source.people):

@@ -24,8 +24,19 @@ def answer_text(names: list[str], is_knight: list[bool]) -> str:
 
 def people(row: dict) -> dict[str, bool]:
     """Who is a knight, by name: of a row's `names` and truth values, or of its `answer`, in the order of the text."""
-    named = _truth_of(row)
-    return named or {name: role == "knight" for name, role in _PERSON.findall(row["answer"])}
+    return _truth_of(row) or _read_roles(row["answer"])
+
+
+def with_roles(row: dict) -> dict:
+    """The row with an `answer` that says who is what where it gives names and truth values, whatever it was."""
+    truth = _truth_of(row)
+    if not truth or _read_roles(row["answer"]) == truth:
+        return row
+    return row | {"answer": answer_text(list(truth), list(truth.values()))}
+
+
+def _read_roles(answer: str) -> dict[str, bool]:
+    return {name: role == "knight" for name, role in _PERSON.findall(answer)}
 
 
 def _truth_of(row: dict) -> dict[str, bool]:

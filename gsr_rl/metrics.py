@@ -377,7 +377,8 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     interval = _percentiles(_resampled(first, weights) - _resampled(second, weights))
     if np.array_equal(first.denominator, second.denominator):
         return _summary(value, *_at_least_newcombe(interval, difference(first, second)))
-    if any(_is_too_narrow(interval, rate, 0, 1) for rate in (first, second)):
+    rates = (first, second)
+    if all((rate.numerator >= 0).all() for rate in rates) and any(_is_too_narrow(interval, r, 0, 1) for r in rates):
         interval = _widened(interval, _newcombe(first.value, second.value, _trials(first), _trials(second)))
     return _summary(value, *interval)
 

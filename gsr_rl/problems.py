@@ -25,7 +25,7 @@ ANSWER_COLUMNS = ("answer", "solution")
 # What tables hold where there is no answer; "none" in small letters is one: there is no solution.
 MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
 
-_THOUSANDS = re.compile(r"[-+$ ]*\d{1,3}(,\d{3})+(\.\d*)?[ %]*")
+_SEVERAL = re.compile(r"[(\[]|\\\{|,\s|\b(or|and)\b")  # numbers between commas, not thousands
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -269,7 +269,7 @@ def final_answer(value: object) -> str:
         return extract_answer(text, require_box=True) or ""
     if "####" in text:
         answer = text.rsplit("####", 1)[1].strip()
-        return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
+        return answer if _SEVERAL.search(answer) else answer.replace(",", "")
     return text
 
 

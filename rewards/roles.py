@@ -35,7 +35,7 @@ def roles(text: str) -> dict[str, str] | None:
         role = _ROLES[re.sub(r"\s+", " ", role.lower())]
         role = _FLIP.get(role, role) if negated else role
         for name in re.findall(_NAME, names):
-            if name.lower() not in ("and", "so", "therefore", "thus", "hence"):
+            if not name[0].islower() and name.lower() not in ("and", "so", "therefore", "thus", "hence"):
                 found.setdefault(name.lower(), set()).add(role)
     if not found or any(len(roles) > 1 for roles in found.values()):
         return None

@@ -171,7 +171,7 @@ def test_aliases_mean_their_set_and_no_two_sets_share_one():
         ("knights_knaves", "knights_knaves/4"),
         ("knights_knaves/5@validation", "knights_knaves/5@validation"),
         ("reasoning-gym/chain_sum", "reasoning_gym/chain_sum"),
-        ("Tiny/mix", "tiny/mix"),
+        ("Tiny/Mix", "tiny/mix"),
         ("Some-One/AMC_23", "Some-One/AMC_23"),
     ],
 )
@@ -184,6 +184,14 @@ def test_generated_puzzles_of_another_split_are_other_ones():
     test, other = (load(f"knights_knaves/3{split}", max_problems=10) for split in ("", "@validation"))
     assert {row["benchmark"] for row in other} == {"knights_knaves/3@validation"} and len(other) == 10
     assert not {row["problem"] for row in test} & {row["problem"] for row in other}
+    sources = [
+        benchmarks.resolve("knights_knaves/choice", {name: "x.jsonl"})
+        for name in ("Knights-Knaves", "knights_knaves/4")
+    ]
+    assert [(one.name, one.people) for one in sources] == [
+        ("knights_knaves/choice", 0),
+        ("knights_knaves/4/choice", 4),
+    ]
     with pytest.raises(ValueError, match="has no splits: leave out @validation"):
         benchmarks.resolve("knights_knaves/3@validation", {"knights_knaves/3@validation": "x.jsonl"})
 
@@ -196,6 +204,9 @@ def test_inhabitants_may_have_any_names(tmp_path):
         (one,), (choice,) = load("knights_knaves/2", path), load("knights_knaves/2/choice", path)
         assert one["answer"] == f"{names[0]} is a knight, {names[1]} is a knave"
         assert all(f"{name} is a kn" in choice["problem"].split(f"({choice['answer']})")[1] for name in names)
+    row = {"problem": "Who?", "names": ["Zoe", "Max"], "is_knight": [True, False], "answer": "[True, False]"}
+    path.write_text(json.dumps(row) + "\n")
+    assert load("Knights_Knaves/2", path)[0]["answer"] == "Zoe is a knight, Max is a knave", "names and truth decide"
     wrong, right = "\\boxed{Élodie is a knave, Max is a knave}", "\\boxed{Max is a knave, Élodie is a knight}"
     assert grade([wrong, right], ["Élodie is a knight, Max is a knave"] * 2) == [0.0, 1.0]
 

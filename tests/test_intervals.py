@@ -227,6 +227,12 @@ def test_a_difference_of_two_certain_shares_still_has_a_width():
     assert one["value"] == one["high"] == 1.0 and 0.5 < one["low"] < 0.7
 
 
+def test_a_difference_of_a_gap_and_a_rate_has_an_interval():
+    gap, rate = share([-1.0] * 4 + [0.0] * 6), metrics.fix_rate([0.0] * 9 + [1.0], [0.0] * 5 + [1.0] * 5)
+    one = metrics.estimate_difference(gap, rate, metrics.bootstrap_weights(10))
+    assert one["low"] < one["value"] == round(-0.4 - 4 / 9, 6) < one["high"]
+
+
 def test_without_scored_problems_there_is_no_figure():
     weights = metrics.bootstrap_weights(2)
     assert metrics.estimate(share([None, None]), weights) == {"value": None, "low": None, "high": None, "n": 0}

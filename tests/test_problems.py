@@ -122,6 +122,8 @@ def test_a_bad_local_row_is_named(tmp_path, rows, message):
         ("so #### (1, 2)", "(1, 2)"),
         ("so #### $1,234,567.50", "$1234567.50"),
         ("so #### 100,200 or 3", "100,200 or 3"),
+        ("so #### x = 1,000/3 m^2", "x = 1000/3 m^2"),
+        (r"so #### \{1,2\}", r"\{1,2\}"),
         (r"So $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
         ("#### Step 1\nSo.\n#### Step 2: hence\nthe answer is $\\boxed{5}$.", "5"),
         (204, "204"),

@@ -169,6 +169,7 @@ GRADED = {
         ("Zoe is a knight, Max is a knave", "<answer>(1) Zoe is a knight (2) Max is a knave</answer>", 1), ("Zoe is a knight, Max is a knave", "Max is a knave and Zoe is a knight.", 1),
         ("Zoe is a knight, Max is a knave", r"\boxed{\text{Zoe is a knight, Max is a knight}}", 0), ("Zoe is a knight, Max is a knave", "Zoe is a knight.", 0), ("Zoe is a knight, Max is a knave", "Knights: Zoe; Knaves: Max", 1),
         ("Zoe is a knight, Max is a knave", "Zoe is a knight, Max is a knave, Ida is a knave", 0), ("Zoe is a knight, Max is a knight", "Zoe and Max are knights", 1), ("Zoe is a knight, Max is a knave", "Zoe: knight, Max: knave", 1),
+        ("Zoe is a knight, Max is a knave", r"\boxed{the knight is Zoe and the knave is Max}", 1), ("Zoe is a knight, Max is a knave", r"\boxed{Zoe is a knight (she is a truth-teller), Max is a knave}", 1), ("Zoe is a knight, Max is a knight", r"\boxed{\text{Knights: Zoe, Max; Knaves: none}}", 1), ("Zoe is a knight, Max is a knave", "Final answer: Zoe is a knight and Max is a knave, so exactly one is a knave.", 1), ("it is normal", r"\boxed{normal}", 1), ("Élodie is a knight, 李雷 is a knave", r"\boxed{李雷 is a knave, Élodie is a knight}", 1), ("Élodie is a knight, 李雷 is a knave", r"\boxed{Élodie is a knave, 李雷 is a knave}", 0),
         ("Zoe is a knight, Max is a knave", "Zoe is a knight, Max is a knave, Max is a knight", 0), ("Zoe is a knight, Max is a knave", "<think>Max is a knight?</think>\nZoe is a knight and Max is a liar", 1),
     ],
 }
