@@ -336,7 +336,7 @@ def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float
 
 
 def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[float, float]:
-    """Where that of a difference is, widened to Newcombe's of how much problems are better and worse."""
+    """Where the bootstrap of a difference is, widened to Newcombe's of how much problems are better and worse."""
     if not _is_too_narrow(interval, signed, -1, 0, 1):
         return interval
     most = 2.0 if (np.abs(signed.numerator) > signed.denominator * 1.001).any() else 1.0  # of two gaps: up to 2
