@@ -42,7 +42,8 @@ def evaluation(folder: Path, selfref: float = 0.6, name: str = "mix", dataset: s
     values = {"pass@1": one(0.4), "maj@4": one(0.5), "maj@5": one(0.52), f"selfref@{4}": one(selfref)}
     values |= {"pass@4": one(0.8), "refinement_gap": one(selfref - 0.5), "fix_rate": {"value": None}}
     summary = {"model": "runs/x", "k": 4, "num_problems": 100, "num_samples": 8, "seed": 0}
-    summary |= {"sampling": {"candidate": {"temperature": 0.6}}, "versions": {"vllm": "0.31.0"}}
+    summary |= {"sampling": {stage: {"temperature": 0.6} for stage in ("candidate", "refinement")}}
+    summary |= {"num_candidate_sets": 1, "grouping": "resampled", "skipped": {}, "versions": {"vllm": "0.31.0"}}
     folder.mkdir(exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(summary | {"benchmarks": {name: values}}))
     problems = {"dataset_name": dataset, "dataset_split": "test"}
