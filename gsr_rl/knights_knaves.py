@@ -16,10 +16,9 @@ LETTERS = "ABCD"
 MOST_PEOPLE = 51  # as many names as reasoning-gym has
 
 
-def answer_text(names: list[str], is_knight: list[bool]) -> str:
+def answer_text(is_knight: dict[str, bool]) -> str:
     """`Zoe is a knight, Max is a knave`: what the verifier reads as roles."""
-    pairs = zip(names, is_knight, strict=True)
-    return ", ".join(f"{name} is a {'knight' if knight else 'knave'}" for name, knight in pairs)
+    return ", ".join(f"{name} is a {'knight' if knight else 'knave'}" for name, knight in is_knight.items())
 
 
 def people(row: dict) -> dict[str, bool]:
@@ -32,7 +31,7 @@ def with_roles(row: dict) -> dict:
     truth = _truth_of(row)
     if not truth or _read_roles(row["answer"]) == truth:
         return row
-    return row | {"answer": answer_text(list(truth), list(truth.values()))}
+    return row | {"answer": answer_text(truth)}
 
 
 def _read_roles(answer: str) -> dict[str, bool]:
@@ -56,8 +55,7 @@ def with_answer(row: dict) -> dict:
     truth = _truth_of(row)
     if row.get("answer") or not truth:
         return row
-    answer = answer_text(list(truth), list(truth.values()))
-    return {**row, "problem": row.get("problem") or row.get("quiz"), "answer": answer}
+    return {**row, "problem": row.get("problem") or row.get("quiz"), "answer": answer_text(truth)}
 
 
 def in_one_wording(text: str, island: str) -> str:
@@ -145,9 +143,8 @@ def generate(num_people: int, number: int, split: str, seed: int) -> list[dict]:
         problems = read_problems(config)
     rows = []
     for row in problems.rows:
-        roles = people({"answer": in_one_wording(row["answer"], row["problem"])})
-        names, is_knight = list(roles), list(roles.values())
-        more = {"names": names, "is_knight": is_knight, "answer": answer_text(names, is_knight)}
+        roles = _read_roles(in_one_wording(row["answer"], row["problem"]))
+        more = {"names": list(roles), "is_knight": list(roles.values()), "answer": answer_text(roles)}
         rows.append(row | {"problem": in_one_wording(row["problem"], row["problem"])} | more)
     return rows
 
@@ -163,7 +160,8 @@ def as_choice(row: dict) -> dict:
     others = [one for one in itertools.product((True, False), repeat=min(len(right), 12)) if one != right[:12]]
     wrong = [one + right[12:] for one in rng.sample(others, min(len(LETTERS) - 1, len(others)))]
     options = rng.sample([right, *wrong], len(wrong) + 1)
-    shown = [f"({letter}) {answer_text(list(roles), one)}" for letter, one in zip(LETTERS, options, strict=False)]
+    texts = [answer_text(dict(zip(roles, one, strict=True))) for one in options]
+    shown = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
     text = (
         _FORMAT.sub("", row["problem"]) + "\n\n" + "\n".join(shown) + "\n\nAnswer with the letter of the right option."
     )

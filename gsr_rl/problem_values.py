@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gsr_rl import metrics
+from gsr_rl import intervals, metrics
 from gsr_rl.eval_methods import candidate_sets
 from gsr_rl.metrics import Ratio
 
@@ -74,7 +74,7 @@ class ProblemValues:
         """The table by number of right candidates; a set whose candidates are not all scored is left out.
 
         Args:
-            weights: (resamples, P), of `metrics.bootstrap_weights`.
+            weights: (resamples, P), of `intervals.bootstrap_weights`.
 
         Returns:
             The rows of `metrics.by_num_correct`, and in each `gap`: selfref - maj over its sets, with its interval
@@ -85,7 +85,7 @@ class ProblemValues:
         table = metrics.by_num_correct(columns[1], columns[2], columns[3], self.k)
         for number, row in table.items():
             its = [one for one in kept if one[1] == int(number) and all(map(metrics.is_scored, one[2:]))]
-            row["gap"] = metrics.estimate(self._gap_of(its), weights, signed=True) if its else None
+            row["gap"] = intervals.estimate(self._gap_of(its), weights, signed=True) if its else None
         return table
 
     def _gap_of(self, sets: list[tuple[int, int, float, float]]) -> Ratio:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from gsr_rl import metrics
+from gsr_rl import intervals, metrics
 from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, problem_values
 from gsr_rl.samples import GRADINGS, check_same_problems, read_samples, samples_path, skipped_of
@@ -108,10 +108,10 @@ def summarise(results: Results) -> dict:
     summary = results.header | {"names": results.names} | {table: {} for table in tables}
     for grading, target in zip(GRADINGS, ("benchmarks", "strict"), strict=True):
         for name, values in results.problems[grading].items():
-            weights = metrics.bootstrap_weights(len(values.ids), seed=results.header["seed"])
+            weights = intervals.bootstrap_weights(len(values.ids), seed=results.header["seed"])
             ratios = values.ratios()
             summary[target][name] = {
-                metric: metrics.estimate(ratio, weights, signed=metric in SIGNED) for metric, ratio in ratios.items()
+                metric: intervals.estimate(ratio, weights, signed=metric in SIGNED) for metric, ratio in ratios.items()
             }
             if grading == "lenient":
                 _add_details(summary, name, values, ratios, weights)
@@ -123,13 +123,13 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     k = values.k
     pairs = wanted_pairs(k, ratios)
     summary["differences"][name] = {
-        f"{x}-{y}": metrics.estimate_difference(ratios[x], ratios[y], weights) for x, y in pairs
+        f"{x}-{y}": intervals.estimate_difference(ratios[x], ratios[y], weights) for x, y in pairs
     }
     if "refinement_gap" in ratios:
         summary["by_num_correct"][name] = values.by_num_correct(weights)
     summary["by_k"][name] = {
         kind: {
-            curve.removeprefix(f"{kind}@"): metrics.estimate(metrics.share(points), weights)
+            curve.removeprefix(f"{kind}@"): intervals.estimate(metrics.share(points), weights)
             for curve, points in values.curves.items()
             if curve.startswith(f"{kind}@")
         }
@@ -209,10 +209,10 @@ def _paired(common: dict, pairs: list[tuple[str, str]] | None = None, seed: int 
         for metric, known in [side for x, y in pairs or [] for side in ((x, left), (y, right))]:
             if metric not in known:
                 raise ValueError(f"pairs: {metric} is no metric of {name}: there are {', '.join(known)}")
-        weights = metrics.bootstrap_weights(len(both[0].ids), seed=seed)
+        weights = intervals.bootstrap_weights(len(both[0].ids), seed=seed)
         wanted = pairs or [(metric, metric) for metric in left if metric in right]
         found[name] = {
-            x if x == y else f"{x}-{y}": metrics.estimate_difference(left[x], right[y], weights) for x, y in wanted
+            x if x == y else f"{x}-{y}": intervals.estimate_difference(left[x], right[y], weights) for x, y in wanted
         }
     return found
 
@@ -348,7 +348,7 @@ def _of_seeds(runs: list[Results], name: str, grading: str) -> dict[str, list[me
 def _figures(of_seeds: dict[str, list[metrics.Ratio | None]], signed: bool = False) -> dict[str, dict]:
     """Those that every seed has, estimated over the seeds."""
     found = {
-        metric: metrics.estimate_over_seeds(ratios, signed=signed or metric in SIGNED)
+        metric: intervals.estimate_over_seeds(ratios, signed=signed or metric in SIGNED)
         for metric, ratios in of_seeds.items()
         if all(ratio and ratio.count for ratio in ratios)
     }

@@ -184,16 +184,17 @@ def test_generated_puzzles_of_another_split_are_other_ones():
     test, other = (load(f"knights_knaves/3{split}", max_problems=10) for split in ("", "@validation"))
     assert {row["benchmark"] for row in other} == {"knights_knaves/3@validation"} and len(other) == 10
     assert not {row["problem"] for row in test} & {row["problem"] for row in other}
-    sources = [
-        benchmarks.resolve("knights_knaves/choice", {name: "x.jsonl"})
-        for name in ("Knights-Knaves", "knights_knaves/4")
-    ]
-    assert [(one.name, one.people) for one in sources] == [
-        ("knights_knaves/choice", 0),
-        ("knights_knaves/4/choice", 4),
-    ]
     with pytest.raises(ValueError, match="has no splits: leave out @validation"):
         benchmarks.resolve("knights_knaves/3@validation", {"knights_knaves/3@validation": "x.jsonl"})
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [("Knights-Knaves", ("knights_knaves/choice", 0)), ("knights_knaves/4", ("knights_knaves/4/choice", 4))],
+)
+def test_a_file_stands_in_for_the_choices_that_are_made_of_it(key, found):
+    source = benchmarks.resolve("knights_knaves/choice", {key: "x.jsonl"})
+    assert (source.name, source.people, source.file) == (*found, "x.jsonl")
 
 
 def test_inhabitants_may_have_any_names(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from made_samples import HEADER, HOSTILE, made_samples, write_run
 
-from gsr_rl.metrics import bootstrap_weights
+from gsr_rl.intervals import bootstrap_weights
 from gsr_rl.problem_values import ProblemValues
 from gsr_rl.report import figure, report_markdown, seeds_markdown
 from gsr_rl.report_html import examples, report_html

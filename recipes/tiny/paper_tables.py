@@ -100,7 +100,7 @@ def section(config: dict, arms: dict[str, Arm]) -> list[str]:
 
 def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
     """Arms as rows, each over all its problems and then over each family."""
-    from gsr_rl.metrics import estimate_over_seeds
+    from gsr_rl.intervals import estimate_over_seeds
     from gsr_rl.report import figure, markdown_table
 
     parts = sorted({part for arm in arms.values() for part in arm.frames[0]["part"]})
@@ -145,7 +145,8 @@ def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tu
 
     The verdict is empty where the arm has no such part.
     """
-    from gsr_rl.metrics import bootstrap_weights, estimate, estimate_over_seeds, share
+    from gsr_rl.intervals import bootstrap_weights, estimate, estimate_over_seeds
+    from gsr_rl.metrics import share
 
     (new, high), (old, low) = claim["new"], claim["old"]
     ratios = []
@@ -200,7 +201,7 @@ def share_of_sets(seeds: list[dict]) -> dict:
 
     At least Wilson's interval. Which problem a set is of is not kept with the figures, so each is drawn for itself.
     """
-    from gsr_rl.metrics import RESAMPLES, wilson
+    from gsr_rl.intervals import RESAMPLES, wilson
 
     sets, shares = (np.array([one[key] for one in seeds]) for key in ("n", "selfref"))
     value = float(sets @ shares / sets.sum())
@@ -215,7 +216,7 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
     """A plot of refinement, vote and gap against K (`candidates`), `parameters` or pass@1 (`accuracy`)."""
     import matplotlib
 
-    from gsr_rl.metrics import estimate_over_seeds
+    from gsr_rl.intervals import estimate_over_seeds
     from gsr_rl.run_folder import atomic_path
 
     matplotlib.use("Agg")
@@ -254,7 +255,7 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
 
 def readme_block(config: dict, results: Path, seeds: list[int]) -> str:
     """The demo's arms by the main figures, and its claims."""
-    from gsr_rl.metrics import estimate_over_seeds
+    from gsr_rl.intervals import estimate_over_seeds
     from gsr_rl.report import figure, markdown_table
 
     arms = load(config, results, seeds)

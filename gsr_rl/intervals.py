@@ -1,0 +1,174 @@
+"""95 % intervals of the ratios of gsr_rl/metrics.py: one bootstrap over problems serves all, paired by construction.
+
+Where few problems tell, it is too narrow, and Wilson's and Newcombe's intervals are the least: docs/evaluation.md.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from gsr_rl.metrics import DIGITS, Ratio, difference, scored_on_both
+
+RESAMPLES = 2000
+Z95 = 1.959963984540054
+FEW = 15  # with fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90
+# instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 87 on
+_UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
+
+
+def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each problem is in each resample: shape (resamples, problems), read-only. Rows sum to `num_problems`.
+
+    Statistics that share these weights are resampled together, that is, paired.
+    """
+    return _drawn_weights(num_problems, resamples, seed)
+
+
+@lru_cache(maxsize=4)  # a table asks for the same again and again: over all problems and over parts of them
+def _drawn_weights(num_problems: int, resamples: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    weights = np.empty((resamples, num_problems))
+    for row in range(resamples):
+        drawn = rng.integers(0, num_problems, size=num_problems)
+        weights[row] = np.bincount(drawn, minlength=num_problems)
+    weights.flags.writeable = False
+    return weights
+
+
+def _resampled(ratio: Ratio, weights: np.ndarray) -> np.ndarray:
+    """The statistic in each resample, shape (resamples,); NaN where the denominator is 0.
+
+    The sums are of whole numbers, so they are the same whatever the order in which a machine and its threads add.
+    """
+    top, bottom = (weights @ np.rint(part * _UNIT) for part in (ratio.numerator, ratio.denominator))
+    return np.divide(top, bottom, out=np.full_like(top, math.nan), where=bottom > 0)
+
+
+def _summary(value: float, low: float, high: float) -> dict[str, float | None]:
+    def number(x: float) -> float | None:
+        return None if math.isnan(x) else round(x, DIGITS)
+
+    return {"value": number(value), "low": number(low), "high": number(high)}
+
+
+def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return math.nan, math.nan
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson(value: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share `value` in [0, 1] of `n` trials, n > 0."""
+    centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+
+
+def _trials(ratio: Ratio) -> float:
+    """How many trials a ratio stands for: its denominator, or fewer where problems count more than once."""
+    return min(ratio.count, ratio.count**2 / math.fsum(ratio.denominator**2))
+
+
+def _newcombe(up: float, down: float, n_up: float, n_down: float) -> tuple[float, float]:
+    """Newcombe's 95 % interval of the difference of two shares, from their Wilson intervals."""
+    (low_up, high_up), (low_down, high_down) = wilson(up, n_up), wilson(down, n_down)
+    low = up - down - math.hypot(up - low_up, high_down - down)
+    high = up - down + math.hypot(high_up - up, down - low_down)
+    return max(-1.0, low), min(1.0, high)
+
+
+def _widened(interval: tuple[float, float], least: tuple[float, float]) -> tuple[float, float]:
+    return min(least[0], interval[0]), max(least[1], interval[1])
+
+
+def _is_too_narrow(interval: tuple[float, float], ratio: Ratio, *ends: float) -> bool:
+    """Whether few problems are off one of the `ends`, values that a problem can have, or none is off the others."""
+    parts = (ratio.numerator - end * ratio.denominator for end in ends)
+    off = min(np.count_nonzero(np.rint(part * _UNIT)) for part in parts)
+    return off < FEW or interval[0] >= interval[1]
+
+
+def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float, float]:
+    """Where the bootstrap of a share is too narrow, widened to Wilson's of as many trials."""
+    if not _is_too_narrow(interval, ratio, 0, 1):
+        return interval
+    return _widened(interval, wilson(ratio.value, _trials(ratio)))
+
+
+def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[float, float]:
+    """Where the bootstrap of a difference is, widened to Newcombe's of how much problems are better and worse."""
+    if not _is_too_narrow(interval, signed, -1, 0, 1):
+        return interval
+    most = 2.0 if (np.abs(signed.numerator) > signed.denominator * 1.001).any() else 1.0  # of two gaps: up to 2
+    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count / most for sign in (1, -1))
+    low, high = _newcombe(up, down, *[_trials(signed)] * 2)
+    return _widened(interval, (most * low, most * high))
+
+
+def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[str, float | None]:
+    """`{"value", "low", "high", "n"}`: the statistic, its 95 % interval, its denominator.
+
+    Bootstrap over problems. With fewer than `FEW` problems off 0, or off 1, it is too narrow, down to no width at all,
+    and Wilson's interval is the least; so too where all problems are the same. All None without any scored problem.
+
+    Args:
+        signed: It is a difference: see `estimate_difference`.
+    """
+    value = ratio.value
+    if math.isnan(value):
+        low = high = math.nan
+    else:
+        widened = _at_least_newcombe if signed else _at_least_wilson
+        low, high = widened(_percentiles(_resampled(ratio, weights)), ratio)
+    return _summary(value, low, high) | {"n": round(ratio.count, DIGITS)}
+
+
+def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dict[str, float | None]:
+    """`{"value", "low", "high"}` of `first` - `second`, paired by problem: over those that are scored on both sides.
+
+    Bootstrap over problems. With fewer than `FEW` problems that differ, or that differ by less than all, its interval
+    is too narrow, down to none at all, and Newcombe's is the least. So too of two rates over different problems, where
+    one of them has fewer than `FEW` problems off 0, or off 1.
+    """
+    first, second = scored_on_both(first, second)
+    value = first.value - second.value
+    if math.isnan(value):
+        return _summary(value, math.nan, math.nan)
+    interval = _percentiles(_resampled(first, weights) - _resampled(second, weights))
+    if np.array_equal(first.denominator, second.denominator):
+        return _summary(value, *_at_least_newcombe(interval, difference(first, second)))
+    rates = (first, second)
+    if all((rate.numerator >= 0).all() for rate in rates) and any(_is_too_narrow(interval, r, 0, 1) for r in rates):
+        interval = _widened(interval, _newcombe(first.value, second.value, _trials(first), _trials(second)))
+    return _summary(value, *interval)
+
+
+def estimate_over_seeds(
+    ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0, signed: bool = False
+) -> dict:
+    """The mean over several seeds' runs on the same problems, resampling seeds and problems.
+
+    At least Wilson's interval, or for a difference Newcombe's, where few problems tell, as in `estimate`: of one
+    seed's problems, as they are the same ones.
+
+    Args:
+        ratios: The statistic of each seed.
+        signed: It is a difference: 0 everywhere is no share of 0.
+
+    Returns:
+        `{"value", "low", "high", "seeds": [value of each seed]}`.
+    """
+    values = [ratio.value for ratio in ratios]
+    each = {"seeds": [round(v, DIGITS) for v in values]}
+    weights = bootstrap_weights(len(ratios[0].numerator), resamples, seed)
+    draws = np.stack([_resampled(ratio, weights) for ratio in ratios], axis=1)  # (resamples, seeds)
+    chosen = np.random.default_rng(seed + 1).integers(0, len(ratios), size=draws.shape)
+    interval = _percentiles(np.take_along_axis(draws, chosen, axis=1).mean(axis=1))
+    if not any(map(math.isnan, values)):
+        mean = Ratio(*(np.mean([vars(r)[part] for r in ratios], axis=0) for part in ("numerator", "denominator")))
+        interval = (_at_least_newcombe if signed else _at_least_wilson)(interval, mean)
+    return _summary(sum(values) / len(values), *interval) | each
