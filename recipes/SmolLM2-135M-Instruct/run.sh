@@ -21,9 +21,9 @@ step() { # MARK COMMAND...: until the mark is there; the log is kept
   "${@:2}" >> "$runs/logs/$(basename "$(dirname "$1")").log" 2>&1
 }
 
-evaluate() { # NAME MODEL [KEYS...]
-  step $runs/eval_$1/report.md $python recipes/eval_gsr.py --config $yaml/eval.yaml --model $2 \
-    --output_dir $runs/eval_$1 "${test[@]}" "${@:3}"
+evaluate() { # YAML NAME MODEL [KEYS...]
+  step $runs/$1_$2/report.md $python recipes/eval_gsr.py --config $yaml/$1.yaml --model $3 \
+    --output_dir $runs/$1_$2 "${test[@]}" "${@:4}"
 }
 
 # by itself the model boxes no answer: worked sums teach it the form of a solution
@@ -36,14 +36,11 @@ step $runs/distill/sft_rows.jsonl $python recipes/distill_gsr.py --config $yaml/
   --output_dir $runs/distill
 step $runs/sft/model.safetensors $python recipes/sft_gsr.py --config $yaml/sft.yaml \
   --dataset_name $runs/distill/sft_rows.jsonl --output_dir $runs/sft
-evaluate base $sums/base
-evaluate sft $runs/sft --candidates_from $runs/eval_base/samples.parquet
+evaluate eval base $sums/base
+evaluate eval sft $runs/sft --candidates_from $runs/eval_base/samples.parquet
 step $runs/grpo/model.safetensors $launch --config_file accelerate_configs/zero3_cpu.yaml recipes/grpo_gsr.py \
   --config $yaml/grpo.yaml "${train[@]}" "${steps[@]}" --model_name_or_path $runs/sft --output_dir $runs/grpo
-evaluate grpo $runs/grpo --candidates_from $runs/eval_base/samples.parquet
+evaluate eval grpo $runs/grpo --candidates_from $runs/eval_base/samples.parquet
 if [[ $1 == chain_sum ]]; then # the same models on problems unlike those of training
-  for model in base sft grpo; do
-    step $runs/knights_$model/report.md $python recipes/eval_gsr.py --config $yaml/knights.yaml --model $runs/$model \
-      --output_dir $runs/knights_$model
-  done
+  for model in base sft grpo; do evaluate knights $model $runs/$model; done
 fi
