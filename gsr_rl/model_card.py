@@ -15,6 +15,7 @@ import yaml
 from gsr_rl.data_checks import LOCAL_SUFFIXES
 from gsr_rl.provenance import on_hub, read_provenance, shown_start
 from gsr_rl.report import INTERVALS, figure, main_metrics, markdown_table, run_lines
+from gsr_rl.run_folder import machine
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
 LONGEST_NAME = 80  # of a file under evaluations/
@@ -198,8 +199,7 @@ def _usage(name: str, settings: dict, adapter: bool) -> str:
 def _versions(versions: dict) -> str:
     hardware, launch = versions.get("hardware") or {}, versions.get("launch") or {}
     packages = [f"{key} {value}" for key, value in versions.items() if key not in ("hardware", "launch")]
-    devices = hardware.get("accelerators") or [f"{hardware.get('processor', 'unknown processor')}, no accelerator"]
-    trained_on = [*map(str, devices), *(f"{key}: {value}" for key, value in launch.items())]
+    trained_on = [machine(hardware), *(f"{key}: {value}" for key, value in launch.items())]
     return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join(trained_on)}"
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gsr_rl.run_folder import atomic_write, machine
 from gsr_rl.samples import FIRST
 
 NOTES = {
@@ -88,6 +89,8 @@ def settings_lines(summary: dict) -> list[str]:
     lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
     versions = summary.get("versions") or {}
     lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    if hardware := summary.get("hardware"):  # a table that is made again elsewhere keeps it
+        lines.append(f"sampled on: {machine(hardware)}")
     for key in ("reward_model", "candidates_from", "candidates_model"):
         if summary.get(key) not in (None, summary["model"]):
             lines.append(f"{key.replace('_', ' ')}: {summary[key]}")
@@ -214,7 +217,6 @@ def write_report(folder: str | Path, summary: dict, samples: list[dict] | None =
     """
     from gsr_rl.report_html import report_html
     from gsr_rl.report_plots import png
-    from gsr_rl.run_folder import atomic_write
 
     atomic_write(Path(folder) / "report.md", report_markdown(summary))
     atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))

@@ -83,6 +83,16 @@ def hardware() -> dict[str, object]:
     return {"processor": processor, "cores": cores, "accelerators": accelerators}
 
 
+def machine(hardware: dict) -> str:
+    """What `hardware` found, in a line: the accelerators, or the processor where there is none."""
+    accelerators = hardware.get("accelerators")
+    return (
+        ", ".join(accelerators)
+        if accelerators
+        else f"{hardware.get('processor', 'unknown processor')}, no accelerator"
+    )
+
+
 def plain(config: object) -> dict:
     """A configuration (a dataclass or a mapping) as a mapping of plain values, secrets left out."""
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)

@@ -18,6 +18,7 @@ HEADER = {
         "refinement": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 40},
     },
     "versions": {"gsr-rl": "0"},
+    "hardware": {"processor": "AMD EPYC", "cores": 2, "accelerators": []},
 }
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=alert(1)> {{ 7*7 }} </pre><h1>big</h1> & \\boxed{1}"

@@ -231,6 +231,14 @@ def test_samples_of_before_further_columns_still_make_tables(tmp_path):
     assert "selfref_none" in read_samples(path)[0]["methods"]
 
 
+def test_a_report_says_on_what_machine_its_samples_were_drawn(tmp_path):
+    write_run(tmp_path)
+    summary = summarise(metrics_from_samples(tmp_path))
+    assert "- sampled on: AMD EPYC, no accelerator\n" in report_markdown(summary)
+    two = summary["hardware"] | {"accelerators": ["NVIDIA H200", "NVIDIA H200"]}
+    assert "- sampled on: NVIDIA H200, NVIDIA H200\n" in report_markdown(summary | {"hardware": two})
+
+
 def test_a_report_says_what_was_not_asked_for(tmp_path):
     write_run(tmp_path)
     summary = summarise(metrics_from_samples(tmp_path))

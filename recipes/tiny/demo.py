@@ -72,6 +72,7 @@ def summarise(folder: Path, seconds: dict[str, float]) -> dict:
         "num_problems": runs["base"]["num_problems"],
         "seed": runs["sft"]["seed"],
         "versions": runs["base"]["versions"],
+        "hardware": runs["base"]["hardware"],
         "seconds": seconds,
     }
 
