@@ -37,10 +37,13 @@ step $runs/distill/sft_rows.jsonl $python recipes/distill_gsr.py --config $yaml/
 step $runs/sft/model.safetensors $python recipes/sft_gsr.py --config $yaml/sft.yaml \
   --dataset_name $runs/distill/sft_rows.jsonl --output_dir $runs/sft
 evaluate eval base $sums/base
-evaluate eval sft $runs/sft --candidates_from $runs/eval_base/samples.parquet
+base_sets=(--candidates_from $runs/eval_base/samples.parquet)
+evaluate eval sft $runs/sft "${base_sets[@]}" --compare_with $runs/eval_base
 step $runs/grpo/model.safetensors $launch --config_file accelerate_configs/zero3_cpu.yaml recipes/grpo_gsr.py \
   --config $yaml/grpo.yaml "${train[@]}" "${steps[@]}" --model_name_or_path $runs/sft --output_dir $runs/grpo
-evaluate eval grpo $runs/grpo --candidates_from $runs/eval_base/samples.parquet
+evaluate eval grpo $runs/grpo "${base_sets[@]}" --compare_with $runs/eval_sft
 if [[ $1 == chain_sum ]]; then # the same models on problems unlike those of training
-  for model in base sft grpo; do evaluate knights $model $runs/$model; done
+  evaluate knights base $runs/base
+  evaluate knights sft $runs/sft --compare_with $runs/knights_base
+  evaluate knights grpo $runs/grpo --compare_with $runs/knights_sft
 fi
