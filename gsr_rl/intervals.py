@@ -4,6 +4,7 @@ Where few problems tell, it is too narrow, and Wilson's and Newcombe's intervals
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -13,6 +14,18 @@ from gsr_rl.metrics import DIGITS, Ratio, difference, scored_on_both
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054
+T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+)  # Student's t by degrees of freedom from 1
 FEW = 15  # with fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90
 # instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 87 on
 _UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
@@ -99,11 +112,16 @@ def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float
     return _widened(interval, wilson(ratio.value, _trials(ratio)))
 
 
+def _most(ratio: Ratio) -> float:
+    """The most that a problem can have: 1, or 2 where it is the difference of two gaps."""
+    return 2.0 if (np.abs(ratio.numerator) > ratio.denominator * 1.001).any() else 1.0
+
+
 def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[float, float]:
     """Where the bootstrap of a difference is, widened to Newcombe's of how much problems are better and worse."""
     if not _is_too_narrow(interval, signed, -1, 0, 1):
         return interval
-    most = 2.0 if (np.abs(signed.numerator) > signed.denominator * 1.001).any() else 1.0  # of two gaps: up to 2
+    most = _most(signed)
     up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count / most for sign in (1, -1))
     low, high = _newcombe(up, down, *[_trials(signed)] * 2)
     return _widened(interval, (most * low, most * high))
@@ -150,10 +168,11 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
 def estimate_over_seeds(
     ratios: Sequence[Ratio], resamples: int = RESAMPLES, seed: int = 0, signed: bool = False
 ) -> dict:
-    """The mean over several seeds' runs on the same problems, resampling seeds and problems.
+    """The mean over several seeds' runs on the same problems, with what seeds and what problems leave open.
 
-    At least Wilson's interval, or for a difference Newcombe's, where few problems tell, as in `estimate`: of one
-    seed's problems, as they are the same ones.
+    The half widths of two intervals are added in squares: the bootstrap over problems of the seeds' mean, at least as
+    wide as Wilson's, or for a difference Newcombe's, where few problems tell (`estimate`); and Student's t of the
+    seeds' values, because resampling two or three of them shows only a part of how much seeds differ.
 
     Args:
         ratios: The statistic of each seed.
@@ -164,11 +183,23 @@ def estimate_over_seeds(
     """
     values = [ratio.value for ratio in ratios]
     each = {"seeds": [round(v, DIGITS) for v in values]}
+    value = math.fsum(values) / len(values)
+    if math.isnan(value):
+        return _summary(value, math.nan, math.nan) | each
     weights = bootstrap_weights(len(ratios[0].numerator), resamples, seed)
-    draws = np.stack([_resampled(ratio, weights) for ratio in ratios], axis=1)  # (resamples, seeds)
-    chosen = np.random.default_rng(seed + 1).integers(0, len(ratios), size=draws.shape)
-    interval = _percentiles(np.take_along_axis(draws, chosen, axis=1).mean(axis=1))
-    if not any(map(math.isnan, values)):
-        mean = Ratio(*(np.mean([vars(r)[part] for r in ratios], axis=0) for part in ("numerator", "denominator")))
-        interval = (_at_least_newcombe if signed else _at_least_wilson)(interval, mean)
-    return _summary(sum(values) / len(values), *interval) | each
+    interval = _percentiles(np.mean([_resampled(ratio, weights) for ratio in ratios], axis=0))
+    mean = Ratio(*(np.mean([vars(r)[part] for r in ratios], axis=0) for part in ("numerator", "denominator")))
+    interval = (_at_least_newcombe if signed else _at_least_wilson)(interval, mean)
+    most = max(_most(ratio) for ratio in ratios)
+    return _summary(value, *over_seeds(value, interval, values, (-most if signed else 0.0, most))) | each
+
+
+def over_seeds(
+    value: float, interval: tuple[float, float], seeds: Sequence[float], bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval of one set of seeds around their mean `value`, widened by how much the seeds' values differ."""
+    if len(seeds) < 2:
+        return interval
+    spread = T95[min(len(seeds) - 1, len(T95)) - 1] * statistics.stdev(seeds) / math.sqrt(len(seeds))
+    low, high = (math.hypot(value - end, spread) for end in interval)
+    return max(bounds[0], value - low), min(bounds[1], value + high)

@@ -216,6 +216,8 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
         count = spent[-1] / each if each else float(k)
         equal.append(metrics.maj_at_count(one.classes, one.correct, count))
         capped.append(float(spent[-1] * len(one.tokens) > most * sum(one.tokens)) if most else math.nan)
+        if one.right(index) == 0 and value == value:
+            result.rates["rescue_rate"].append((place, value, 1.0))
         if sample["skipped"]:
             continue
         if sample.get("copied") is not None:
@@ -223,8 +225,6 @@ def _refinements(result: ProblemValues, one: _Problem, place: int) -> None:
         if one.group(sample) is not None and sample.get("copied") is not None:
             known = {one.classes[i] for i in one.sets[index]}
             result.rates["novel_answer"].append((place, float(one.group(sample) not in known), 1.0))
-        if one.right(index) == 0 and value == value:
-            result.rates["rescue_rate"].append((place, value, 1.0))
     result.values[f"selfref@{k}"].append(mean(refined))
     result.values["refinement_gap"].append(mean(gaps))
     result.values["maj@tokens"].append(mean(equal))

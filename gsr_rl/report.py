@@ -160,8 +160,8 @@ def seeds_markdown(summary: dict) -> str:
     lines = [
         f"# Evaluation over {len(seeds)} runs",
         "",
-        f"K = {summary['k']}, seeds {', '.join(seeds)}. Percent with 95 % bootstrap intervals over seeds and "
-        "problems. Deviation, single seeds and differences are of any final answer.",
+        f"K = {summary['k']}, seeds {', '.join(seeds)}. Percent with 95 % intervals over seeds (Student's t) "
+        "and problems (bootstrap). Deviation, single seeds and differences are of any final answer.",
     ]
     header = ["", "any final answer", "boxed only", "deviation", *(f"seed {seed}" for seed in seeds), ""]
     for name in summary["benchmarks"]:

@@ -309,7 +309,7 @@ def _setting(header: dict, path: tuple[str, ...]):
 
 
 def over_seeds(runs: list[Results]) -> dict:
-    """The content of seeds.json: runs of several seeds on the same problems, resampling seeds and problems.
+    """The content of seeds.json: runs of several seeds on the same problems, intervals over seeds and problems.
 
     Returns:
         `k` and `seeds` (text); `benchmarks` (lenient) and `strict`, `{BENCHMARK: {METRIC: FIGURE}}`; lenient too,

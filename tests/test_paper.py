@@ -244,7 +244,7 @@ def test_the_plan_gives_the_hours_of_each_table_and_of_what_is_left(paper, clone
     lines = paper.plan(CONFIG, [clone, new], ["demo", "stages"]).splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     # of a seed: SFT 4, each GRPO arm 8 minutes; distillation half of 2 and each evaluation half of 1.5
-    assert cells[0] == ["demo", "3", "0.3", "0.3"] and cells[2][:3] == ["all", "5", "0.5"]
+    assert cells[0] == ["demo", "3", "0.3", "0.3"] and cells[2][:3] == ["all", "6", "0.6"]
     assert paper.plan(CONFIG, [clone], ["demo"]).splitlines()[2].split("|")[4].strip() == "0.0"
     assert set(CONFIG["minutes"]) >= {s.kind for arm in CONFIG["arms"] for s in clone.steps(arm)}
 
@@ -270,7 +270,7 @@ def test_readme_shows_test_problems_of_all_seeds_in_the_default_folder_and_nothi
     assert not write(results), "another folder"
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "RESULTS", results)
-    assert write(results) and "intervals over seeds are narrow" in readme.read_text()
+    assert write(results) and "Student's t of the seeds' values" in readme.read_text()
     one = results / "seed1" / "sft.json"
     test = one.read_text()
     assert not write(results, {one: test.replace('"split": "test"', '"split": "validation"')})

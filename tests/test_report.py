@@ -101,8 +101,9 @@ def test_a_table_over_seeds_has_both_gradings_the_controls_and_what_a_run_lacks(
 
 def test_a_difference_over_seeds_is_paired_by_problem(tmp_path):
     """Hard problems are hard for both sides: their difference varies less than that of unrelated shares."""
-    for seed in (0, 1):
-        write_run(tmp_path / f"{seed}", 200, seed=seed)
+    write_run(tmp_path / "0", 200)
+    header, samples = read_samples(tmp_path / "0" / "samples.parquet")
+    write_samples(tmp_path / "1" / "samples.parquet", samples, header | {"seed": 1})  # the seeds themselves are alike
     over = over_seeds([metrics_from_samples(tmp_path / f"{seed}") for seed in (0, 1)])
     width = {
         key: one["high"] - one["low"]
@@ -237,6 +238,22 @@ def test_a_report_says_on_what_machine_its_samples_were_drawn(tmp_path):
     assert "- sampled on: AMD EPYC, no accelerator\n" in report_markdown(summary)
     two = summary["hardware"] | {"accelerators": ["NVIDIA H200", "NVIDIA H200"]}
     assert "- sampled on: NVIDIA H200, NVIDIA H200\n" in report_markdown(summary | {"hardware": two})
+
+
+def test_what_was_not_asked_for_counts_as_wrong_in_the_rescue_rate_too(tmp_path):
+    write_run(tmp_path, 100)
+    path = tmp_path / "samples.parquet"
+    header, samples = read_samples(path)
+    right = {(s["problem_id"], s["index"]): s["correct_lenient"] for s in samples if s["method"] == "direct"}
+    for sample in samples:
+        without = not any(right[sample["problem_id"], index] for index in sample["candidates"] or [])
+        if sample["method"] == "selfref" and without and not sample["correct_lenient"]:
+            sample["skipped"] = True
+    write_samples(path, samples, header)
+    summary = summarise(metrics_from_samples(tmp_path))
+    rescued, none_right = summary["benchmarks"]["made"]["rescue_rate"], summary["by_num_correct"]["made"]["0"]
+    assert 2 * rescued["n"] == none_right["n"] > 20, "two sets a problem"
+    assert rescued["value"] == pytest.approx(none_right["selfref"], abs=1e-6) and rescued["value"] < 0.5
 
 
 def test_a_report_says_what_was_not_asked_for(tmp_path):

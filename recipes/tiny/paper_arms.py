@@ -38,6 +38,12 @@ class Arm:
             share(frame[column] if part is None else frame[frame["part"] == part][column]) for frame in self.frames
         ]
 
+    def estimate(self, column: str, part: str | None = None) -> dict:
+        """A column over all seeds, `{"value", "low", "high", "seeds"}`."""
+        from gsr_rl.intervals import estimate_over_seeds
+
+        return estimate_over_seeds(self.shares(column, part), signed=column == "refinement_gap")
+
     def mean(self, *keys: str) -> float:
         """The mean over seeds of a number in the settings."""
         total = 0
