@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SmolLM2 from the plain model to joint GRPO, after `make smollm2`. A step whose result is there is not run again.
-#   bash recipes/SmolLM2-135M-Instruct/run.sh chain_sum                # sums, about an hour on two cores
+#   bash recipes/SmolLM2-135M-Instruct/run.sh chain_sum                # sums, 60 to 100 minutes on two cores
 #   bash recipes/SmolLM2-135M-Instruct/run.sh gsm8k TRAIN TEST         # GSM8K from two local files, half an hour
 set -euo pipefail
 recipe=recipes/SmolLM2-135M-Instruct sums=runs/SmolLM2-chain_sum
