@@ -15,7 +15,7 @@ class Benchmark:
         hub: Data set on the Hub; with `config`, `split` and the columns `problem` and `answer`.
         rows: Accepted numbers of problems.
         form: Of its answers, a key of `FORMS`.
-        answers: Fingerprint of its sorted answers, for sets of integers of which two have equally many.
+        answers: Fingerprint of its sorted answers, for sets of integers whose answers are known here.
         aliases: Other names that are understood; capitals, dashes and underscores make no difference.
         about: What it is, in words.
     """
@@ -66,7 +66,7 @@ BENCHMARKS = {
     ),
     "gsm8k": Benchmark(
         "openai/gsm8k", "test", (1319,), "integer", "GSM8K's test split", config="main", problem="question",
-        aliases=("gsm8k_test",),
+        answers="991b0202b079", aliases=("gsm8k_test",),
     ),
     "minerva": Benchmark(
         "math-ai/minervamath", "test", (272,), "latex", "the science and engineering problems of Minerva's paper",

@@ -205,6 +205,8 @@ def _keys_of_a_file(problem_config) -> dict:
 def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
     """What is wrong with the rows of a set of the manifest.
 
+    Of the answers only integers are known here, by their fingerprint.
+
     Args:
         source: With `known`.
         number: Rows that were read, also those that were not usable.
@@ -231,18 +233,23 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
                 f"benchmarks: an answer of {source.name} is {words}, but that of problem {place} of {where} "
                 f"({row['id']}) is {row['answer'][:60]!r}: it is another set, or another column holds the answers"
             ]
-    if known.answers:
-        found = answers_fingerprint([row["answer"] for row in rows])
-        if found != known.answers:
-            for name, one in BENCHMARKS.items():
-                if found == one.answers:
-                    return [f"benchmarks: {where} holds the answers of {name}, not of {source.name}: name it {name}"]
-            own = "rename the file, and give that" if source.file else f"--benchmarks {where}@{known.split}"
-            return [
-                f"benchmarks: {where} has other answers than {source.name} ({known.about}): give the right file, or "
-                f"evaluate this one under another name ({own})"
-            ]
-    return []
+    answers = [row["answer"] for row in rows]
+    if not all(re.fullmatch(FORMS["integer"][0], answer.strip()) for answer in answers):
+        return []
+    found = answers_fingerprint(answers)
+    if found == known.answers:
+        return []
+    for name, one in BENCHMARKS.items():
+        if found == one.answers:
+            return [f"benchmarks: {where} holds the answers of {name}, not of {source.name}: name it {name}"]
+    if not known.answers and pattern:
+        return []
+    has = "other answers than" if pattern else "integers alone as answers, unlike"
+    own = "rename the file, and give that" if source.file else f"--benchmarks {where}@{known.split}"
+    return [
+        f"benchmarks: {where} has {has} {source.name} ({known.about}): give the right file, or evaluate this one "
+        f"under another name ({own})"
+    ]
 
 
 def answers_fingerprint(answers: list[str]) -> str:

@@ -96,7 +96,7 @@ def test_a_file_of_the_hubs_own_columns_loads_as_one_of_ours(tmp_path):
 
 
 def test_the_columns_and_the_unusable_rows_of_a_benchmarks_file_are_as_the_keys_say(tmp_path):
-    path = write(tmp_path, [*range(29), ""], "expected")
+    path = write(tmp_path, [*range(28), r"\frac12", ""], "expected")
     with pytest.raises(ValueError, match=r"looked for answer or solution.*--answer_column"):
         load("hmmt", path)
     with pytest.raises(ValueError, match=r"row 30: no usable answer .*--unusable_rows drop"):
@@ -138,6 +138,17 @@ def test_other_answers_than_the_known_ones_are_refused_and_go_by_another_name(tm
     with pytest.raises(ValueError, match=r"under another name \(--benchmarks HuggingFaceH4/aime_2024@train\)"):
         load("aime24")
     assert len(load("HuggingFaceH4/aime_2024@train")) == 30
+
+
+def test_a_set_of_integers_is_no_set_of_other_answers_with_as_many_problems(tmp_path):
+    with pytest.raises(ValueError, match=r"aime24.jsonl holds the answers of aime24, not of hmmt: name it aime24"):
+        load("hmmt", path_of("aime24"))
+    with pytest.raises(ValueError, match=r"rows.jsonl has integers alone as answers, unlike minerva .*: give the"):
+        load("minerva", write(tmp_path, range(272)))
+    with pytest.raises(ValueError, match=r"rows.jsonl has other answers than gsm8k \(GSM8K's test split\)"):
+        load("gsm8k", write(tmp_path, range(1319)))
+    assert len(load("hmmt", write(tmp_path, [*range(29), r"\frac12"]))) == 30
+    assert len(load("amc22-23", write(tmp_path, range(83)))) == 83, "its answers are not known here"
 
 
 def test_answers_are_told_apart_whatever_their_spelling_and_order():
@@ -256,14 +267,14 @@ def test_a_set_that_the_hub_does_not_give_names_the_local_file_as_mend(monkeypat
 
 
 def test_the_hub_is_asked_for_the_sets_own_split_and_columns(monkeypatch):
-    asked = []
+    asked, answers = [], [row["answer"] for row in rows_of("gsm8k_test")]
 
     def rows(config, options):
         asked.append((config.dataset_name, config.dataset_split, config.dataset_config))
-        return iter([{"question": f"Is it {place}?", "answer": f"so\n#### {place}"} for place in range(1319)])
+        return iter([{"question": f"Is it {n}?", "answer": f"so\n#### {answer}"} for n, answer in enumerate(answers)])
 
     monkeypatch.setattr("gsr_rl.hub_sets.read_hub", rows)
-    assert [row["answer"] for row in load("gsm8k", max_problems=3)] == ["0", "1", "2"]
+    assert [row["answer"] for row in load("gsm8k", max_problems=3)] == answers[:3]
     assert asked == [("openai/gsm8k", "test", "main")]
 
 

@@ -320,6 +320,17 @@ def test_arms_of_sft_had_the_same_rows_and_steps_or_the_same_tokens(number):
     assert read("sft_right")["optimizer_steps"] == pytest.approx(sft["optimizer_steps"], rel=0.01)
 
 
+def test_continued_sft_took_the_tokens_of_joint_grpo():
+    """On the seeds on which it has been run."""
+    files = sorted(COMMITTED.glob("seed*/sft_compute.json"))
+    for path in files:
+        tokens = [
+            json.loads(path.with_name(f"{arm}.json").read_text())["training_tokens"] for arm in ("sft_compute", "grpo")
+        ]
+        assert tokens[0] == pytest.approx(tokens[1], rel=0.03), path
+    assert files
+
+
 def select_rows(tmp_path, monkeypatch, *words: str) -> None:
     monkeypatch.setattr("sys.argv", ["select_rows.py", "--output_dir", str(tmp_path), *words])
     runpy.run_path(str(TINY / "select_rows.py"), run_name="__main__")
