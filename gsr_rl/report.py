@@ -99,12 +99,18 @@ def settings_lines(summary: dict) -> list[str]:
 
 def metric_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of a benchmark's main table: metric, both gradings, n, what it is; then the differences, each `paired`."""
-    k, strict = summary["k"], summary["strict"][name]
+    k, strict, paired = summary["k"], summary["strict"][name], strict_differences(summary, name)
     rows = [
         [metric, figure(one), figure(strict.get(metric)), f"{one['n']:g}", note(metric, k)]
         for metric, one in summary["benchmarks"][name].items()
     ]
-    return rows + [[key, figure(one), "", "", "paired"] for key, one in summary["differences"][name].items()]
+    differences = summary["differences"][name].items()
+    return rows + [[key, figure(one), figure(paired.get(key)), "", "paired"] for key, one in differences]
+
+
+def strict_differences(summary: dict, name: str) -> dict[str, dict]:
+    """Paired differences under strict grading; the first eval.json lack them."""
+    return summary.get("strict_differences", {}).get(name, {})
 
 
 def num_correct_rows(summary: dict, name: str) -> list[list[str]]:
@@ -161,7 +167,7 @@ def seeds_markdown(summary: dict) -> str:
         f"# Evaluation over {len(seeds)} runs",
         "",
         f"K = {summary['k']}, seeds {', '.join(seeds)}. Percent with 95 % intervals over seeds (Student's t) "
-        "and problems (bootstrap). Deviation, single seeds and differences are of any final answer.",
+        "and problems (bootstrap). Deviation and single seeds are of any final answer.",
     ]
     header = ["", "any final answer", "boxed only", "deviation", *(f"seed {seed}" for seed in seeds), ""]
     for name in summary["benchmarks"]:
@@ -174,12 +180,12 @@ def seeds_markdown(summary: dict) -> str:
 
 def seed_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of a benchmark's table over seeds: each metric, both gradings; then the differences, each `paired`."""
-    k, strict = summary["k"], summary["strict"][name]
+    k, strict, boxed = summary["k"], summary["strict"][name], strict_differences(summary, name)
     shares = [(m, one, figure(strict.get(m)), note(m, k)) for m, one in summary["benchmarks"][name].items()]
-    paired = [(key, one, "", "paired") for key, one in summary["differences"][name].items()]
+    paired = [(key, one, figure(boxed.get(key)), "paired") for key, one in summary["differences"][name].items()]
     return [
-        [label, figure(one), boxed, points(one["sd"]), *map(points, one["seeds"]), what]
-        for label, one, boxed, what in shares + paired
+        [label, figure(one), second, points(one["sd"]), *map(points, one["seeds"]), what]
+        for label, one, second, what in shares + paired
     ]
 
 

@@ -103,15 +103,20 @@ def _counts(samples: list[dict]) -> dict[str, float]:
 
 
 def summarise(results: Results) -> dict:
-    """The content of eval.json: lenient grading in `benchmarks`, strict in `strict`, paired differences, settings."""
-    tables = ("benchmarks", "strict", "differences", "by_num_correct", "by_k", "tokens", "runs", "power")
+    """The content of eval.json: figures and paired differences under both gradings, what else is lenient, settings."""
+    gradings = (("lenient", "benchmarks", "differences"), ("strict", "strict", "strict_differences"))
+    tables = [table for _, *two in gradings for table in two] + ["by_num_correct", "by_k", "tokens", "runs", "power"]
     summary = results.header | {"names": results.names} | {table: {} for table in tables}
-    for grading, target in zip(GRADINGS, ("benchmarks", "strict"), strict=True):
+    for grading, target, paired in gradings:
         for name, values in results.problems[grading].items():
             weights = intervals.bootstrap_weights(len(values.ids), seed=results.header["seed"])
             ratios = values.ratios()
             summary[target][name] = {
                 metric: intervals.estimate(ratio, weights, signed=metric in SIGNED) for metric, ratio in ratios.items()
+            }
+            summary[paired][name] = {
+                f"{x}-{y}": intervals.estimate_difference(ratios[x], ratios[y], weights)
+                for x, y in wanted_pairs(values.k, ratios)
             }
             if grading == "lenient":
                 _add_details(summary, name, values, ratios, weights)
@@ -120,11 +125,6 @@ def summarise(results: Results) -> dict:
 
 def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, weights) -> None:
     """What is given under lenient grading only."""
-    k = values.k
-    pairs = wanted_pairs(k, ratios)
-    summary["differences"][name] = {
-        f"{x}-{y}": intervals.estimate_difference(ratios[x], ratios[y], weights) for x, y in pairs
-    }
     if "refinement_gap" in ratios:
         summary["by_num_correct"][name] = values.by_num_correct(weights)
     summary["by_k"][name] = {
@@ -137,7 +137,7 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     }
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
-    apart = summary["num_candidate_sets"] * k <= summary["num_samples"]  # then sets share no candidate
+    apart = summary["num_candidate_sets"] * values.k <= summary["num_samples"]  # then sets share no candidate
     summary["runs"][name] = {
         metric: runs_of(groups, independent=apart or metric == "pass@1") for metric, groups in values.runs.items()
     }
@@ -312,23 +312,28 @@ def over_seeds(runs: list[Results]) -> dict:
     """The content of seeds.json: runs of several seeds on the same problems, intervals over seeds and problems.
 
     Returns:
-        `k` and `seeds` (text); `benchmarks` (lenient) and `strict`, `{BENCHMARK: {METRIC: FIGURE}}`; lenient too,
-        `differences`, paired, `{BENCHMARK: {"X-Y": FIGURE}}`, and `missing`, `{BENCHMARK: {METRIC: [seeds]}}`, what is
-        left out and the seeds without it. FIGURE is `{"value", "low", "high", "seeds": [...], "sd"}`, `sd` that of the
-        seeds' values.
+        `k` and `seeds` (text); `benchmarks` (lenient) and `strict`, `{BENCHMARK: {METRIC: FIGURE}}`; paired,
+        `differences` and `strict_differences`, `{BENCHMARK: {"X-Y": FIGURE}}`; and `missing`,
+        `{BENCHMARK: {METRIC: [seeds]}}`, what is left out under lenient grading and the seeds without it. FIGURE is
+        `{"value", "low", "high", "seeds": [...], "sd"}`, `sd` that of the seeds' values.
 
     Raises:
         ValueError: The runs differ in more than the seed and the model that was trained with it, or a seed repeats.
     """
     _check_seeds(runs)
     k, seeds = runs[0].header["k"], [str(run.header["seed"]) for run in runs]
-    summary: dict = {"k": k, "seeds": seeds, "benchmarks": {}, "strict": {}, "differences": {}, "missing": {}}
+    tables = ("benchmarks", "strict", "differences", "strict_differences", "missing")
+    summary: dict = {"k": k, "seeds": seeds} | {table: {} for table in tables}
     for name in runs[0].problems["lenient"]:
         lenient, strict = (_of_seeds(runs, name, grading) for grading in GRADINGS)
-        pairs = wanted_pairs(k, [metric for metric, ratios in lenient.items() if all(ratios)])
-        differences = {f"{x}-{y}": [*map(metrics.difference, lenient[x], lenient[y])] for x, y in pairs}
-        summary["benchmarks"][name], summary["strict"][name] = _figures(lenient), _figures(strict)
-        summary["differences"][name] = _figures(differences, signed=True)
+        for found, target, paired in (
+            (lenient, "benchmarks", "differences"),
+            (strict, "strict", "strict_differences"),
+        ):
+            pairs = wanted_pairs(k, [metric for metric, ratios in found.items() if all(ratios)])
+            differences = {f"{x}-{y}": [*map(metrics.difference, found[x], found[y])] for x, y in pairs}
+            summary[target][name] = _figures(found)
+            summary[paired][name] = _figures(differences, signed=True)
         summary["missing"][name] = {
             metric: [seed for seed, ratio in zip(seeds, ratios, strict=True) if not ratio]
             for metric, ratios in lenient.items()
