@@ -14,18 +14,8 @@ from gsr_rl.metrics import DIGITS, Ratio, difference, scored_on_both
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054
-T95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-)  # Student's t by degrees of freedom from 1
+# Student's t of 95 %, by degrees of freedom from 1 on
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 FEW = 15  # with fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90
 # instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 87 on
 _UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
@@ -191,10 +181,10 @@ def estimate_over_seeds(
     mean = Ratio(*(np.mean([vars(r)[part] for r in ratios], axis=0) for part in ("numerator", "denominator")))
     interval = (_at_least_newcombe if signed else _at_least_wilson)(interval, mean)
     most = max(_most(ratio) for ratio in ratios)
-    return _summary(value, *over_seeds(value, interval, values, (-most if signed else 0.0, most))) | each
+    return _summary(value, *widen_by_seeds(value, interval, values, (-most if signed else 0.0, most))) | each
 
 
-def over_seeds(
+def widen_by_seeds(
     value: float, interval: tuple[float, float], seeds: Sequence[float], bounds: tuple[float, float]
 ) -> tuple[float, float]:
     """The interval of one set of seeds around their mean `value`, widened by how much the seeds' values differ."""

@@ -85,12 +85,8 @@ def hardware() -> dict[str, object]:
 
 def machine(hardware: dict) -> str:
     """What `hardware` found, in a line: the accelerators, or the processor where there is none."""
-    accelerators = hardware.get("accelerators")
-    return (
-        ", ".join(accelerators)
-        if accelerators
-        else f"{hardware.get('processor', 'unknown processor')}, no accelerator"
-    )
+    processor = f"{hardware.get('processor', 'unknown processor')}, no accelerator"
+    return ", ".join(map(str, hardware.get("accelerators") or [processor]))
 
 
 def plain(config: object) -> dict:

@@ -82,7 +82,7 @@ def test_a_table_over_seeds_has_both_gradings_the_controls_and_what_a_run_lacks(
         write_samples(tmp_path / f"{seed}" / "samples.parquet", kept, header)
     runs = [metrics_from_samples(tmp_path / f"{seed}") for seed in (0, 1, 2)]
     singles, over = [*map(summarise, runs)], over_seeds(runs)
-    for part in ("benchmarks", "strict", "differences"):
+    for part in ("benchmarks", "strict", "differences", "strict_differences"):
         wanted = {metric for metric in singles[0][part]["made"] if "selfref_none" not in metric}
         assert set(over[part]["made"]) == wanted
         for metric, one in over[part]["made"].items():

@@ -194,12 +194,12 @@ def share_of_sets(seeds: list[dict]) -> dict:
 
     Wilson's interval, and the spread of the seeds, which weigh as many as they have sets.
     """
-    from gsr_rl.intervals import over_seeds, wilson
+    from gsr_rl.intervals import widen_by_seeds, wilson
 
     sets = sum(one["n"] for one in seeds)
     value = sum(one["n"] * one["selfref"] for one in seeds) / sets
     each = [value + one["n"] * len(seeds) / sets * (one["selfref"] - value) for one in seeds]
-    low, high = over_seeds(value, wilson(value, sets), each, (0.0, 1.0))
+    low, high = widen_by_seeds(value, wilson(value, sets), each, (0.0, 1.0))
     return {"value": value, "low": low, "high": high}
 
 
