@@ -14,6 +14,9 @@ from gsr_rl.samples import GRADINGS, check_same_problems, read_samples, samples_
 COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "index", "round", "order", "repeat"]
 COLUMNS += ["candidates", "chosen", "copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
 COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
+# A grading, the table of its figures and that of their paired differences.
+UNDER = (("lenient", "benchmarks", "differences"), ("strict", "strict", "strict_differences"))
+FIGURES = [table for _, *two in UNDER for table in two]
 NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
                "order_disagreement", "resample_disagreement", "order_sensitivity", "maj@tokens_capped")  # fmt: skip
 
@@ -104,10 +107,9 @@ def _counts(samples: list[dict]) -> dict[str, float]:
 
 def summarise(results: Results) -> dict:
     """The content of eval.json: figures and paired differences under both gradings, what else is lenient, settings."""
-    gradings = (("lenient", "benchmarks", "differences"), ("strict", "strict", "strict_differences"))
-    tables = [table for _, *two in gradings for table in two] + ["by_num_correct", "by_k", "tokens", "runs", "power"]
+    tables = (*FIGURES, "by_num_correct", "by_k", "tokens", "runs", "power")
     summary = results.header | {"names": results.names} | {table: {} for table in tables}
-    for grading, target, paired in gradings:
+    for grading, target, paired in UNDER:
         for name, values in results.problems[grading].items():
             weights = intervals.bootstrap_weights(len(values.ids), seed=results.header["seed"])
             ratios = values.ratios()
@@ -322,21 +324,18 @@ def over_seeds(runs: list[Results]) -> dict:
     """
     _check_seeds(runs)
     k, seeds = runs[0].header["k"], [str(run.header["seed"]) for run in runs]
-    tables = ("benchmarks", "strict", "differences", "strict_differences", "missing")
-    summary: dict = {"k": k, "seeds": seeds} | {table: {} for table in tables}
+    summary: dict = {"k": k, "seeds": seeds} | {table: {} for table in (*FIGURES, "missing")}
     for name in runs[0].problems["lenient"]:
-        lenient, strict = (_of_seeds(runs, name, grading) for grading in GRADINGS)
-        for found, target, paired in (
-            (lenient, "benchmarks", "differences"),
-            (strict, "strict", "strict_differences"),
-        ):
+        of = {grading: _of_seeds(runs, name, grading) for grading in GRADINGS}
+        for grading, target, paired in UNDER:
+            found = of[grading]
             pairs = wanted_pairs(k, [metric for metric, ratios in found.items() if all(ratios)])
             differences = {f"{x}-{y}": [*map(metrics.difference, found[x], found[y])] for x, y in pairs}
             summary[target][name] = _figures(found)
             summary[paired][name] = _figures(differences, signed=True)
         summary["missing"][name] = {
             metric: [seed for seed, ratio in zip(seeds, ratios, strict=True) if not ratio]
-            for metric, ratios in lenient.items()
+            for metric, ratios in of["lenient"].items()
             if not all(ratios)
         }
     return summary
