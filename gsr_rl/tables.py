@@ -140,13 +140,11 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
     apart = summary["num_candidate_sets"] * values.k <= summary["num_samples"]  # then sets share no candidate
-    summary["runs"][name] = {
-        metric: runs_of(groups, independent=apart or metric == "pass@1") for metric, groups in values.runs.items()
-    }
-    notes = {
-        "refinement_gap": power_note(variance(values.runs.get("refinement_gap", []), independent=apart)),
-        "pass@1 of two models": power_note(of_two_models(variance(values.runs["pass@1"]))),
-    }
+    independent = {metric: apart or metric == "pass@1" for metric in values.runs}
+    summary["runs"][name] = {metric: runs_of(groups, independent[metric]) for metric, groups in values.runs.items()}
+    parts = {metric: variance(groups, independent[metric]) for metric, groups in values.runs.items()}
+    notes = {"refinement_gap": power_note(parts.get("refinement_gap"))}
+    notes |= {f"{metric} of two models": power_note(of_two_models(one)) for metric, one in parts.items()}
     summary["power"][name] = {what: note for what, note in notes.items() if note}
 
 

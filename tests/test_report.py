@@ -232,6 +232,17 @@ def test_samples_of_before_further_columns_still_make_tables(tmp_path):
     assert "selfref_none" in read_samples(path)[0]["methods"]
 
 
+def test_the_power_note_is_of_the_gap_and_of_all_that_models_are_compared_by(tmp_path):
+    write_run(tmp_path)  # two sets a problem that share no candidate
+    summary = summarise(metrics_from_samples(tmp_path))
+    alone, *two = summary["power"]["made"]
+    assert alone == "refinement_gap"
+    assert two == [f"{metric} of two models" for metric in ("pass@1", "maj@3", "selfref@3", "refinement_gap")]
+    notes = summary["power"]["made"]
+    assert notes["refinement_gap of two models"]["within"] == pytest.approx(2 * notes[alone]["within"], abs=1e-5)
+    assert "- selfref@3 of two models: 30 problems with 2 runs show a difference" in report_markdown(summary)
+
+
 def test_a_report_says_on_what_machine_its_samples_were_drawn(tmp_path):
     write_run(tmp_path)
     summary = summarise(metrics_from_samples(tmp_path))
