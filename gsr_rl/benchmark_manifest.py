@@ -53,7 +53,7 @@ BENCHMARKS = {
     ),
     "amc22-23": Benchmark(
         "AI-MO/aimo-validation-amc", "train", (83,), "integer", "AMC 12 of 2022 and 2023",
-        aliases=("amc", "amc2022-2023", "aimo-validation-amc"),
+        aliases=("amc", "amc2022-23", "amc2022-2023", "aimo-validation-amc"),
     ),
     "math500": Benchmark(
         "HuggingFaceH4/MATH-500", "test", (500,), "latex", "500 problems of MATH's test split",

@@ -23,7 +23,7 @@ from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
 USABLE = 0.95  # of the rows of a set of the manifest, at least; all where it knows the answers
-_KNIGHTS = re.compile(r"knights_?knaves(?:/(\d+))?(/choice)?(?:@(\w+))?")
+_KNIGHTS = re.compile(r"knights_?(?:and_?)?knaves(?:/(\d+))?(/choice)?(?:@(\w+))?")
 
 
 def _plain(name: str) -> str:
@@ -81,6 +81,10 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
         return Source(prefix + name[len(prefix) :].lower().replace("-", "_"))
     if known := _ALIASES.get(_plain(name)):
         return Source(known, BENCHMARKS[known], named.get(known))
+    if _plain(name).startswith(("knightsknaves", "knightsandknaves")):
+        raise ValueError(
+            f"benchmarks: {name}: knights_knaves, knights_knaves/N or knights_knaves/N/choice is expected"
+        )
     if "/" in name:
         return Source(name, file=named.get(name))
     names = [*BENCHMARKS, "knights_knaves", "reasoning_gym/TASK", "tiny/mix"]
@@ -103,7 +107,7 @@ def _canonical(name: str) -> str:
 
 
 def _knights_of(name: str) -> re.Match | None:
-    return _KNIGHTS.fullmatch(name.lower().replace("-", "_"))
+    return _KNIGHTS.fullmatch(re.sub("[- ]", "_", name.lower()))
 
 
 def _knights_name(match: re.Match, people: int = 0) -> str:

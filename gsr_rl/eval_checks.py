@@ -117,13 +117,19 @@ def check_benchmarks(c) -> list[str]:
     return found
 
 
+def sampled_as_candidates(c) -> dict[str, float]:
+    """How refinements are sampled: where a key says nothing, as candidates."""
+    ways = {key: (getattr(c, f"refinement_{key}"), getattr(c, key)) for key in ("temperature", "top_p")}
+    return {f"refinement_{key}": other if own is None else own for key, (own, other) in ways.items()}
+
+
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
     if c.from_samples:
         return _check_folders(c) + check_output(c) + _check_compared(c) + _check_beside_samples(c)
     most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
     number = 1 if c.num_candidate_sets is None else c.num_candidate_sets
-    sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": number})
+    sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": number} | sampled_as_candidates(c))
     found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
     found += _check_compared(c)
     found += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")

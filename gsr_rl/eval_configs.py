@@ -5,7 +5,7 @@ from typing import Any
 
 from gsr_rl.checks import raise_if_any
 from gsr_rl.data_configs import EngineConfig, RefinementConfig, mapping
-from gsr_rl.eval_checks import check_eval
+from gsr_rl.eval_checks import check_eval, sampled_as_candidates
 from gsr_rl.hub_configs import ResultsHubConfig
 
 
@@ -35,6 +35,10 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
     split_by: str | None = field(
         default=None, metadata={"help": "Key of the problem rows; the tables are also given for each of its values."}
     )
+    refinement_temperature: float | None = field(
+        default=None, metadata={"help": "Sampling temperature of refinements. Default: temperature."}
+    )
+    refinement_top_p: float | None = field(default=None, metadata={"help": "Nucleus of refinements. Default: top_p."})
     methods: list[str] = field(
         default_factory=lambda: ["selfref", "selfref_none", "selfref_foreign"],
         metadata={
@@ -98,6 +102,7 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
     )
 
     def __post_init__(self):
+        vars(self).update(sampled_as_candidates(self))
         self.endpoint_options = mapping("endpoint_options", self.endpoint_options)
         self.benchmark_files = mapping("benchmark_files", self.benchmark_files)
         for name in ("methods", "benchmarks", "from_samples"):  # a YAML file may give one without brackets

@@ -10,8 +10,12 @@ SEVERAL_RIGHT = {
     "boxnet", "codeio", "composite", "countdown", "cryptarithm", "graph_color", "group_anagrams",
     "intermediate_integration", "jugs", "kakurasu", "knight_swap", "n_queens", "palindrome_generation",
     "palindrome_partitioning", "propositional_logic", "puzzle24", "quantum_lock", "rubiks_cube", "rush_hour",
-    "shortest_path", "simple_integration", "sokoban", "tower_of_hanoi", "word_ladder",
+    "shortest_path", "simple_integration", "sokoban", "survo", "tower_of_hanoi", "word_ladder",
 }  # fmt: skip
+
+# A problem of these asks for a form: factors, lowest terms, an expanded product, three digits. Rewards compare values,
+# so that the problem's own text would be right, or what it asks for wrong.
+ASKS_FOR_A_FORM = {"fraction_simplification", "polynomial_multiplication", "power_function", "prime_factorization"}
 
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
 # whatever the task, its difficulty and the seed. `train` is `sft`, `grpo` and `base` together; `base` is for making a
@@ -58,6 +62,11 @@ def generate(config, task: str, options: dict) -> list[dict]:
         raise ValueError(
             f"reasoning_gym/{task}: its problems have several right answers, and rewards know one of them: take "
             "another task, or write its rows into a file and grade them by a reward function of your own"
+        )
+    if task in ASKS_FOR_A_FORM:
+        raise ValueError(
+            f"reasoning_gym/{task}: its problems ask for a form of a value, and rewards compare values: take another "
+            "task, or write its rows into a file and grade them by a reward function of your own"
         )
     if config.dataset_split not in GYM_SPLITS:
         raise ValueError(f"dataset_split={config.dataset_split!r}: use one of {sorted(GYM_SPLITS)}")

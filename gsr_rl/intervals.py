@@ -17,7 +17,8 @@ Z95 = 1.959963984540054
 # Student's t of 95 %, by degrees of freedom from 1 on
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 FEW = 15  # with fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90
-# instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 87 on
+# instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 77 on
+OFF = 0.2  # of the furthest: a problem that is less far off an end tells nothing, as most do a little over many runs
 _UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
 
 
@@ -89,9 +90,9 @@ def _widened(interval: tuple[float, float], least: tuple[float, float]) -> tuple
 
 
 def _is_too_narrow(interval: tuple[float, float], ratio: Ratio, *ends: float) -> bool:
-    """Whether few problems are off one of the `ends`, values that a problem can have, or none is off the others."""
-    parts = (ratio.numerator - end * ratio.denominator for end in ends)
-    off = min(np.count_nonzero(np.rint(part * _UNIT)) for part in parts)
+    """Whether few problems are well off one of the `ends`, values that a problem can have, or the interval is none."""
+    parts = [np.rint(np.abs(ratio.numerator - end * ratio.denominator) * _UNIT) for end in ends]
+    off = min(np.count_nonzero(part >= max(1.0, np.floor(OFF * part.max()))) for part in parts)
     return off < FEW or interval[0] >= interval[1]
 
 
@@ -120,8 +121,8 @@ def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[fl
 def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[str, float | None]:
     """`{"value", "low", "high", "n"}`: the statistic, its 95 % interval, its denominator.
 
-    Bootstrap over problems. With fewer than `FEW` problems off 0, or off 1, it is too narrow, down to no width at all,
-    and Wilson's interval is the least; so too where all problems are the same. All None without any scored problem.
+    Bootstrap over problems. With fewer than `FEW` problems well off 0, or off 1, it is too narrow, down to no width at
+    all, and Wilson's interval is the least; so too where all problems are the same. All None without a scored problem.
 
     Args:
         signed: It is a difference: see `estimate_difference`.
@@ -138,8 +139,8 @@ def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[st
 def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dict[str, float | None]:
     """`{"value", "low", "high"}` of `first` - `second`, paired by problem: over those that are scored on both sides.
 
-    Bootstrap over problems. With fewer than `FEW` problems that differ, or that differ by less than all, its interval
-    is too narrow, down to none at all, and Newcombe's is the least. So too of two rates over different problems, where
+    Bootstrap over problems. With fewer than `FEW` problems that well differ, or by less than all, its interval is too
+    narrow, down to none at all, and Newcombe's is the least. So too of two rates over different problems, where
     one of them has fewer than `FEW` problems off 0, or off 1.
     """
     first, second = scored_on_both(first, second)
@@ -169,10 +170,10 @@ def estimate_over_seeds(
         signed: It is a difference: 0 everywhere is no share of 0.
 
     Returns:
-        `{"value", "low", "high", "seeds": [value of each seed]}`.
+        `{"value", "low", "high", "seeds": [value of each seed]}`; None where a seed has no scored problem.
     """
     values = [ratio.value for ratio in ratios]
-    each = {"seeds": [round(v, DIGITS) for v in values]}
+    each = {"seeds": [None if math.isnan(v) else round(v, DIGITS) for v in values]}
     value = math.fsum(values) / len(values)
     if math.isnan(value):
         return _summary(value, math.nan, math.nan) | each

@@ -84,7 +84,13 @@ def best_of(scores: Sequence[float | None], correct: Sequence[float | None]) -> 
 
 
 def maj_at_k(classes: Sequence[int | None], correct: Sequence[float | None], k: int) -> float:
-    """Mean of `maj_correct` over all groups of `k` of a problem's samples, by counting; NaN with fewer scored ones."""
+    """Mean of `maj_correct` over all groups of `k` of a problem's samples, by counting; NaN with fewer scored ones.
+
+    Raises:
+        ValueError: k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"maj@k needs k >= 1, got {k}")
     members: dict[int, list[float]] = {}
     scored = 0
     for group, value in zip(classes, correct, strict=True):

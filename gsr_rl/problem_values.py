@@ -3,15 +3,20 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from gsr_rl import intervals, metrics
 from gsr_rl.eval_methods import candidate_sets
 from gsr_rl.metrics import Ratio
+from gsr_rl.samples import GRADINGS, read_samples, samples_path, skipped_of
 
 ACCURACIES = ("selfref_none", "selfref_foreign", "selfref_frozen")
 SETS_OF = ("selfref", "select", "rounds")  # methods whose samples say which sets there are
+COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "index", "round", "order", "repeat"]
+COLUMNS += ["candidates", "chosen", "copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
+COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
 
 
 @dataclass
@@ -85,13 +90,73 @@ class ProblemValues:
         table = metrics.by_num_correct(columns[1], columns[2], columns[3], self.k)
         for number, row in table.items():
             its = [one for one in kept if one[1] == int(number) and all(map(metrics.is_scored, one[2:]))]
-            row["gap"] = intervals.estimate(self._gap_of(its), weights, signed=True) if its else None
+            row["gap"] = self._gap_of(its, weights) if its else None
         return table
 
-    def _gap_of(self, sets: list[tuple[int, int, float, float]]) -> Ratio:
+    def _gap_of(self, sets: list[tuple[int, int, float, float]], weights) -> dict:
+        """selfref - maj over some sets. A vote that is the same in all of them takes nothing from the interval."""
         places, _, selfref, maj = (np.array(column) for column in zip(*sets, strict=True))
         size = len(self.ids)
-        return Ratio(np.bincount(places, selfref - maj, size), np.bincount(places, minlength=size))
+        number = np.bincount(places, minlength=size)
+        if (maj != maj[0]).any():
+            return intervals.estimate(Ratio(np.bincount(places, selfref - maj, size), number), weights, signed=True)
+        one = intervals.estimate(Ratio(np.bincount(places, selfref, size), number), weights)
+        return one | {key: round(one[key] - float(maj[0]), metrics.DIGITS) for key in ("value", "low", "high")}
+
+
+@dataclass
+class Results:
+    """All figures of a run.
+
+    Attributes:
+        header: Its settings.
+        names: Its benchmarks.
+        problems: `ProblemValues` by grading and benchmark; then by each part of one, as `BENCHMARK/PART`.
+        counts: Amounts: tokens, finished shares, unscored samples.
+        skipped: By method, samples that the model was not asked for (`skipped_of`).
+        texts: Problem and gold answer by benchmark and problem id.
+    """
+
+    header: dict
+    names: list[str]
+    problems: dict[str, dict[str, ProblemValues]]
+    counts: dict[str, float]
+    skipped: dict[str, dict[str, int]]
+    texts: dict[tuple[str, str], tuple[str | None, str | None]]
+
+
+def metrics_from_samples(path: str | Path) -> Results:
+    """Per-problem figures from a samples.parquet, or from the run folder that holds one."""
+    header, samples = read_samples(samples_path(path), COLUMNS)
+    grouped: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        grouped[sample["benchmark"]][sample["problem_id"]].append(sample)
+        if sample["part"] is not None:
+            grouped[f"{sample['benchmark']}/{sample['part']}"][sample["problem_id"]].append(sample)
+    problems = {
+        grading: {name: problem_values(group, header, grading) for name, group in grouped.items()}
+        for grading in GRADINGS
+    }
+    firsts = {(name, identity): one[0] for name, group in grouped.items() for identity, one in group.items()}
+    texts = {key: (first["problem"], first["gold"]) for key, first in firsts.items()}
+    names = list(dict.fromkeys(sample["benchmark"] for sample in samples))
+    header["num_problems"] = sum(len(grouped[name]) for name in names)
+    return Results(header, names, problems, _counts(samples), skipped_of(samples), texts)
+
+
+def _counts(samples: list[dict]) -> dict[str, float]:
+    """Amounts beside the figures: tokens and finished shares by stage, unscored samples."""
+    counts: dict[str, float] = {}
+    for stage, chosen in (("candidate", ("direct",)), ("refinement", ("selfref",))):
+        rows = [sample for sample in samples if sample["method"] in chosen]
+        if rows:
+            counts[f"{stage}_tokens_mean"] = round(sum(row["tokens"] for row in rows) / len(rows), 3)
+            counts[f"{stage}_finished"] = round(sum(row["finished"] for row in rows) / len(rows), 6)
+    counts["tokens"] = sum(sample["tokens"] for sample in samples)
+    first = [s for s in samples if not (s["index"] if s["method"] == "direct" else s["repeat"])]
+    counts["prompt_tokens"] = sum(sample["prompt_tokens"] or 0 for sample in first)
+    counts["unscored_samples"] = sum(sample["correct_lenient"] is None for sample in samples)
+    return counts
 
 
 def problem_values(group: dict[str, list[dict]], header: dict, grading: str) -> ProblemValues:
@@ -134,6 +199,12 @@ class _Problem:
         self.classes = [sample[self._class] for sample in self.direct]
         self.tokens = [sample["tokens"] for sample in self.direct]
         self.sets = self._sets(header)
+        known, shown = [sample["index"] for sample in self.direct], {i for one in self.sets.values() for i in one}
+        if known != list(range(len(known))) or not shown <= set(known):
+            raise ValueError(
+                f"samples of problem {identity}: candidates are missing or twice: there are {known}, and its sets "
+                f"hold {sorted(shown)}: take the file as the evaluation wrote it"
+            )
 
     def _sets(self, header: dict) -> dict[int, list[int]]:
         for method in SETS_OF:

@@ -78,23 +78,31 @@ def run_lines(summary: dict) -> list[str]:
     groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', FIRST['grouping'])}"
     lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
     if skipped := summary.get("skipped"):  # the first eval.json lack it
-        said = ", ".join(f"{method} {one['skipped']:,} of {one['samples']:,}" for method, one in skipped.items())
-        lines.append(f"not asked for, as no prompt fits or no candidate can be shown, and counted as wrong: {said}")
+        lines.append(skipped_line(skipped))
     return lines
+
+
+def skipped_line(skipped: dict[str, dict[str, int]]) -> str:
+    """What was not asked for, by method."""
+    said = ", ".join(f"{method} {one['skipped']:,} of {one['samples']:,}" for method, one in skipped.items())
+    return f"not asked for, as no prompt fits or no candidate can be shown, and counted as wrong: {said}"
 
 
 def settings_lines(summary: dict) -> list[str]:
     """How the figures came about, a sentence a line."""
     lines = run_lines(summary)
     lines.append("amounts: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in summary["counts"].items()))
-    versions = summary.get("versions") or {}
-    lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    lines.append(f"versions: {versions_of(summary)}")
     if hardware := summary.get("hardware"):  # a table that is made again elsewhere keeps it
         lines.append(f"sampled on: {machine(hardware)}")
     for key in ("reward_model", "candidates_from", "candidates_model"):
         if summary.get(key) not in (None, summary["model"]):
             lines.append(f"{key.replace('_', ' ')}: {summary[key]}")
     return lines
+
+
+def versions_of(run: dict) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())
 
 
 def metric_rows(summary: dict, name: str) -> list[list[str]]:
@@ -168,7 +176,14 @@ def seeds_markdown(summary: dict) -> str:
         "",
         f"K = {summary['k']}, seeds {', '.join(seeds)}. Percent with 95 % intervals over seeds (Student's t) "
         "and problems (bootstrap). Deviation and single seeds are of any final answer.",
+        "",
+        *(f"- {line}" for line in run_lines(summary)),
     ]
+    for seed, one in summary["of_seed"].items():
+        said = [f"seed {seed}: {one['model']}", versions_of(one)]
+        said += [f"sampled on {machine(one['hardware'])}"] if one["hardware"] else []
+        said += [skipped_line(one["skipped"])] if one["skipped"] else []
+        lines.append("- " + "; ".join(said))
     header = ["", "any final answer", "boxed only", "deviation", *(f"seed {seed}" for seed in seeds), ""]
     for name in summary["benchmarks"]:
         lines += ["", f"## {name}", "", markdown_table(header, seed_rows(summary, name))]
@@ -204,10 +219,10 @@ def comparison_markdown(summary: dict) -> str:
     header = ["", "first", "second", "difference", "difference, boxed only"]
     for name, lenient in summary["benchmarks"].items():
         held, strict, values = summary["problems"][name], summary["strict"][name], summary["values"][name]
+        shown = {label.split("-")[0]: label for label in lenient}  # "selfref@4-selfref@8" where K differs
         rows = [
-            [metric, *map(points, values[metric]), figure(lenient[metric]), figure(strict.get(metric))]
-            for metric in main_metrics(summary["k"])
-            if metric in lenient
+            [label, *map(points, values[label]), figure(lenient[label]), figure(strict.get(label))]
+            for label in (shown[metric] for metric in main_metrics(summary["k"]) if metric in shown)
         ]
         about = f"{summary['compared'][name]} problems compared; the runs hold {held[0]} and {held[1]}."
         lines += ["", f"## {name}", "", about, "", markdown_table(header, rows)]

@@ -1,19 +1,14 @@
 """Tables of an evaluation, made from its stored samples alone: no model, no verifier. Two runs are compared paired."""
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from gsr_rl import intervals, metrics
 from gsr_rl.power import of_two_models, power_note, variance
-from gsr_rl.problem_values import ProblemValues, problem_values
-from gsr_rl.samples import GRADINGS, check_same_problems, read_samples, samples_path, skipped_of
+from gsr_rl.problem_values import ProblemValues, Results, metrics_from_samples
+from gsr_rl.samples import GRADINGS, check_same_problems
 
-COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "index", "round", "order", "repeat"]
-COLUMNS += ["candidates", "chosen", "copied", "score", "tokens", "prompt_tokens", "finished", "skipped"]
-COLUMNS += [f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class")]
 # A grading, the table of its figures and that of their paired differences.
 UNDER = (("lenient", "benchmarks", "differences"), ("strict", "strict", "strict_differences"))
 FIGURES = [table for _, *two in UNDER for table in two]
@@ -21,11 +16,14 @@ NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_a
                "order_disagreement", "resample_disagreement", "order_sensitivity", "maj@tokens_capped")  # fmt: skip
 
 SIGNED = ("refinement_gap", "order_sensitivity")  # differences
+OF_SETS = ("pass", "maj", "selfref", "select", "best_of", "weighted_maj")  # named with the K of the candidate sets
 SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings hold it
     "num_candidates": ("k",),
     "num_generations": ("num_samples",),
     "num_candidate_sets": ("num_candidate_sets",),
+    "grouping": ("grouping",),
     "own_candidates": ("own_candidates",),
+    "engine": ("engine",),
     "reward_model": ("reward_model",),
     "temperature": ("sampling", "candidate", "temperature"),
     "top_p": ("sampling", "candidate", "top_p"),
@@ -39,6 +37,8 @@ SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings
     "unfinished_candidates": ("sampling", "unfinished_candidates"),
 }
 
+SHARED = ("num_samples", "num_candidate_sets", "grouping", "engine", "sampling")
+
 __all__ = [
     "NO_ACCURACY",
     "ProblemValues",
@@ -49,60 +49,6 @@ __all__ = [
     "over_seeds",
     "summarise",
 ]
-
-
-@dataclass
-class Results:
-    """All figures of a run.
-
-    Attributes:
-        header: Its settings.
-        names: Its benchmarks.
-        problems: `ProblemValues` by grading and benchmark; then by each part of one, as `BENCHMARK/PART`.
-        counts: Amounts: tokens, finished shares, unscored samples.
-        skipped: By method, samples that the model was not asked for (`skipped_of`).
-        texts: Problem and gold answer by benchmark and problem id.
-    """
-
-    header: dict
-    names: list[str]
-    problems: dict[str, dict[str, ProblemValues]]
-    counts: dict[str, float]
-    skipped: dict[str, dict[str, int]]
-    texts: dict[tuple[str, str], tuple[str | None, str | None]]
-
-
-def metrics_from_samples(path: str | Path) -> Results:
-    """Per-problem figures from a samples.parquet, or from the run folder that holds one."""
-    header, samples = read_samples(samples_path(path), COLUMNS)
-    grouped: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    for sample in samples:
-        grouped[sample["benchmark"]][sample["problem_id"]].append(sample)
-        if sample["part"] is not None:
-            grouped[f"{sample['benchmark']}/{sample['part']}"][sample["problem_id"]].append(sample)
-    problems = {
-        grading: {name: problem_values(group, header, grading) for name, group in grouped.items()}
-        for grading in GRADINGS
-    }
-    firsts = {(name, identity): one[0] for name, group in grouped.items() for identity, one in group.items()}
-    texts = {key: (first["problem"], first["gold"]) for key, first in firsts.items()}
-    names = list(dict.fromkeys(sample["benchmark"] for sample in samples))
-    return Results(header, names, problems, _counts(samples), skipped_of(samples), texts)
-
-
-def _counts(samples: list[dict]) -> dict[str, float]:
-    """Amounts beside the figures: tokens and finished shares by stage, unscored samples."""
-    counts: dict[str, float] = {}
-    for stage, chosen in (("candidate", ("direct",)), ("refinement", ("selfref",))):
-        rows = [sample for sample in samples if sample["method"] in chosen]
-        if rows:
-            counts[f"{stage}_tokens_mean"] = round(sum(row["tokens"] for row in rows) / len(rows), 3)
-            counts[f"{stage}_finished"] = round(sum(row["finished"] for row in rows) / len(rows), 6)
-    counts["tokens"] = sum(sample["tokens"] for sample in samples)
-    first = [s for s in samples if not (s["index"] if s["method"] == "direct" else s["repeat"])]
-    counts["prompt_tokens"] = sum(sample["prompt_tokens"] or 0 for sample in first)
-    counts["unscored_samples"] = sum(sample["correct_lenient"] is None for sample in samples)
-    return counts
 
 
 def summarise(results: Results) -> dict:
@@ -190,7 +136,8 @@ def compare(
 
     Args:
         run_a, run_b: Run folders, samples.parquet files, or what `metrics_from_samples` returned.
-        pairs: (metric of a, metric of b). Default: every metric that both have, with itself.
+        pairs: (metric of a, metric of b). Default: every metric that both have, with itself; of runs of different K,
+            figures over sets of K with those over the other's, `selfref@4` with `selfref@8`.
 
     Returns:
         `{benchmark: {METRIC or "METRIC_A-METRIC_B": {"value", "low", "high"}}}`.
@@ -210,11 +157,16 @@ def _paired(common: dict, pairs: list[tuple[str, str]] | None = None, seed: int 
             if metric not in known:
                 raise ValueError(f"pairs: {metric} is no metric of {name}: there are {', '.join(known)}")
         weights = intervals.bootstrap_weights(len(both[0].ids), seed=seed)
-        wanted = pairs or [(metric, metric) for metric in left if metric in right]
-        found[name] = {
-            x if x == y else f"{x}-{y}": intervals.estimate_difference(left[x], right[y], weights) for x, y in wanted
-        }
+        wanted = pairs or _same_metrics(left, right, both[0].k, both[1].k)
+        found[name] = {_label(x, y): intervals.estimate_difference(left[x], right[y], weights) for x, y in wanted}
     return found
+
+
+def _same_metrics(left, right, left_k: int, right_k: int) -> list[tuple[str, str]]:
+    """What both sides have, with itself; of different K, a figure over sets with that over the other's sets."""
+    of_sets = {f"{kind}@{left_k}": f"{kind}@{right_k}" for kind in OF_SETS}
+    pairs = [(metric, metric if metric == "pass@1" else of_sets.get(metric, metric)) for metric in left]
+    return [(x, y) for x, y in pairs if y in right]
 
 
 def _results(run: str | Path | Results) -> Results:
@@ -241,7 +193,8 @@ def comparison(run_a: str | Path | Results, run_b: str | Path | Results) -> dict
     Returns:
         `k` of run_a; `models`, PAIR (of run_a and of run_b); `settings` in which they differ, `{KEY: PAIR}`; numbers
         of `problems` that they hold, `{BENCHMARK: PAIR}`, and that are `compared`, `{BENCHMARK: number}`; `values`
-        under lenient grading, `{BENCHMARK: {METRIC: PAIR}}`; `benchmarks` (lenient) and `strict`, as from `compare`.
+        under lenient grading, `{BENCHMARK: {METRIC: PAIR}}`; `benchmarks` (lenient) and `strict`, as from `compare`,
+        whose names of metrics `values` has too.
 
     Raises:
         ValueError: See `compare`.
@@ -254,16 +207,21 @@ def comparison(run_a: str | Path | Results, run_b: str | Path | Results) -> dict
         "settings": _settings_that_differ(a.header, b.header),
         "problems": {name: [len(run.problems["lenient"][name].ids) for run in (a, b)] for name in both},
         "compared": {name: len(left.ids) for name, (left, _) in both.items()},
-        "values": {name: _values(left.ratios(), right.ratios()) for name, (left, right) in both.items()},
+        "values": {name: _values(*pair) for name, pair in both.items()},
         "benchmarks": _paired(both),
         "strict": _paired(_in_common(a, b, "strict")),
     }
 
 
-def _values(left: dict[str, metrics.Ratio], right: dict[str, metrics.Ratio]) -> dict[str, list[float | None]]:
+def _values(a: ProblemValues, b: ProblemValues) -> dict[str, list[float | None]]:
     """What each side has of every metric of both, over the problems that are scored on both."""
-    pairs = {metric: metrics.scored_on_both(left[metric], right[metric]) for metric in left if metric in right}
+    left, right = a.ratios(), b.ratios()
+    pairs = {_label(x, y): metrics.scored_on_both(left[x], right[y]) for x, y in _same_metrics(left, right, a.k, b.k)}
     return {m: [round(one.value, 6) if one.count else None for one in pair] for m, pair in pairs.items()}
+
+
+def _label(x: str, y: str) -> str:
+    return x if x == y else f"{x}-{y}"
 
 
 def _check_seeds(runs: list[Results]) -> None:
@@ -312,8 +270,10 @@ def over_seeds(runs: list[Results]) -> dict:
     """The content of seeds.json: runs of several seeds on the same problems, intervals over seeds and problems.
 
     Returns:
-        `k` and `seeds` (text); `benchmarks` (lenient) and `strict`, `{BENCHMARK: {METRIC: FIGURE}}`; paired,
-        `differences` and `strict_differences`, `{BENCHMARK: {"X-Y": FIGURE}}`; and `missing`,
+        `k` and `seeds` (text); the settings that all runs share (`SHARED`); `of_seed`, what each has of its own,
+        `{SEED: {"model", "versions", "hardware", "skipped"}}`; `benchmarks` (lenient) and `strict`,
+        `{BENCHMARK: {METRIC: FIGURE}}`; paired, `differences` and `strict_differences`,
+        `{BENCHMARK: {"X-Y": FIGURE}}`; and `missing`,
         `{BENCHMARK: {METRIC: [seeds]}}`, what is left out under lenient grading and the seeds without it. FIGURE is
         `{"value", "low", "high", "seeds": [...], "sd"}`, `sd` that of the seeds' values.
 
@@ -322,7 +282,12 @@ def over_seeds(runs: list[Results]) -> dict:
     """
     _check_seeds(runs)
     k, seeds = runs[0].header["k"], [str(run.header["seed"]) for run in runs]
-    summary: dict = {"k": k, "seeds": seeds} | {table: {} for table in (*FIGURES, "missing")}
+    summary: dict = {"k": k, "seeds": seeds} | {key: runs[0].header.get(key) for key in SHARED}
+    summary["of_seed"] = {
+        seed: {key: run.header.get(key) for key in ("model", "versions", "hardware")} | {"skipped": run.skipped}
+        for seed, run in zip(seeds, runs, strict=True)
+    }
+    summary |= {table: {} for table in (*FIGURES, "missing")}
     for name in runs[0].problems["lenient"]:
         of = {grading: _of_seeds(runs, name, grading) for grading in GRADINGS}
         for grading, target, paired in UNDER:

@@ -80,7 +80,7 @@ def remake(args) -> None:
 
     sources = [samples_path(one) for one in args.from_samples]
     if len(sources) == 1:
-        folder = Path(args.output_dir or sources[0].parent)
+        folder = Path(args.output_dir or own_folder(sources[0]))
         print_report(report(sources[0], folder, args.num_examples))
         return compare(sources[0], folder, args.compare_with)
     runs = [metrics_from_samples(source) for source in sources]
@@ -89,6 +89,13 @@ def remake(args) -> None:
     atomic_write(Path(args.output_dir) / "seeds.json", json.dumps(content, indent=1) + "\n")
     atomic_write(Path(args.output_dir) / "seeds.md", text)
     print(text)
+
+
+def own_folder(source: Path) -> Path:
+    """The folder of a run, where its reports are; other files may share a folder, and each would replace the last."""
+    if source.name != "samples.parquet":
+        raise ValueError(f"from_samples: {source} is no run's samples.parquet: say where its reports go by output_dir")
+    return source.parent
 
 
 def compare(source: Path, folder: Path, other: str | None) -> None:

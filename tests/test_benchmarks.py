@@ -180,6 +180,9 @@ def test_aliases_mean_their_set_and_no_two_sets_share_one():
         ("Knights-Knaves/4", "knights_knaves/4"),
         ("knightsknaves/04/choice", "knights_knaves/4/choice"),
         ("knights_knaves", "knights_knaves/4"),
+        ("Knights and Knaves", "knights_knaves/4"),
+        ("knights-and-knaves/5/choice", "knights_knaves/5/choice"),
+        ("AMC2022-23", "amc22-23"),
         ("knights_knaves/5@validation", "knights_knaves/5@validation"),
         ("reasoning-gym/chain_sum", "reasoning_gym/chain_sum"),
         ("Tiny/Mix", "tiny/mix"),
@@ -189,6 +192,12 @@ def test_aliases_mean_their_set_and_no_two_sets_share_one():
 def test_a_name_may_be_spelled_with_other_capitals_and_dashes(spelled, name):
     assert benchmarks.resolve(spelled).name == name
     assert benchmarks.is_name(spelled) == ("/" not in name or name.startswith("knights"))
+
+
+@pytest.mark.parametrize("name", ["knights-and-knaves/5/mc", "knights_knaves/choice/5", "KnightsKnaves/many"])
+def test_a_misspelled_size_of_knights_and_knaves_is_no_set_of_the_hub(name):
+    with pytest.raises(ValueError, match=f"benchmarks: {name}: knights_knaves, knights_knaves/N or .*/choice is exp"):
+        benchmarks.resolve(name)
 
 
 def test_generated_puzzles_of_another_split_are_other_ones():

@@ -23,6 +23,15 @@ def test_a_dry_run_counts_and_opens_no_engine(run, capsys):
     assert "refinements, controls included  360" in text and "num_candidates: 3" in text
 
 
+def test_refinements_are_sampled_as_candidates_unless_said(run, capsys):
+    run("dry", dry_run="true", temperature=0.6, top_p=0.95, max_completion_length=90)
+    text = capsys.readouterr().out
+    assert "refinement_temperature: 0.6" in text and "refinement_top_p: 0.95" in text
+    run("dry", dry_run="true", temperature=0.6, refinement_temperature=0, refinement_top_p=0.9)
+    text = capsys.readouterr().out
+    assert "refinement_temperature: 0\n" in text.replace("0.0", "0") and "refinement_top_p: 0.9\n" in text
+
+
 def test_a_window_without_room_for_a_refinement_is_said_before_any_candidate(run, capsys):
     with pytest.raises(SystemExit):
         run("narrow_window", max_refinement_length=512)

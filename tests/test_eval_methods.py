@@ -259,7 +259,7 @@ def test_a_folders_figures_are_not_lost_to_a_command_that_does_not_ask_for_them(
     ("more", "message"),
     [
         ({"temperature": 0.3}, "temperature was 1.0, is 0.3"),
-        ({"refinement_temperature": 0.3}, "refinement_temperature was 0.7, is 0.3"),
+        ({"refinement_temperature": 0.3}, "refinement_temperature was 1.0, is 0.3"),
         ({"max_problems": 30}, "max_problems was 40, is 30"),
         ({"seed": 4}, "seed was 0, is 4"),
         ({"engine": "transformers"}, "engine was 'vllm', is 'transformers'"),

@@ -97,6 +97,23 @@ def test_shares_that_few_problems_are_off_0_or_1_in_are_covered_too(number, accu
     assert hits / trials > 0.93, "the bootstrap alone covers 87 of 100 at the worst of these"
 
 
+@pytest.mark.parametrize("runs", [8, 32])
+@pytest.mark.parametrize("part", [0.1, 0.15, 0.2])
+def test_many_runs_of_few_problems_are_covered_too(part, runs):
+    """Problems that are solved, or differ, are few; all others are a little off 0 in some of their runs."""
+    rng, trials, shares, differences = np.random.default_rng(13), 300, 0, 0
+    weights = intervals.bootstrap_weights(30, resamples=300)
+    for _ in range(trials):
+        few, skill = rng.random(30) < part, rng.beta(0.5, 0.5, 30)
+        one = intervals.estimate(share(rng.binomial(runs, np.where(few, 0.9, 0.05)) / runs), weights)
+        shares += one["low"] <= 0.9 * part + 0.05 * (1 - part) <= one["high"]
+        sides = [share(rng.binomial(runs, np.where(few, at, skill)) / runs) for at in (0.95, 0.05)]
+        two = intervals.estimate_difference(*sides, weights)
+        differences += two["low"] <= 0.9 * part <= two["high"]
+    assert shares / trials > 0.93, "the bootstrap alone covers 89 of 100 at the worst of these"
+    assert differences / trials > 0.93, "the bootstrap alone covers 90 of 100 at the worst of these"
+
+
 @pytest.mark.parametrize("rest", [0.0, 1.0])
 def test_a_share_has_at_least_wilsons_interval_below_15_problems_off_the_rest_and_the_bootstraps_from_there(rest):
     weights = intervals.bootstrap_weights(100)

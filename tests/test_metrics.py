@@ -88,6 +88,11 @@ def test_maj_at_k_of_many_samples_is_what_random_groups_tend_to():
     assert math.isnan(metrics.maj_at_k([0, 0, 1], [1, None, 0], 3))
 
 
+def test_a_vote_of_nobody_is_none():
+    with pytest.raises(ValueError, match="maj@k needs k >= 1, got 0"):
+        metrics.maj_at_k([0, 1], [1.0, 0.0], 0)
+
+
 def test_weighted_votes_by_hand():
     classes, correct = [0, 0, 1, None], [1.0, 1.0, 0.0, 0.0]
     assert metrics.maj_correct(classes, correct, [0.2, 0.2, 0.5, 0.9]) == 0.0

@@ -205,7 +205,9 @@ def test_what_reasoning_gym_cannot_give_is_said(more, message):
 
 def test_a_task_whose_answers_cannot_be_graded_is_refused(monkeypatch):
     gym = pytest.importorskip("reasoning_gym")
-    assert set(gym.factory.DATASETS) >= gym_tasks.SEVERAL_RIGHT
+    assert set(gym.factory.DATASETS) >= gym_tasks.SEVERAL_RIGHT | gym_tasks.ASKS_FOR_A_FORM
+    with pytest.raises(ValueError, match="reasoning_gym/power_function: its problems ask for a form of a value"):
+        load_problems(config("reasoning_gym/power_function", max_problems=5))
     with pytest.raises(ValueError, match="reasoning_gym/puzzle24: its problems have several right answers"):
         load_problems(config("reasoning_gym/puzzle24", max_problems=5))
     monkeypatch.setattr(gym_tasks, "SEVERAL_RIGHT", set())

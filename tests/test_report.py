@@ -15,11 +15,11 @@ from made_samples import HEADER, HOSTILE, made_samples, write_run
 
 from gsr_rl.intervals import bootstrap_weights
 from gsr_rl.problem_values import ProblemValues
-from gsr_rl.report import figure, report_markdown, seeds_markdown
+from gsr_rl.report import comparison_markdown, figure, report_markdown, seeds_markdown
 from gsr_rl.report_html import examples, report_html
 from gsr_rl.report_plots import png, svgs
 from gsr_rl.samples import read_samples, write_samples
-from gsr_rl.tables import compare, metrics_from_samples, over_seeds, runs_of, summarise
+from gsr_rl.tables import compare, comparison, metrics_from_samples, over_seeds, runs_of, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ("eval.json", "report.md", "report.html", "report.png")
@@ -142,6 +142,54 @@ def test_two_models_are_compared_on_the_problems_of_both(tmp_path):
     assert labels[2:] == ["pass@1", "maj@3", "selfref@3", "pass@3", "refinement_gap"]
 
 
+def test_a_table_over_seeds_says_how_they_were_sampled_and_what_each_has_of_its_own(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", 10, seed=seed)
+    runs = [metrics_from_samples(tmp_path / f"{seed}") for seed in (0, 1)]
+    runs[1].header["model"], runs[1].skipped["selfref"] = "made/second", {"skipped": 2, "samples": 20}
+    text = seeds_markdown(over_seeds(runs))
+    assert "- candidates: temperature 1.0, top_p 1.0, max_tokens 40\n" in text
+    assert "- runs: 6 candidates a problem; sets of K = 3: 2 a problem, disjoint\n" in text
+    assert "- seed 0: made/model; gsr-rl 0; sampled on AMD EPYC, no accelerator\n" in text
+    assert re.search(r"- seed 1: made/second; .* counted as wrong: selfref 2 of 20\n", text)
+
+
+def test_refinement_over_sets_of_one_size_is_compared_with_that_over_another(tmp_path):
+    write_run(tmp_path / "three", 20)
+    header, samples = read_samples(tmp_path / "three" / "samples.parquet")
+    pairs = [one | {"candidates": one["candidates"][:2]} if one["method"] == "selfref" else one for one in samples]
+    write_samples(tmp_path / "two" / "samples.parquet", pairs, header | {"k": 2})
+    three, two = (metrics_from_samples(tmp_path / name) for name in ("three", "two"))
+    found = compare(three, two)["made"]
+    assert found["selfref@3-selfref@2"]["value"] == 0 and {"maj@3-maj@2", "pass@3-pass@2", "pass@1"} <= set(found)
+    assert "selfref@2-selfref@3" in compare(two, three)["made"] and "pass@1-pass@3" not in compare(two, three)["made"]
+    text = comparison_markdown(comparison(three, two))
+    assert "Settings that differ: num_candidates 3 and 2." in text and "\n| selfref@3-selfref@2 " in text
+
+
+def test_the_number_of_problems_is_that_of_the_samples_and_a_lost_candidate_is_said(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "samples.parquet"
+    header, samples = read_samples(path)
+    write_samples(path, [one for one in samples if one["problem_id"] in ("p0", "p1", "p2")], header)
+    assert "3 problems, 6 candidates" in report_markdown(summarise(metrics_from_samples(tmp_path)))
+    for lost in (2, 5):
+        kept = [one for one in samples if (one["method"], one["index"], one["problem_id"]) != ("direct", lost, "p1")]
+        write_samples(path, kept, header)
+        with pytest.raises(ValueError, match="samples of problem p1: candidates are missing or twice: there are"):
+            metrics_from_samples(tmp_path)
+
+
+def test_a_file_that_is_no_runs_own_needs_a_folder_for_its_reports(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "samples.parquet").rename(tmp_path / "model.parquet")
+    command = [sys.executable, ROOT / "recipes" / "eval_gsr.py", "--from_samples", tmp_path / "model.parquet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "is no run's samples.parquet: say where its reports go by" in done.stderr
+    remake(tmp_path / "model.parquet", "--output_dir", tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["model.parquet", "out"]
+
+
 def test_a_metric_that_a_run_has_not_is_named_with_those_that_it_has(tmp_path):
     write_run(tmp_path, 10)
     run = metrics_from_samples(tmp_path)
@@ -193,6 +241,7 @@ def test_runs_on_other_problems_are_not_put_together(tmp_path):
         ({}, "a seed repeats (seed 0 of made/model, seed 0 of made/other): name one run of each seed"),
         ({"seed": 1, "k": 2}, "num_candidates is 3 in one run and 2 in another: evaluate both with the same"),
         ({"seed": 1, "reward_model": "b"}, None),
+        ({"seed": 1, "grouping": "resampled"}, "grouping is disjoint in one run and resampled in another"),
         ({"seed": 1, "sampling": {"candidate": {"top_p": 0.9}}}, "top_p is 1.0 in one run and 0.9 in another"),
         ({"seed": 1, "sampling": {"refinement": {"max_tokens": 9}}}, "max_refinement_length is 40 in one run and 9"),
     ],
@@ -294,6 +343,7 @@ def test_the_gap_by_number_of_right_candidates_has_an_interval_over_problems():
     assert table["1"]["n"] == 4 and (table["1"]["selfref"], table["1"]["maj"]) == (0.5, 0.5)
     assert table["1"]["gap"]["value"] == 0 and table["1"]["gap"]["low"] <= -0.5 <= 0.5 <= table["1"]["gap"]["high"]
     assert table["3"]["gap"]["value"] == 0 and table["0"]["gap"] is None and table["2"]["gap"] is None
+    assert table["3"]["gap"]["low"] < -0.3 and table["3"]["gap"]["high"] == 0, "nothing is above a vote that is right"
 
 
 # The page ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,10 @@ from paper_arms import COLUMNS, SHOWN, Arm, load, titles
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- made by recipes/tiny/paper.py --report -->", "<!-- end -->"
+AGAINST_THE_VOTE = (
+    "Against the vote: on which side of the vote's share, taken as exact, all of refinement's interval lies. Sets "
+    "count as if each were of a problem of its own."
+)
 RESULTS, SEEDS = ROOT / "results" / "paper", [0, 1, 2]  # what README shows
 
 
@@ -90,7 +94,7 @@ def section(config: dict, arms: dict[str, Arm]) -> list[str]:
         head += f" Not run yet: {', '.join(missing)}."
     lines = [f"## {config['title']}", "", head, "", arms_table(arms, config.get("columns", SHOWN)), ""]
     if config.get("by_num_correct"):
-        lines += [right_candidates_table(arms), ""]
+        lines += [right_candidates_table(arms), "", AGAINST_THE_VOTE, ""]
     return [*lines, claims_table(config["claims"], arms), ""]
 
 
@@ -159,6 +163,8 @@ def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tu
 
 def verdict(claim: dict, one: dict) -> str:
     """`reproduced`, `opposite` or `not reproduced`: which side of the claim's bound the interval lies on."""
+    if one["low"] is None:
+        return "not reproduced"
     if "at_most" in claim:
         bound = claim["at_most"] / 100
         return "reproduced" if one["high"] <= bound else "opposite" if one["low"] > bound else "not reproduced"
