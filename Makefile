@@ -31,7 +31,7 @@ $(VENV)/.installed-$(TARGET): $(REQUIREMENTS) setup.cfg pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 
-demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in 11 to 14 minutes on two cores
+demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in 11 to 19 minutes on two cores
 	@start=$$(date +%s); $(MAKE) --no-print-directory install && \
 	  $(BIN)/python recipes/tiny/demo.py --install_seconds $$(( $$(date +%s) - start ))
 

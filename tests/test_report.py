@@ -1,6 +1,8 @@
 """Reports: remade from the samples to the last digit, one page that opens offline, and nothing a model wrote runs."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixed_engine import run_recipe
 from made_samples import HEADER, HOSTILE, made_samples, write_run
 
 from gsr_rl.intervals import bootstrap_weights
@@ -25,8 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 MADE = ("eval.json", "report.md", "report.html", "report.png")
 
 
-def remake(folder, *more, threads: str = "1") -> str:
-    command = [sys.executable, "recipes/eval_gsr.py", "--from_samples", str(folder), *map(str, more)]
+def remake(*sources, **keys) -> str:
+    """What the recipe prints as it makes the tables of these runs again, in this process."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        run_recipe(patch, "eval", from_samples=list(sources), **keys)
+    return said.getvalue()
+
+
+def remake_with_threads(folder, threads: str) -> str:
+    command = [sys.executable, "recipes/eval_gsr.py", "--from_samples", str(folder)]
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, threads) | {"PYTHONHASHSEED": threads}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -38,7 +49,7 @@ def test_files_are_the_same_to_the_last_byte_with_another_number_of_processes(tm
     write_run(tmp_path, 200, benchmarks=("made", "other"))
     found = []
     for threads in ("1", "4"):
-        text = remake(tmp_path, threads=threads)
+        text = remake_with_threads(tmp_path, threads)
         found.append({name: (tmp_path / name).read_bytes() for name in MADE} | {"text": text})
     for name in found[0]:
         assert found[0][name] == found[1][name], name
@@ -59,7 +70,7 @@ def test_several_runs_give_a_table_over_seeds(tmp_path):
     for seed in (0, 1, 2):
         write_run(tmp_path / f"seed{seed}", seed=seed)
     folders = [tmp_path / f"seed{seed}" for seed in (0, 1, 2)]
-    text = remake(*folders, "--output_dir", tmp_path / "all")
+    text = remake(*folders, output_dir=tmp_path / "all")
     content = json.loads((tmp_path / "all" / "seeds.json").read_text())
     figures = content["benchmarks"]["made"]
     singles = [summarise(metrics_from_samples(folder))["benchmarks"]["made"] for folder in folders]
@@ -122,7 +133,7 @@ def test_two_models_are_compared_on_the_problems_of_both(tmp_path):
     old += made_samples(5, benchmark="alone")
     sampling = header["sampling"] | {"candidate": header["sampling"]["candidate"] | {"temperature": 0.6}}
     write_samples(tmp_path / "old" / "samples.parquet", old, header | {"model": "made/old", "sampling": sampling})
-    text = remake(tmp_path / "new", "--compare_with", tmp_path / "old")
+    text = remake(tmp_path / "new", compare_with=tmp_path / "old")
     assert not (tmp_path / "old" / "eval.json").exists() and (tmp_path / "new" / "eval.json").exists()
     shown = (tmp_path / "new" / "compare.md").read_text()
     content = json.loads((tmp_path / "new" / "compare.json").read_text())
@@ -180,13 +191,14 @@ def test_the_number_of_problems_is_that_of_the_samples_and_a_lost_candidate_is_s
             metrics_from_samples(tmp_path)
 
 
-def test_a_file_that_is_no_runs_own_needs_a_folder_for_its_reports(tmp_path):
+def test_a_file_that_is_no_runs_own_needs_a_folder_for_its_reports(tmp_path, capsys):
     write_run(tmp_path)
     (tmp_path / "samples.parquet").rename(tmp_path / "model.parquet")
-    command = [sys.executable, ROOT / "recipes" / "eval_gsr.py", "--from_samples", tmp_path / "model.parquet"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "is no run's samples.parquet: say where its reports go by" in done.stderr
-    remake(tmp_path / "model.parquet", "--output_dir", tmp_path / "out")
+    with pytest.raises(SystemExit) as stopped:
+        remake(tmp_path / "model.parquet")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "is no run's samples.parquet: say where its reports go by output_dir" in said
+    remake(tmp_path / "model.parquet", output_dir=tmp_path / "out")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model.parquet", "out"]
 
 
@@ -213,14 +225,14 @@ def test_a_metric_that_a_run_has_not_is_named_with_those_that_it_has(tmp_path):
         (["a"], "far", "the two runs have no problem in common: evaluate the same problems with both models"),
     ],
 )
-def test_runs_that_cannot_be_compared_are_refused(tmp_path, runs, other, message):
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, capsys, runs, other, message):
     for name in "abc":
         write_run(tmp_path / name, 5)
     write_run(tmp_path / "far", 5, benchmarks=("far",))
-    command = [sys.executable, ROOT / "recipes" / "eval_gsr.py", "--output_dir", "out", "--from_samples", *runs]
-    more = ["--compare_with", other] if other else []
-    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        remake(*runs, output_dir="out", **({"compare_with": other} if other else {}))
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out" / "compare.json").exists()
 
 
