@@ -58,15 +58,14 @@ def generate(config, task: str, options: dict) -> list[dict]:
         near = difflib.get_close_matches(task, known, n=1)
         hint = f", did you mean reasoning_gym/{near[0]}" if near else ""
         raise ValueError(f"reasoning_gym/{task}: reasoning-gym has no such task{hint}")
-    if task in SEVERAL_RIGHT:
+    refused = {
+        "have several right answers, and rewards know one of them": SEVERAL_RIGHT,
+        "ask for a form of a value, and rewards compare values": ASKS_FOR_A_FORM,
+    }
+    if why := next((why for why, tasks in refused.items() if task in tasks), None):
         raise ValueError(
-            f"reasoning_gym/{task}: its problems have several right answers, and rewards know one of them: take "
-            "another task, or write its rows into a file and grade them by a reward function of your own"
-        )
-    if task in ASKS_FOR_A_FORM:
-        raise ValueError(
-            f"reasoning_gym/{task}: its problems ask for a form of a value, and rewards compare values: take another "
-            "task, or write its rows into a file and grade them by a reward function of your own"
+            f"reasoning_gym/{task}: its problems {why}: take another task, or write its rows into a file and grade "
+            "them by a reward function of your own"
         )
     if config.dataset_split not in GYM_SPLITS:
         raise ValueError(f"dataset_split={config.dataset_split!r}: use one of {sorted(GYM_SPLITS)}")

@@ -59,7 +59,7 @@ FILES = {
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(1800)  # a processor without 16-bit arithmetic takes a quarter of an hour, even in float32
+@pytest.mark.timeout(1800)  # ten minutes did not suffice on two cores with AVX2 alone
 def test_20_rows_of_every_benchmark_with_a_small_llm_to_a_full_report(tmp_path, monkeypatch):
     if not SMOLLM2.is_dir():
         pytest.skip(f"{SMOLLM2} is not here: make smollm2")
