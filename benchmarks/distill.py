@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def configs(args: argparse.Namespace, folder: str):
     """The pipeline's configuration: problems, distillation."""
-    from gsr_rl.configs import DistillConfig, DistillProblemConfig
+    from gsr_rl.configs import DistillConfig
+    from gsr_rl.data_configs import DistillProblemConfig
 
     tiny = "tiny" in str(args.model)
     source = "tiny/mix" if tiny else "reasoning_gym/chain_sum"

@@ -1,6 +1,8 @@
 """Generative self-refinement: models that refine their own parallel attempts (arXiv 2509.00084)."""
 
-__version__ = "0.1.0.dev0"
+from importlib import metadata
+
+__version__ = metadata.version("gsr-rl")
 __all__ = ["Solver", "__version__"]
 
 

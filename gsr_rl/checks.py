@@ -9,10 +9,7 @@ from pathlib import Path
 from gsr_rl.data_checks import (
     check_candidate_choice,
     check_distillation,
-    check_problems,
-    check_problems_and_held_out,
     check_sampling,
-    check_training_problems,
     from_hub,
 )
 from gsr_rl.hub_configs import check_hub
@@ -28,17 +25,6 @@ from gsr_rl.trainer_checks import (
     when,
 )
 from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, finite, one_of, positive
-
-__all__ = [
-    "check_distill",
-    "check_grpo",
-    "check_problems",
-    "check_problems_and_held_out",
-    "check_refinement",
-    "check_sft",
-    "check_training_problems",
-    "raise_if_any",
-]
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"

@@ -19,26 +19,13 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl import checks, eval_checks
+from gsr_rl.checks import check_distill, check_grpo, check_sft, raise_if_any
+from gsr_rl.data_checks import check_problems_and_held_out, check_training_problems
+from gsr_rl.eval_checks import check_eval, check_eval_problems
 from gsr_rl.key_types import mismatch
 
-# Where the classes are defined: package, file inside it.
-SOURCES = {
-    "gsr_rl.configs": ("gsr_rl", "configs.py"),
-    "ProblemConfig": ("gsr_rl", "data_configs.py"),
-    "DistillProblemConfig": ("gsr_rl", "data_configs.py"),
-    "EvalProblemConfig": ("gsr_rl", "data_configs.py"),
-    "EngineAccess": ("gsr_rl", "data_configs.py"),
-    "EngineConfig": ("gsr_rl", "data_configs.py"),
-    "TeacherConfig": ("gsr_rl", "data_configs.py"),
-    "RefinementConfig": ("gsr_rl", "data_configs.py"),
-    "EvalConfig": ("gsr_rl", "eval_configs.py"),
-    "AnswerConfig": ("gsr_rl", "answer_config.py"),
-    "SolveConfig": ("gsr_rl", "answer_config.py"),
-    "ServeConfig": ("gsr_rl", "answer_config.py"),
-    "HubConfig": ("gsr_rl", "hub_configs.py"),
-    "DataSetHubConfig": ("gsr_rl", "hub_configs.py"),
-    "ResultsHubConfig": ("gsr_rl", "hub_configs.py"),
+# Where TRL and transformers define the classes that ours inherit from: package, file inside it.
+LIBRARIES = {
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "SFTConfig": ("trl", "trainer/sft_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
@@ -54,11 +41,14 @@ ALIASES = {
 }  # fmt: skip
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
-    "distill": (("DistillProblemConfig", "DistillConfig"), (checks.check_training_problems, checks.check_distill)),
-    "sft": (("GSRSFTConfig", "ModelConfig"), (checks.check_sft,)),
-    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (checks.check_problems_and_held_out, checks.check_grpo)),
-    "eval": (("EvalProblemConfig", "EvalConfig"), (eval_checks.check_eval_problems, eval_checks.check_eval)),
+    "distill": (("DistillProblemConfig", "DistillConfig"), (check_training_problems, check_distill)),
+    "sft": (("GSRSFTConfig", "ModelConfig"), (check_sft,)),
+    "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (check_problems_and_held_out, check_grpo)),
+    "eval": (("EvalProblemConfig", "EvalConfig"), (check_eval_problems, check_eval)),
 }
+
+
+CONFIG_MODULES = ("config", "settings", "configs", "data_configs", "eval_configs", "answer_config", "hub_configs")
 
 
 @dataclass(frozen=True)
@@ -73,10 +63,38 @@ class Key:
 
 
 @cache
-def _module(class_name: str) -> ast.Module:
-    package, file = SOURCES.get(class_name, SOURCES["gsr_rl.configs"])
-    root = Path(importlib.util.find_spec(package).origin).parent
-    return ast.parse((root / file).read_text(encoding="utf-8"))
+def our_classes() -> dict[str, Path]:
+    """The file of each of our configuration classes: those of every room's `config.py` and `settings.py`."""
+    package = Path(__file__).parent
+    paths = [path for path in sorted(package.rglob("*.py")) if path.stem in CONFIG_MODULES]
+    return {node.name: path for path in paths for node in _parsed(path).body if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _class_node(class_name: str) -> ast.ClassDef:
+    """The definition of a class, ours or a library's, which is not imported."""
+    path = our_classes().get(class_name)
+    if path is None and class_name in LIBRARIES:
+        package, file = LIBRARIES[class_name]
+        path = Path(importlib.util.find_spec(package).origin).parent / file
+    classes = (node for node in (_parsed(path).body if path else ()) if isinstance(node, ast.ClassDef))
+    node = next((node for node in classes if node.name == class_name), None)
+    if node is None:
+        raise LookupError(f"class {class_name} is in no config.py of gsr_rl and not where cli.LIBRARIES says")
+    return node
+
+
+def _import_class(class_name: str) -> type:
+    """The class itself; this imports what its module imports, TRL and torch for the trainers' ones."""
+    if path := our_classes().get(class_name):
+        module = ".".join(path.relative_to(Path(__file__).parent.parent).with_suffix("").parts)
+    else:
+        module = LIBRARIES[class_name][0]
+    return getattr(importlib.import_module(module), class_name)
 
 
 def _literal(node: ast.expr | None) -> object:
@@ -93,12 +111,7 @@ def _literal(node: ast.expr | None) -> object:
 
 def fields_of(class_name: str) -> dict[str, Key]:
     """The fields of a dataclass and its bases, without importing it. The nearest definition wins."""
-    node = next(
-        (n for n in _module(class_name).body if isinstance(n, ast.ClassDef) and n.name == class_name),
-        None,
-    )
-    if node is None:
-        raise LookupError(f"class {class_name} is not where gsr_rl/cli.py looks for it")
+    node = _class_node(class_name)
     keys: dict[str, Key] = {}
     for base in reversed(node.bases):
         keys |= fields_of(ast.unparse(base))
@@ -146,7 +159,7 @@ def print_help(program: str, everything: bool) -> None:
     ]
     ours, inherited = {}, {}
     for key in keys_of(program).values():
-        side = ours if SOURCES.get(key.owner, SOURCES["gsr_rl.configs"])[0] == "gsr_rl" else inherited
+        side = ours if key.owner in our_classes() else inherited
         side.setdefault(key.owner, []).append(key)
     shown = ours | (inherited if everything else {})
     for owner, keys in shown.items():
@@ -257,8 +270,8 @@ def check_values(program: str, values: dict[str, object]) -> None:
             wrong.append(f"{name}={'null' if value is None else repr(value)}: {expected}")
         elif isinstance(value, str) and key.type.split(" | ")[0] in ("int", "float"):
             setattr(merged, name, (int if key.type.startswith("int") else float)(value))
-    checks.raise_if_any(wrong)  # by themselves: the other checks reckon with the values
-    checks.raise_if_any([message for check in PROGRAMS[program][1] for message in check(merged)])
+    raise_if_any(wrong)  # by themselves: the other checks reckon with the values
+    raise_if_any([message for check in PROGRAMS[program][1] for message in check(merged)])
 
 
 @contextmanager
@@ -291,10 +304,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         from gsr_rl.sharding import shard_on_cpu
 
         shard_on_cpu()
-        modules = [importlib.import_module("gsr_rl.configs"), importlib.import_module("trl")]
-        classes = [
-            next(getattr(module, name) for module in modules if hasattr(module, name)) for name in PROGRAMS[program][0]
-        ]
+        classes = [_import_class(name) for name in PROGRAMS[program][0]]
         parser, keys = TrlParser(classes), keys_of(program)
         for action in parser._actions:
             kinds = keys[action.dest].type.split(" | ") if action.type else []

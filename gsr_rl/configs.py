@@ -8,31 +8,14 @@ from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.checks import check_distill, check_grpo, check_sft, raise_if_any
 from gsr_rl.data_configs import (
-    DistillProblemConfig,
     EngineConfig,
-    EvalProblemConfig,
-    ProblemConfig,
     RefinementConfig,
     TeacherConfig,
     mapping,
 )
-from gsr_rl.eval_configs import EvalConfig
 from gsr_rl.hub_configs import DataSetHubConfig
 from gsr_rl.rollout import Plan
 from gsr_rl.trainer_checks import check_reporting
-
-__all__ = [
-    "DistillConfig",
-    "DistillProblemConfig",
-    "EngineConfig",
-    "EvalConfig",
-    "EvalProblemConfig",
-    "GSRConfig",
-    "GSRSFTConfig",
-    "ProblemConfig",
-    "RefinementConfig",
-]
-
 
 MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 

@@ -56,9 +56,7 @@ def append_json_line(path: str | Path, record: dict) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the packages that figures depend on. Imports none of them."""
-    from gsr_rl import __version__
-
-    found = {"python": platform.python_version(), "gsr-rl": __version__}
+    found = {"python": platform.python_version(), "gsr-rl": metadata.version("gsr-rl")}
     for name in PACKAGES:
         for distribution in (name, f"{name}-cpu"):
             with contextlib.suppress(metadata.PackageNotFoundError):

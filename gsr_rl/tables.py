@@ -39,17 +39,6 @@ SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings
 
 SHARED = ("num_samples", "num_candidate_sets", "grouping", "engine", "sampling")
 
-__all__ = [
-    "NO_ACCURACY",
-    "ProblemValues",
-    "Results",
-    "compare",
-    "comparison",
-    "metrics_from_samples",
-    "over_seeds",
-    "summarise",
-]
-
 
 def summarise(results: Results) -> dict:
     """The content of eval.json: figures and paired differences under both gradings, what else is lenient, settings."""

@@ -59,10 +59,11 @@ def sample(configs: dict, problem_args, args) -> None:
 
 def report(source: Path, folder: Path, num_examples: int) -> dict:
     """eval.json and the reports in `folder`, from the samples of the run in `source`. Returns the figures."""
+    from gsr_rl.problem_values import metrics_from_samples
     from gsr_rl.report import write_report
     from gsr_rl.run_folder import atomic_write
     from gsr_rl.samples import read_samples, samples_path
-    from gsr_rl.tables import metrics_from_samples, summarise
+    from gsr_rl.tables import summarise
 
     path = samples_path(source)
     summary = summarise(metrics_from_samples(path))
@@ -73,10 +74,11 @@ def report(source: Path, folder: Path, num_examples: int) -> dict:
 
 def remake(args) -> None:
     """Every table of a finished run, without a model; of several runs, seeds.json and seeds.md over them."""
+    from gsr_rl.problem_values import metrics_from_samples
     from gsr_rl.report import seeds_markdown
     from gsr_rl.run_folder import atomic_write
     from gsr_rl.samples import samples_path
-    from gsr_rl.tables import metrics_from_samples, over_seeds
+    from gsr_rl.tables import over_seeds
 
     sources = [samples_path(one) for one in args.from_samples]
     if len(sources) == 1:
@@ -135,7 +137,8 @@ def main() -> None:
 
     # The results in the model's card: in its folder, on the Hub, or both.
     if args.update_model_card or args.push_to_hub:
-        from gsr_rl.hub import Target, results_or_exit
+        from gsr_rl.hub import results_or_exit
+        from gsr_rl.hub_commit import Target
 
         target = Target(args.hub_model_id or args.model, "model", args.hub_private_repo, args.hub_revision)
         local = args.model if args.update_model_card else None

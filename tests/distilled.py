@@ -10,7 +10,7 @@ from gsr_rl.shards import ShardStore
 
 
 def problem_config(**more):
-    from gsr_rl.configs import ProblemConfig
+    from gsr_rl.data_configs import ProblemConfig
 
     return ProblemConfig(dataset_name="tiny/mix", dataset_split="sft", max_problems=30, **more)
 

@@ -9,8 +9,8 @@ from hub_folders import BASE, evaluation, model_folder
 from hub_stand_in import HubStandIn, client_of
 
 from gsr_rl import hub
-from gsr_rl.hub import PushError, Target
-from gsr_rl.hub_commit import stale
+from gsr_rl.hub import PushError
+from gsr_rl.hub_commit import Target, stale
 
 TOKEN = "hf_" + "PlantedTokenOfTheTests0123456789"
 STEPS = ("create", "preupload", "batch", "upload", "commit")

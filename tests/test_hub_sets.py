@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsr_rl.configs import DistillProblemConfig, ProblemConfig
+from gsr_rl.data_configs import DistillProblemConfig, ProblemConfig
 from gsr_rl.hub_sets import HUB_SETS, passes
 from gsr_rl.problems import evaluation_rows, load_problems, read_problems
 

@@ -152,7 +152,7 @@ def test_a_repository_that_cannot_be_made_ends_the_run_before_training(
 def test_a_distilled_set_is_loaded_from_the_hub_by_its_name(tmp_path):
     """datasets reads what was pushed, in a process of its own, as anybody would."""
     from gsr_rl.dataset_card import write_data_set
-    from gsr_rl.hub import Target
+    from gsr_rl.hub_commit import Target
 
     row = {"prompt": [{"role": "user", "content": "1+1"}], "completion": [{"role": "assistant", "content": "2"}]}
     row |= {"stage": "candidate", "problem_id": "p", "answer": "2", "candidates": None, "num_correct": None}

@@ -91,7 +91,7 @@ def test_the_command_is_written_down_without_secrets(tmp_path, monkeypatch):
 
 
 def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
-    from gsr_rl.configs import RefinementConfig
+    from gsr_rl.data_configs import RefinementConfig
 
     assert run_folder.read_refinement_settings(tmp_path) == {}
     run_folder.write_refinement_settings(tmp_path, RefinementConfig(num_candidates=3, prompt_template="tiny"))

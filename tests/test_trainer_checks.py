@@ -228,7 +228,7 @@ def test_held_out_problems_are_checked_as_the_others_are():
 
 
 def load_datasets(tmp_path, trained: list[str], **problem_keys):
-    from gsr_rl.configs import ProblemConfig
+    from gsr_rl.data_configs import ProblemConfig
 
     for name, texts in {"train": trained, "held": ["1 + 1", "Add  TWO and two"]}.items():
         lines = [f'{{"problem": "{text}", "answer": "2"}}\n' for text in texts]

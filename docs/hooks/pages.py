@@ -104,8 +104,7 @@ def keys_page(title: str, what: str, keys: dict[str, cli.Key]) -> str:
 
 
 def _library(owner: str) -> str:
-    package = cli.SOURCES.get(owner, cli.SOURCES["gsr_rl.configs"])[0]
-    return f"{package}: {owner.removeprefix('_')}"
+    return f"{cli.LIBRARIES[owner][0]}: {owner.removeprefix('_')}"
 
 
 def _row(key) -> str:

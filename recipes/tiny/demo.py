@@ -52,7 +52,8 @@ def steps(args: argparse.Namespace) -> list[list[Step]]:
 
 def summarise(folder: Path, seconds: dict[str, float]) -> dict:
     """summary.json from the three evaluations: figures, and paired differences between the models."""
-    from gsr_rl.tables import compare, metrics_from_samples
+    from gsr_rl.problem_values import metrics_from_samples
+    from gsr_rl.tables import compare
 
     runs = {name: json.loads((folder / f"eval_{name}" / "eval.json").read_text()) for name in ROWS}
     benchmark = next(iter(runs["base"]["benchmarks"]))

@@ -71,8 +71,8 @@ def write(target: Path, evaluation: Path, training: Path, model: str, about: dic
     """Write TARGET.json (settings, cost, table by num_correct) and TARGET.parquet (figures a problem)."""
     from safetensors import safe_open
 
+    from gsr_rl.problem_values import metrics_from_samples
     from gsr_rl.run_folder import atomic_path, atomic_write
-    from gsr_rl.tables import metrics_from_samples
 
     parts = metrics_from_samples(evaluation).problems["lenient"]
     whole = next(iter(parts))
