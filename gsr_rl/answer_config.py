@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import os
 import re
 import types
@@ -10,15 +9,13 @@ import typing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
-from gsr_rl.checks import raise_if_any
 from gsr_rl.data_configs import COMPLETION_LENGTHS, EngineAccess, RefinementConfig
+from gsr_rl.keys import at_least, check_address, check_key_variable, check_model, finite, positive, raise_if_any
 from gsr_rl.model_settings import refinement_settings
 from gsr_rl.solving import MODES, SolveSettings
-from gsr_rl.value_checks import check_model
 
 
 @dataclass
@@ -74,7 +71,7 @@ class AnswerConfig:
 
     def findings(self) -> list[str]:
         """Everything that is wrong with the values, each with its mend."""
-        found = check_model(self, "model")
+        found = check_model(self, "model") + finite(self)
         if self.mode not in MODES:
             found.append(f"mode={self.mode!r} is not known: use one of {', '.join(MODES)}")
         found += at_least(self, 1, "num_candidates", "rounds", "max_completion_length", "max_refinement_length")
@@ -133,7 +130,7 @@ class SolveConfig(AnswerConfig, EngineAccess):
             found.append(f"endpoint_api={self.endpoint_api!r}: use chat or completions")
         found += check_key_variable("api_key_env", self.api_key_env)
         found += at_least(self, 1, "max_model_length", "max_num_seqs", "tensor_parallel_size")
-        found += at_least(self, 0, "request_retries") + above_zero(self, "request_timeout")
+        found += at_least(self, 0, "request_retries") + positive(self, "request_timeout")
         return found
 
 
@@ -220,7 +217,7 @@ class ServeConfig(AnswerConfig):
         numbers += ("max_connections", "max_backend_requests")
         found += at_least(self, 1, *numbers) + at_least(self, 0, "max_waiting", "backend_retries")
         seconds = ("header_seconds", "body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
-        found += above_zero(self, *seconds)
+        found += positive(self, *seconds)
         for name, limit in (("num_candidates", "max_num_candidates"), ("rounds", "max_rounds")):
             value = getattr(self, name)
             if value is not None and value > getattr(self, limit):
@@ -248,47 +245,6 @@ def _loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def at_least(config, least: int, *names: str) -> list[str]:
-    """A message for each of these values that is set and smaller."""
-    values = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    found = [f"{name}={value}: at least {least} is needed" for name, value in values.items() if value < least]
-    return found + _not_finite(values)
-
-
-def above_zero(config, *names: str) -> list[str]:
-    """A message for each of these values that is not positive."""
-    values = {name: getattr(config, name) for name in names}
-    found = [f"{name}={value}: a positive number is expected" for name, value in values.items() if value <= 0]
-    return found + _not_finite(values)
-
-
-def _not_finite(values: dict[str, float]) -> list[str]:
-    return [f"{name}={value}: a number is expected" for name, value in values.items() if not abs(value) < math.inf]
-
-
-def check_address(name: str, url: str) -> list[str]:
-    """An address of a server, without secrets in it."""
-    parts = urlsplit(str(url))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return [f"{name}={str(url)[:40]!r} is no address: http://HOST:PORT/v1 is expected"]
-    if parts.username or parts.password or parts.query:
-        return [f"{name}: the address at {parts.hostname} holds a secret or a query: put the key into an environment "
-                "variable and name that"]  # fmt: skip
-    return []
-
-
-def check_key_variable(name: str, variable: str | None, must_be_set: bool = True) -> list[str]:
-    """The name of an environment variable that holds a key."""
-    if variable is None:
-        return []
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", str(variable)):
-        return [f"{name} must be the name of an environment variable, in capitals; the key itself is not to be "
-                "written there (value not shown)"]  # fmt: skip
-    if must_be_set and not os.environ.get(variable):
-        return [f"{name}={variable}: this environment variable is not set: export it, or leave the key out"]
-    return []
 
 
 # Command lines ----------------------------------------------------------------------------------------------

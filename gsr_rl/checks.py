@@ -13,6 +13,7 @@ from gsr_rl.data_checks import (
     from_hub,
 )
 from gsr_rl.hub_configs import check_hub
+from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
 from gsr_rl.run_folder import read_refinement_settings
 from gsr_rl.trainer_checks import (
     check_best_checkpoint,
@@ -24,16 +25,9 @@ from gsr_rl.trainer_checks import (
     metric_choosers,
     when,
 )
-from gsr_rl.value_checks import at_least, check_model, check_shares, check_window, finite, one_of, positive
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
-
-
-def raise_if_any(messages: list[str]) -> None:
-    """Raise one `ValueError` with all `messages`, if there are any."""
-    if messages:
-        raise ValueError("\n".join(messages))
 
 
 def check_refinement(c) -> list[str]:

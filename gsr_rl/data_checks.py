@@ -12,16 +12,7 @@ from urllib.parse import urlsplit
 from gsr_rl.candidates import POLICIES
 from gsr_rl.generation import KINDS as ENGINES
 from gsr_rl.hub_sets import HUB_SETS, check_split
-from gsr_rl.value_checks import (
-    at_least,
-    check_model,
-    check_output,
-    check_shares,
-    check_window,
-    finite,
-    one_of,
-    positive,
-)
+from gsr_rl.keys import at_least, check_model, check_output, check_shares, check_window, finite, one_of, positive
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions

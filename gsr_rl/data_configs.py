@@ -3,24 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from gsr_rl.checks import check_refinement, raise_if_any
+from gsr_rl.checks import check_refinement
+from gsr_rl.keys import mapping, raise_if_any
 
 COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of programs that sample
-
-
-def mapping(name: str, value):
-    """A mapping that a command line gives as text; TRL's parser leaves YAML's as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError:
-        read = None
-    if not isinstance(read, dict):
-        raise ValueError(f"{name}={value!r}: a mapping is expected, such as {{name: value}}")
-    return read
 
 
 @dataclass

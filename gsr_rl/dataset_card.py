@@ -9,10 +9,9 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
     """The set's README.md: what it is, how it was made and what became of what was sampled."""
     import yaml
 
-    from gsr_rl import __version__
     from gsr_rl.run_folder import versions
 
-    size = counts["funnel"]["rows"]
+    size, version = counts["funnel"]["rows"], versions()["gsr-rl"]
     sizes = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")]
     category = next((name for limit, name in sizes if size < limit), "n>1M")
     header = {
@@ -34,7 +33,7 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
 
 # {repo_id}
 
-Rows for the warm start of generative self-refinement (arXiv 2509.00084), made with gsr-rl {__version__}: a student's
+Rows for the warm start of generative self-refinement (arXiv 2509.00084), made with gsr-rl {version}: a student's
 candidate solutions, a teacher's refinements of them, kept where the boxed answer is right; and direct solutions.
 
 - problems: {_shown(problem_config.dataset_name)}, split {problem_config.dataset_split}; mind their licence

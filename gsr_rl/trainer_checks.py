@@ -3,7 +3,7 @@ first evaluation, or never. See gsr_rl/checks.py."""
 
 import logging
 
-from gsr_rl.value_checks import one_of
+from gsr_rl.keys import one_of
 
 logger = logging.getLogger(__name__)
 

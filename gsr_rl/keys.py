@@ -1,8 +1,13 @@
-"""Checks of single values, and of lengths against a model's window, that several configurations share."""
+"""Checks of single configuration values that several rooms share: messages that name key, value and fix."""
 
 import json
 import math
+import os
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
 
 
 def finite(c) -> list[str]:
@@ -115,3 +120,98 @@ def check_window(c, name: str, model: str | None, refines: bool = True) -> list[
         f"max_refinement_prompt_length={prompt} plus the refinement limit of {length} tokens is {prompt + length}, "
         f"more than {said}: set max_refinement_prompt_length to at most {window - length}{raising}"
     ]
+
+
+def raise_if_any(messages: list[str]) -> None:
+    """Raise one `ValueError` with all `messages`, if there are any."""
+    if messages:
+        raise ValueError("\n".join(messages))
+
+
+def mapping(name: str, value):
+    """A mapping that a command line gives as text; TRL's parser leaves YAML's as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, dict):
+        raise ValueError(f"{name}={value!r}: a mapping is expected, such as {{name: value}}")
+    return read
+
+
+def check_address(name: str, url: str) -> list[str]:
+    """An address of a server, without secrets in it."""
+    parts = urlsplit(str(url))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return [f"{name}={str(url)[:40]!r} is no address: http://HOST:PORT/v1 is expected"]
+    if parts.username or parts.password or parts.query:
+        return [f"{name}: the address at {parts.hostname} holds a secret or a query: put the key into an environment "
+                "variable and name that"]  # fmt: skip
+    return []
+
+
+def check_key_variable(name: str, variable: str | None, must_be_set: bool = True) -> list[str]:
+    """The name of an environment variable that holds a key."""
+    if variable is None:
+        return []
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", str(variable)):
+        return [f"{name} must be the name of an environment variable, in capitals; the key itself is not to be "
+                "written there (value not shown)"]  # fmt: skip
+    if must_be_set and not os.environ.get(variable):
+        return [f"{name}={variable}: this environment variable is not set: export it, or leave the key out"]
+    return []
+
+
+WORDS = {"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0"}  # that are read as true or false
+EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+IN_LISTS = {"list[float]": "a list of numbers", "list[str]": "a list of texts"}
+
+
+def mismatch(annotation: str, value: object) -> str | None:
+    """What is expected instead of this value, or None if it can be what the annotation says.
+
+    Args:
+        annotation: The source text of the field's type, such as `int | None`. Types of other packages pass.
+        value: As YAML reads it. Text that reads as the number counts as that number, as in TRL's parser.
+    """
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    names = [kind.split("[")[0] for kind in kinds]
+    if not set(names) <= {*EXPECTED, "list", "dict", "None"}:
+        return None
+    if any(_is(value, name, kind) for name, kind in zip(names, kinds, strict=True)):
+        return None
+    if "str" in names and isinstance(value, bool):  # an unquoted `no`
+        return None
+    expected = [
+        IN_LISTS.get(kind, EXPECTED.get(name, f"a {name}"))
+        for name, kind in zip(names, kinds, strict=True)
+        if name != "None"
+    ]
+    hint = ": put it in quotes" if names[0] == "str" and isinstance(value, int | float) else ""
+    return " or ".join(expected) + " is expected" + hint
+
+
+def _is(value: object, name: str, kind: str) -> bool:
+    if name == "None":
+        return value is None
+    if name == "str":
+        return isinstance(value, str)
+    if name == "dict":
+        return isinstance(value, dict)
+    if name == "list":
+        if kind == "list[float]":  # text in a list is not read as a number
+            return isinstance(value, list) and all(type(one) in (int, float) for one in value)
+        if kind == "list[str]" and isinstance(value, list):
+            return all(isinstance(one, str) for one in value)
+        return isinstance(value, str | list)
+    if name == "bool":
+        return isinstance(value, bool) or str(value).lower() in WORDS
+    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+        return False
+    try:
+        int(value) if name == "int" and isinstance(value, str) else float(value)
+    except ValueError:
+        return False
+    return name == "float" or isinstance(value, int | str)
