@@ -140,7 +140,13 @@ def record(path: Path, problems: int, generations: int) -> None:
     from vllm import SamplingParams
 
     from gsr_rl.problems import read_local
-    from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
+    from gsr_rl.refinement.prompts import (
+        candidate_text,
+        fit_refinement_prompt,
+        get_template,
+        prompt_token_ids,
+        solve_prompt,
+    )
 
     rows = [row.get("problem") or row["question"] for row in read_local(path)[:problems]]
     llm, template = load_engine(64), get_template("gsr")

@@ -247,7 +247,7 @@ async def compare(args: argparse.Namespace, bare_url: str, our_url: str) -> floa
     """Both servers in turn under the same load."""
     from transformers import AutoTokenizer
 
-    from gsr_rl.prompts import fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
+    from gsr_rl.refinement.prompts import fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
 
     keys, tokenizer = keys_for(args), AutoTokenizer.from_pretrained(str(args.model))
     template = get_template(keys["prompt_template"])

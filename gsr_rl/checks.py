@@ -6,15 +6,11 @@ it imports TRL) and returns a list of messages.
 
 from pathlib import Path
 
-from gsr_rl.data_checks import (
-    check_candidate_choice,
-    check_distillation,
-    check_sampling,
-    from_hub,
-)
+from gsr_rl.data_checks import check_distillation, check_sampling, from_hub
 from gsr_rl.hub_configs import check_hub
 from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
-from gsr_rl.run_folder import read_refinement_settings
+from gsr_rl.refinement.candidates import check_candidate_choice
+from gsr_rl.refinement.settings import check_refinement, check_trained_for
 from gsr_rl.trainer_checks import (
     check_best_checkpoint,
     check_generation_kwargs,
@@ -28,36 +24,6 @@ from gsr_rl.trainer_checks import (
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
-
-
-def check_refinement(c) -> list[str]:
-    """The keys of `RefinementConfig`."""
-    from gsr_rl.prompts import TEMPLATES
-
-    found = []
-    if c.num_candidates < 1:
-        found.append(f"num_candidates={c.num_candidates}: a refinement needs at least one candidate, set it to 4")
-    if c.prompt_template not in TEMPLATES:
-        found.append(f"prompt_template={c.prompt_template!r} is not known: use one of {sorted(TEMPLATES)}")
-    if c.unfinished_candidates not in ("drop", "cut"):
-        found.append(f"unfinished_candidates={c.unfinished_candidates!r}: use drop or cut")
-    return found
-
-
-def check_trained_for(c, name: str) -> list[str]:
-    """A local model is shown candidates as it was trained to read them: its gsr_config.json names the wording."""
-    folder = Path(str(getattr(c, name, None) or ""))
-    try:
-        settings = read_refinement_settings(folder)
-    except ValueError as error:
-        return [f"{name}: {error}"]
-    template = settings.get("prompt_template", c.prompt_template)
-    if template != c.prompt_template:
-        return [
-            f"prompt_template={c.prompt_template}, but {name}={folder} was trained on {template} (its "
-            f"gsr_config.json): set prompt_template to {template}; if another wording is meant, take that file away"
-        ]
-    return []
 
 
 def _check_named_model(c) -> list[str]:

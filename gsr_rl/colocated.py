@@ -9,7 +9,7 @@ import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
-from gsr_rl.candidates import choice_seed
+from gsr_rl.refinement.candidates import choice_seed
 
 
 class ColocatedVLLM(VLLMGeneration):

@@ -7,9 +7,10 @@ import torch
 from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.checks import check_distill, check_grpo, check_sft
-from gsr_rl.data_configs import EngineConfig, RefinementConfig, TeacherConfig
+from gsr_rl.data_configs import EngineConfig, TeacherConfig
 from gsr_rl.hub_configs import DataSetHubConfig
 from gsr_rl.keys import mapping, raise_if_any
+from gsr_rl.refinement.settings import RefinementConfig
 from gsr_rl.rollout import Plan
 from gsr_rl.trainer_checks import check_reporting
 

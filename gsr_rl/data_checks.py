@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-from gsr_rl.candidates import POLICIES
 from gsr_rl.generation import KINDS as ENGINES
 from gsr_rl.hub_sets import HUB_SETS, check_split
 from gsr_rl.keys import at_least, check_model, check_output, check_shares, check_window, finite, one_of, positive
+from gsr_rl.refinement.candidates import check_candidate_choice
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
@@ -296,16 +296,6 @@ def check_distillation(c) -> list[str]:
             for key, value in expected.items()
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf")
         ]
-    return found
-
-
-def check_candidate_choice(c) -> list[str]:
-    """The policy of the candidate sets, in distillation and in training."""
-    found = []
-    if c.candidate_choice not in POLICIES:
-        found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
-    if not 0 <= c.uniform_share <= 1:
-        found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
     return found
 
 

@@ -3,10 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsr_rl.checks import check_refinement
-from gsr_rl.keys import mapping, raise_if_any
-
-COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of programs that sample
+from gsr_rl.keys import mapping
 
 
 @dataclass
@@ -83,29 +80,6 @@ class EvalProblemConfig(ProblemConfig):
     """Where evaluation's problems come from: the test split, where nothing else is said."""
 
     dataset_split: str = field(default="test", metadata={"help": "Split to read: test, validation or train."})
-
-
-@dataclass
-class RefinementConfig:
-    """How candidates are shown to the model that refines them: the same from distillation to serving."""
-
-    num_candidates: int = field(default=4, metadata={"help": "K: candidates shown in a refinement prompt."})
-    prompt_template: str = field(
-        default="gsr", metadata={"help": "Wording of the two prompts: a name from gsr_rl/prompts.py (gsr, tiny)."}
-    )
-    max_refinement_prompt_length: int = field(
-        default=8192,
-        metadata={"help": "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."},
-    )
-    unfinished_candidates: str = field(
-        default="drop",
-        metadata={
-            "help": "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
-        },
-    )
-
-    def __post_init__(self):
-        raise_if_any(check_refinement(self))
 
 
 @dataclass

@@ -11,10 +11,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from gsr_rl.candidates import choice_seed, choose_candidate_sets, set_policies
 from gsr_rl.generation import EngineError, Request, Sampling, open_configured
-from gsr_rl.prompts import get_template, prompt_token_ids, solve_prompt
-from gsr_rl.refining import fit_prompts, shown_texts
+from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies
+from gsr_rl.refinement.prompts import fit_prompts, get_template, prompt_token_ids, shown_texts, solve_prompt
 from gsr_rl.sft_rows import Rows, make_rows
 from gsr_rl.shards import ShardStore, Units
 from gsr_rl.unit_stream import run_units

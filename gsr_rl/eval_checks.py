@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl.checks import check_refinement, check_trained_for
 from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
 from gsr_rl.hub_configs import check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, one_of
+from gsr_rl.refinement.settings import check_refinement, check_trained_for
 from gsr_rl.samples import read_samples, samples_path
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")

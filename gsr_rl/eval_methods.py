@@ -8,9 +8,9 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from gsr_rl.candidates import choice_seed, choose_candidate_sets
 from gsr_rl.eval_checks import SCORED
-from gsr_rl.refining import shown_candidates
+from gsr_rl.refinement.candidates import candidate_sets, choice_seed
+from gsr_rl.refinement.prompts import shown_candidates
 
 SINGLE = ("selfref", "selfref_none", "selfref_foreign", "select", "orders")
 
@@ -55,11 +55,6 @@ def kinds_of(config) -> list[str]:
 def unit_id(row: dict) -> str:
     """Of the problem, in a run over several benchmarks."""
     return f"{row['benchmark']}/{row['id']}"
-
-
-def candidate_sets(problem_id: str, number: int, k: int, num_sets: int, seed: int) -> list[list[int]]:
-    """The sets of a problem with `number` candidates: K of all, as in use, where nobody knows which will finish."""
-    return choose_candidate_sets([True] * number, k, num_sets, choice_seed(seed, problem_id, "sets"))
 
 
 def foreign_problems(groups: list[str], seed: int) -> list[int | None]:

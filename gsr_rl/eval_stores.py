@@ -55,7 +55,7 @@ def _candidates_hash(path: str, sets: bool) -> str:
 
 def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
     """What the units of a kind depend on: an evaluation may change whatever else it likes between two starts."""
-    from gsr_rl.prompts import get_template
+    from gsr_rl.refinement.prompts import get_template
 
     values = dataclasses.asdict(problem_config) | dataclasses.asdict(config)
     found = {key: values[key] for key in (("benchmarks", "max_problems") if config.benchmarks else PROBLEMS)}

@@ -12,12 +12,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gsr_rl.candidates import choice_seed
 from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
 from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.generation import EngineError, Request, Sampling, open_configured, progress_bar
-from gsr_rl.prompts import candidate_text, get_template, selected_candidate, selection_template
-from gsr_rl.refining import fit_prompts, refinement_budget, solve_prompts
+from gsr_rl.refinement.candidates import choice_seed
+from gsr_rl.refinement.prompts import (
+    candidate_text,
+    fit_prompts,
+    get_template,
+    refinement_budget,
+    selected_candidate,
+    selection_template,
+    solve_prompts,
+)
 from gsr_rl.reward_model import RewardModel, check_reward_model
 from gsr_rl.samples import GRADINGS, check_same_problems, header_of, read_samples, samples_path, skipped_of
 from gsr_rl.unit_stream import SHARD_SECONDS, run_units

@@ -23,7 +23,8 @@ from gsr_rl.hub import (
 from gsr_rl.hub_commit import Target, make_repository
 from gsr_rl.model_card import MARK, card_of
 from gsr_rl.provenance import PROVENANCE
-from gsr_rl.run_folder import atomic_write, write_refinement_settings
+from gsr_rl.refinement.settings import write_refinement_settings
+from gsr_rl.run_folder import atomic_write
 
 UPLOADING = "hub-uploading"
 

@@ -1,4 +1,4 @@
-"""95 % intervals of the ratios of gsr_rl/metrics.py: one bootstrap over problems serves all, paired by construction.
+"""95 % intervals of ratios (gsr_rl/refinement/metrics.py): one bootstrap over problems serves all, so all are paired.
 
 Where few problems tell, it is too narrow, and Wilson's and Newcombe's intervals are the least: docs/evaluation.md.
 """
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gsr_rl.metrics import DIGITS, Ratio, difference, scored_on_both
+from gsr_rl.refinement.metrics import DIGITS, Ratio, difference, scored_on_both
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054

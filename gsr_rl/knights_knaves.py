@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from gsr_rl.candidates import choice_seed
+from gsr_rl.refinement.candidates import choice_seed
 
 _WORDS = re.compile(r"inhabited only by (\w+)s and (\w+)s\.")
 _FORMAT = re.compile(r"\s*\(Format your answer like: .*?\)", re.DOTALL)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gsr_rl.intervals import Z95
-from gsr_rl.metrics import is_scored
+from gsr_rl.refinement.metrics import is_scored
 
 Z80 = 0.8416212335729143  # a test at 5 %, two-sided, sees so large an effect in 80 of 100 cases
 DIFFERENCES = (0.01, 0.02, 0.05)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsr_rl.candidates import choice_seed
+from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.run_folder import atomic_write
 
 MEMORY = 0.5  # weight of a problem's newest pass rate in its running one

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from gsr_rl import gym_tasks, hub_sets
 from gsr_rl.data_checks import LOCAL_SUFFIXES, LONGEST_FIELD, as_list, source_of
 from gsr_rl.knights_knaves import with_answer
-from gsr_rl.prompts import get_template, solve_prompt
+from gsr_rl.refinement.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")

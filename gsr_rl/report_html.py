@@ -7,7 +7,7 @@ scripts and anything from elsewhere.
 import base64
 from collections import defaultdict
 
-from gsr_rl import metrics
+from gsr_rl.refinement import metrics
 from gsr_rl.report import INTERVALS, metric_rows, num_correct_rows, settings_lines, spread_lines
 from gsr_rl.report_page import PAGE
 from gsr_rl.report_plots import svgs

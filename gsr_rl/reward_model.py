@@ -3,7 +3,7 @@
 import gc
 
 from gsr_rl.eval_checks import reward_model_messages
-from gsr_rl.prompts import candidate_text
+from gsr_rl.refinement.prompts import candidate_text
 
 
 def check_reward_model(name: str) -> None:

@@ -13,8 +13,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import rewards
-from gsr_rl.candidates import choice_seed, choose_candidate_sets, set_policies
-from gsr_rl.prompts import candidate_text, fit_refinement_prompt, get_template, prompt_token_ids, solve_prompt
+from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies
+from gsr_rl.refinement.prompts import (
+    candidate_text,
+    fit_refinement_prompt,
+    get_template,
+    prompt_token_ids,
+    solve_prompt,
+)
 
 REFUSED = "[prompt over budget]"
 

@@ -6,7 +6,7 @@ Pure. Metrics are kept as (sum, count) pairs, so that adding the pairs of all ra
 from collections import Counter
 from math import isnan
 
-from gsr_rl.metrics import maj_correct, pass_at_k
+from gsr_rl.refinement.metrics import maj_correct, pass_at_k
 from gsr_rl.rollout import Block, CandidateSet, Plan, Rollout
 
 Sums = dict[str, list[float]]  # name -> [sum, count]

@@ -109,49 +109,6 @@ def write_run_info(folder: str | Path, configs: dict[str, object], launch: dict[
     atomic_write(folder / "command.txt", masked_command(sys.argv) + "\n")
 
 
-def write_refinement_settings(folder: str | Path, config: object) -> None:
-    """Write `gsr_config.json` beside a model: how candidates must be shown to it.
-
-    It holds the fields of `RefinementConfig`, `prompt_template_version`, and the lengths that completions had in
-    training where the program samples.
-    """
-    from gsr_rl.data_configs import COMPLETION_LENGTHS, RefinementConfig
-    from gsr_rl.prompts import get_template
-
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RefinementConfig)}
-    settings |= {name: getattr(config, name) for name in COMPLETION_LENGTHS if getattr(config, name, None)}
-    settings["prompt_template_version"] = get_template(settings["prompt_template"]).version
-    atomic_write(Path(folder) / "gsr_config.json", json.dumps(settings, indent=1) + "\n")
-
-
-def read_refinement_settings(folder: str | Path) -> dict:
-    """The content of a model's `gsr_config.json`; empty if the model has none.
-
-    Raises:
-        ValueError: It is no JSON object, or its prompt template has another wording in this version of gsr-rl.
-    """
-    from gsr_rl.prompts import TEMPLATES
-
-    path = Path(folder) / "gsr_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        name, version = str(settings.get("prompt_template", "gsr")), settings.get("prompt_template_version", 1)
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no JSON object ({error}): restore it, or train or download the model anew"
-        ) from None
-    known = TEMPLATES[name].version if name in TEMPLATES else None
-    if version != known:
-        here = f"has version {known}" if known else f"has only {sorted(TEMPLATES)}"
-        raise ValueError(
-            f"{path}: the model was trained on prompt_template {name}, version {version}; this gsr-rl {here}: use "
-            "the gsr-rl that versions.json names, or train anew"
-        )
-    return settings
-
-
 def print_dry_run(configs: dict[str, object], arithmetic: dict[str, object]) -> None:
     """What `--dry_run true` shows: the resolved configuration, then one line a figure; of several processes once."""
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":

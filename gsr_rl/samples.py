@@ -99,7 +99,7 @@ def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
         config, rows: An `EvalConfig` and the problems.
         other: The settings of the run whose candidates are taken (`eval_stores.candidates_of_file`).
     """
-    from gsr_rl.prompts import get_template
+    from gsr_rl.refinement.prompts import get_template
     from gsr_rl.run_folder import hardware, versions
 
     candidate = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_completion_length}

@@ -5,9 +5,9 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from gsr_rl.candidates import choice_seed
-from gsr_rl.metrics import maj_correct
-from gsr_rl.prompts import candidate_text, get_template, solve_prompt
+from gsr_rl.refinement.candidates import choice_seed
+from gsr_rl.refinement.metrics import maj_correct
+from gsr_rl.refinement.prompts import candidate_text, get_template, solve_prompt
 
 
 def balanced(right: list[int], num_sampled: int, max_if_all_right: int, rng: random.Random) -> list[int]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import rewards
 from gsr_rl.answer_config import SolveConfig
 from gsr_rl.generation import Engine, EngineError, Request, open_engine
-from gsr_rl.prompts import Messages
+from gsr_rl.refinement.prompts import Messages
 from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
 
 

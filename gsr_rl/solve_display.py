@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 
-from gsr_rl.prompts import candidate_text
+from gsr_rl.refinement.prompts import candidate_text
 from gsr_rl.solve import Watcher
 from gsr_rl.solving import Attempt, Solution
 

@@ -18,7 +18,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from gsr_rl.generation import Completion, Sampling
-from gsr_rl.prompts import (
+from gsr_rl.refinement.prompts import (
     Messages,
     candidate_text,
     fit_refinement_prompt,

@@ -4,9 +4,10 @@ import math
 from itertools import chain
 from pathlib import Path
 
-from gsr_rl import intervals, metrics
+from gsr_rl import intervals
 from gsr_rl.power import of_two_models, power_note, variance
 from gsr_rl.problem_values import ProblemValues, Results, metrics_from_samples
+from gsr_rl.refinement import metrics
 from gsr_rl.samples import GRADINGS, check_same_problems
 
 # A grading, the table of its figures and that of their paired differences.

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from gsr_rl import tiny_world
-from gsr_rl.prompts import get_template, refinement_prompt, solve_prompt
+from gsr_rl.refinement.prompts import get_template, refinement_prompt, solve_prompt
 
 
 def write_rows(path: Path) -> Path:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.candidates import POLICIES, choice_seed, choose_candidate_sets, set_policies
+from gsr_rl.refinement.candidates import POLICIES, choice_seed, choose_candidate_sets, set_policies
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=16), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99))

@@ -12,7 +12,7 @@ from fixed_engine import FixedEngine, run_recipe
 from gsr_rl import endpoints, tiny_world
 from gsr_rl.endpoints import EndpointEngine, EndpointSettings
 from gsr_rl.generation import Request, Sampling
-from gsr_rl.prompts import get_template, prompt_token_ids, solve_prompt
+from gsr_rl.refinement.prompts import get_template, prompt_token_ids, solve_prompt
 
 ALL_FAULTS = ["500", "503", "429", "hang", "cut", "page", "unfinished", "no choices", "half", "half json", "fewer"]
 

@@ -6,8 +6,8 @@ from itertools import combinations
 
 import pytest
 
-from gsr_rl import metrics
-from gsr_rl.metrics import share
+from gsr_rl.refinement import metrics
+from gsr_rl.refinement.metrics import share
 
 NAN = math.nan
 

@@ -6,7 +6,7 @@ import pytest
 from fixed_engine import run_recipe
 from sft_run import keys, write_rows
 
-from gsr_rl.prompts import prompt_token_ids
+from gsr_rl.refinement.prompts import prompt_token_ids
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ class Arm:
 
     def shares(self, column: str, part: str | None = None) -> list:
         """A column as a ratio for each seed, over one part of the problems or over all."""
-        from gsr_rl.metrics import share
+        from gsr_rl.refinement.metrics import share
 
         return [
             share(frame[column] if part is None else frame[frame["part"] == part][column]) for frame in self.frames

@@ -146,7 +146,7 @@ def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tu
     The verdict is empty where the arm has no such part.
     """
     from gsr_rl.intervals import bootstrap_weights, estimate, estimate_over_seeds
-    from gsr_rl.metrics import share
+    from gsr_rl.refinement.metrics import share
 
     (new, high), (old, low) = claim["new"], claim["old"]
     ratios = []

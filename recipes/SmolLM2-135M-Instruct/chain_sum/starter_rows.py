@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gsr_rl.data_configs import ProblemConfig
 from gsr_rl.problems import load_problems
-from gsr_rl.prompts import get_template, refinement_prompt, solve_prompt
+from gsr_rl.refinement.prompts import get_template, refinement_prompt, solve_prompt
 from gsr_rl.run_folder import atomic_write
 
 SUMS = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}

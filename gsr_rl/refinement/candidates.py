@@ -97,3 +97,18 @@ def _pick(deck: list[int], size: int, correct: list[float | None], policy: str, 
         wanted = rng.randint(0, max(0, (size - 1) // 2))
     wanted = max(min(wanted, len(right)), size - len(wrong))
     return right[:wanted] + wrong[: size - wanted]
+
+
+def candidate_sets(problem_id: str, number: int, k: int, num_sets: int, seed: int) -> list[list[int]]:
+    """The sets of a problem with `number` candidates: K of all, as in use, where nobody knows which will finish."""
+    return choose_candidate_sets([True] * number, k, num_sets, choice_seed(seed, problem_id, "sets"))
+
+
+def check_candidate_choice(c) -> list[str]:
+    """The policy of the candidate sets, in distillation and in training."""
+    found = []
+    if c.candidate_choice not in POLICIES:
+        found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
+    if not 0 <= c.uniform_share <= 1:
+        found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
+    return found
