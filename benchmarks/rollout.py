@@ -139,7 +139,7 @@ def record(path: Path, problems: int, generations: int) -> None:
     """Sample answers and refinements of real problems with SmolLM2 and keep how long they are."""
     from vllm import SamplingParams
 
-    from gsr_rl.problems import read_local
+    from gsr_rl.data.problems import read_local
     from gsr_rl.refinement.prompts import (
         candidate_text,
         fit_refinement_prompt,

@@ -41,7 +41,7 @@ K = 4
 def problems_for(args: argparse.Namespace, count: int, seed: int) -> list[str]:
     """Problems that the model can read."""
     if args.tiny:
-        from gsr_rl.tiny_world import generate
+        from gsr_rl.data.tiny_world import generate
 
         return [row["problem"] for row in generate("mix", "test", count, seed)]
     rng = random.Random(seed)

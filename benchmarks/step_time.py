@@ -33,7 +33,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 from gsr_rl import windows
 from gsr_rl.configs import GSRConfig
-from gsr_rl.tiny_model import build_tokenizer
+from gsr_rl.data.tiny_model import build_tokenizer
 from gsr_rl.trainer import GSRTrainer
 
 SMOLLM2 = Path(__file__).resolve().parent.parent / "runs" / "SmolLM2-135M-Instruct"

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl.data_checks import LOCAL_SUFFIXES, check_problems, check_sampling
+from gsr_rl.data.config import check_problems, check_sampling
+from gsr_rl.data.sources import LOCAL_SUFFIXES
 from gsr_rl.hub_configs import check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, one_of
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
@@ -41,7 +42,7 @@ def check_eval_problems(c) -> list[str]:
 
 def _check_reported_name(c) -> list[str]:
     """What `dataset_name` names is not reported as a benchmark: nothing checks that it is that one."""
-    from gsr_rl import benchmarks
+    from gsr_rl.data import benchmarks
 
     path = Path(c.dataset_name)
     name = c.benchmark_name or (path.stem if path.suffix in LOCAL_SUFFIXES else "")
@@ -85,7 +86,7 @@ def _check_read(c, sources: list) -> list[str]:
 
 def check_benchmarks(c) -> list[str]:
     """Every benchmark is known and named once; every file belongs to one of them and exists."""
-    from gsr_rl import benchmarks
+    from gsr_rl.data import benchmarks
 
     files = c.benchmark_files or {}
     try:

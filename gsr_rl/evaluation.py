@@ -39,9 +39,9 @@ def load_benchmark(problem_config, config) -> list[dict]:
     Raises:
         ValueError: A benchmark is not what its name says, or `check_loaded` refuses the problems.
     """
-    from gsr_rl import benchmarks
-    from gsr_rl.data_checks import LOCAL_SUFFIXES
-    from gsr_rl.problems import load_problems
+    from gsr_rl.data import benchmarks
+    from gsr_rl.data.problems import load_problems
+    from gsr_rl.data.sources import LOCAL_SUFFIXES
 
     if config.benchmarks:
         parts = [benchmarks.load(name, problem_config, config.benchmark_files) for name in config.benchmarks]

@@ -4,7 +4,7 @@ same: a folder's name, seen from another place, looks like a name on the Hub."""
 import json
 from pathlib import Path
 
-from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
+from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES
 from gsr_rl.hub_configs import is_repo_name
 from gsr_rl.run_folder import atomic_write
 

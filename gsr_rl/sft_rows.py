@@ -272,12 +272,12 @@ def load_sft_rows(config) -> list[dict]:
         ValueError: A row that lacks one of the three, an unknown stage, or no row left.
     """
     name = str(config.dataset_name)
-    from gsr_rl.data_checks import LOCAL_SUFFIXES
+    from gsr_rl.data.sources import LOCAL_SUFFIXES
 
     if name.endswith(LOCAL_SUFFIXES):
         from pathlib import Path
 
-        from gsr_rl.problems import read_local
+        from gsr_rl.data.problems import read_local
 
         rows = read_local(Path(name))
     else:

@@ -56,7 +56,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             raise ValueError(f"args must be a GSRConfig, got {type(args).__name__}")
         for dataset in filter(None, (train_dataset, kwargs.get("eval_dataset"))):
             if missing := {"prompt", "problem", "problem_id", "answer"} - set(dataset.column_names):
-                raise ValueError(f"a data set lacks the columns {sorted(missing)}: see gsr_rl.problems")
+                raise ValueError(f"a data set lacks the columns {sorted(missing)}: see gsr_rl.data.problems")
         for name in ("rollout_func", "tools", "environment_factory"):
             if kwargs.get(name):
                 raise ValueError(f"{name} cannot be set: GSRTrainer brings its own two-stage rollout, leave it out")

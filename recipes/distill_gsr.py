@@ -22,8 +22,8 @@ def main() -> None:
     problem_args, args = parse("distill")
     configs = {"problems": problem_args, "distillation": args}
 
+    from gsr_rl.data.problems import read_problems
     from gsr_rl.distill_plan import plan, stated_problems
-    from gsr_rl.problems import read_problems
     from gsr_rl.run_folder import append_json_line, atomic_path, atomic_write, print_dry_run, write_run_info
 
     # Problems, decontaminated. A dry run takes their number from the configuration if it stands there.

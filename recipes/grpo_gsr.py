@@ -19,8 +19,8 @@ def load_datasets(problem_args, args):
 
     from datasets import Dataset
 
-    from gsr_rl.data_checks import held_out_keys
-    from gsr_rl.problems import load_problems, training_rows, without_held_out
+    from gsr_rl.data.config import held_out_keys
+    from gsr_rl.data.problems import load_problems, training_rows, without_held_out
 
     def dataset(rows):
         return Dataset.from_list(training_rows(rows, args.prompt_template))
@@ -42,7 +42,7 @@ def main() -> None:
         reward_funcs = load_reward_funcs(args.reward_funcs, args.reward_options)
     if args.dry_run:
         from gsr_rl.batch_arithmetic import batch_arithmetic
-        from gsr_rl.data_checks import from_hub
+        from gsr_rl.data.sources import from_hub
         from gsr_rl.run_folder import print_dry_run
 
         with clear_errors("grpo"):

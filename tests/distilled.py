@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 from fixed_engine import FixedEngine
 
-from gsr_rl import tiny_world
+from gsr_rl.data import tiny_world
 from gsr_rl.distill import distill
 from gsr_rl.shards import ShardStore
 
 
 def problem_config(**more):
-    from gsr_rl.data_configs import ProblemConfig
+    from gsr_rl.data.config import ProblemConfig
 
     return ProblemConfig(dataset_name="tiny/mix", dataset_split="sft", max_problems=30, **more)
 

@@ -6,9 +6,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from gsr_rl import tiny_world
+from gsr_rl.data import tiny_world
+from gsr_rl.data.tiny_model import build_tokenizer
 from gsr_rl.generation import Completion, Engine, Result
-from gsr_rl.tiny_model import build_tokenizer
 
 EVALUATION = {
     "dataset_name": "tiny/mix",

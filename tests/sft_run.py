@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from gsr_rl import tiny_world
+from gsr_rl.data import tiny_world
 from gsr_rl.refinement.prompts import get_template, refinement_prompt, solve_prompt
 
 

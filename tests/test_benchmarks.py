@@ -6,9 +6,9 @@ import shutil
 import pytest
 from benchmark_rows import path_of, rows_of
 
-from gsr_rl import benchmarks, knights_knaves
-from gsr_rl.benchmark_manifest import BENCHMARKS, FORMS
-from gsr_rl.problems import plain_config, read_problems
+from gsr_rl.data import benchmarks, knights_knaves
+from gsr_rl.data.hub_sets import BENCHMARKS, FORMS
+from gsr_rl.data.problems import plain_config, read_problems
 from rewards import grade
 from rewards.roles import roles
 
@@ -134,7 +134,7 @@ def test_other_answers_than_the_known_ones_are_refused_and_go_by_another_name(tm
         load("aime24", path)
     assert {row["benchmark"] for row in load(str(path))} == {"rows"}
     rows = [{"problem": f"Problem {place}", "answer": str(place)} for place in range(30)]
-    monkeypatch.setattr("gsr_rl.hub_sets.read_hub", lambda *_: iter(rows))
+    monkeypatch.setattr("gsr_rl.data.hub_sets.read_hub", lambda *_: iter(rows))
     with pytest.raises(ValueError, match=r"under another name \(--benchmarks HuggingFaceH4/aime_2024@train\)"):
         load("aime24")
     assert len(load("HuggingFaceH4/aime_2024@train")) == 30
@@ -270,7 +270,7 @@ def test_a_set_that_the_hub_does_not_give_names_the_local_file_as_mend(monkeypat
     def nothing(*_, **__):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr("gsr_rl.hub_sets.read_hub", nothing)
+    monkeypatch.setattr("gsr_rl.data.hub_sets.read_hub", nothing)
     with pytest.raises(ValueError, match=r"aime24 cannot be read from HuggingFaceH4/aime_2024 .*--benchmark_files"):
         load("aime24")
 
@@ -282,7 +282,7 @@ def test_the_hub_is_asked_for_the_sets_own_split_and_columns(monkeypatch):
         asked.append((config.dataset_name, config.dataset_split, config.dataset_config))
         return iter([{"question": f"Is it {n}?", "answer": f"so\n#### {answer}"} for n, answer in enumerate(answers)])
 
-    monkeypatch.setattr("gsr_rl.hub_sets.read_hub", rows)
+    monkeypatch.setattr("gsr_rl.data.hub_sets.read_hub", rows)
     assert [row["answer"] for row in load("gsm8k", max_problems=3)] == answers[:3]
     assert asked == [("openai/gsm8k", "test", "main")]
 

@@ -7,8 +7,8 @@ from benchmark_rows import rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.decontamination import decontaminate, tokens_of
-from gsr_rl.problems import evaluation_rows, read_problems
+from gsr_rl.data.decontamination import decontaminate, tokens_of
+from gsr_rl.data.problems import evaluation_rows, read_problems
 
 PROBLEM = (
     r"Let $x \le \frac{3}{4}$ be a real number with $\left( x_{1} + 2 \right)^{2} \cdot 5 = 1{,}250$. "
@@ -152,7 +152,7 @@ def test_problems_are_decontaminated_where_they_are_read(tmp_path):
     texts = [PROBLEM.replace("$", ""), *(f"What is {i}+{i}?" for i in range(300))]
     train.write_text("".join(json.dumps({"problem": t, "answer": "1"}) + "\n" for t in texts))
     exam.write_text(json.dumps({"problem": PROBLEM}) + "\n")  # an evaluation set without answers is one too
-    from gsr_rl.data_configs import ProblemConfig
+    from gsr_rl.data.config import ProblemConfig
 
     problems = read_problems(ProblemConfig(str(train), max_problems=20, decontaminate_against=[str(exam)]))
     assert len(problems.rows) == 20 and PROBLEM not in [one["problem"] for one in problems.rows]

@@ -15,7 +15,7 @@ from distilled import rows as problems
 from fixed_engine import FixedEngine, run_recipe
 from tqdm import tqdm
 
-from gsr_rl import tiny_world
+from gsr_rl.data import tiny_world
 from gsr_rl.distill import Unfinished, distill, open_store, part_of
 from gsr_rl.generation import Result
 from gsr_rl.sft_rows import load_sft_rows

@@ -9,7 +9,8 @@ import pytest
 from faulty_server import FaultyServer
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl import endpoints, tiny_world
+from gsr_rl import endpoints
+from gsr_rl.data import tiny_world
 from gsr_rl.endpoints import EndpointEngine, EndpointSettings
 from gsr_rl.generation import Request, Sampling
 from gsr_rl.refinement.prompts import get_template, prompt_token_ids, solve_prompt
@@ -293,7 +294,7 @@ def test_settings_that_cannot_work_are_refused_without_showing_secrets(values, m
 
 def test_a_whole_distillation_over_faulty_endpoints_equals_one_without(tokenizer, tmp_path, monkeypatch):
     from gsr_rl.configs import DistillConfig
-    from gsr_rl.data_configs import ProblemConfig
+    from gsr_rl.data.config import ProblemConfig
     from gsr_rl.distill import distill, open_store
 
     monkeypatch.setenv("MY_KEY", "sk-very-secret")

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from fixed_engine import FixedEngine, evaluate
 
-from gsr_rl import tiny_world
+from gsr_rl.data import tiny_world
 
 
 @pytest.fixture

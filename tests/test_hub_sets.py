@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsr_rl.data_configs import DistillProblemConfig, ProblemConfig
-from gsr_rl.hub_sets import HUB_SETS, passes
-from gsr_rl.problems import evaluation_rows, load_problems, read_problems
+from gsr_rl.data.config import DistillProblemConfig, ProblemConfig
+from gsr_rl.data.hub_sets import HUB_SETS, passes
+from gsr_rl.data.problems import evaluation_rows, load_problems, read_problems
 
 SOLUTION = "<think>long</think> So it is \\boxed{7}."
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsr_rl import gym_tasks
-from gsr_rl.data_checks import check_problems
-from gsr_rl.problems import final_answer, load_problems, normalise_text, read_local, read_problems
+from gsr_rl.data import gym_tasks
+from gsr_rl.data.config import check_problems
+from gsr_rl.data.problems import final_answer, load_problems, read_local, read_problems
+from gsr_rl.data.sources import normalise_text
 
 
 def config(name, **more):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gsr_rl.data.tiny_model import build_tokenizer
 from gsr_rl.refinement.prompts import (
     MIN_CANDIDATE_TOKENS,
     TEMPLATES,
@@ -14,7 +15,6 @@ from gsr_rl.refinement.prompts import (
     refinement_prompt,
     solve_prompt,
 )
-from gsr_rl.tiny_model import build_tokenizer
 
 TINY = get_template("tiny")
 TOKENIZER = build_tokenizer()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gsr_rl import run_folder
-from gsr_rl.refinement import settings
+from gsr_rl.refinement.settings import read_refinement_settings, write_refinement_settings
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -94,13 +94,13 @@ def test_the_command_is_written_down_without_secrets(tmp_path, monkeypatch):
 def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
     from gsr_rl.refinement.settings import RefinementConfig
 
-    assert settings.read_refinement_settings(tmp_path) == {}
-    settings.write_refinement_settings(tmp_path, RefinementConfig(num_candidates=3, prompt_template="tiny"))
-    settings = settings.read_refinement_settings(tmp_path)
+    assert read_refinement_settings(tmp_path) == {}
+    write_refinement_settings(tmp_path, RefinementConfig(num_candidates=3, prompt_template="tiny"))
+    settings = read_refinement_settings(tmp_path)
     assert settings["num_candidates"] == 3 and settings["prompt_template_version"] == 1
     (tmp_path / "gsr_config.json").write_text(json.dumps(settings | {"prompt_template_version": 2}))
     with pytest.raises(ValueError, match="trained on prompt_template tiny, version 2; this gsr-rl has version 1"):
-        settings.read_refinement_settings(tmp_path)
+        read_refinement_settings(tmp_path)
 
 
 def test_refinement_settings_hold_the_lengths_of_training_where_completions_are_sampled(tmp_path):
@@ -109,8 +109,8 @@ def test_refinement_settings_hold_the_lengths_of_training_where_completions_are_
     config = GSRConfig(
         str(tmp_path), max_completion_length=40, bf16=False, num_generations=4, per_device_train_batch_size=8
     )
-    settings.write_refinement_settings(tmp_path, config)
-    settings = settings.read_refinement_settings(tmp_path)
+    write_refinement_settings(tmp_path, config)
+    settings = read_refinement_settings(tmp_path)
     assert (settings["max_completion_length"], settings["max_refinement_length"]) == (40, 40)
 
 

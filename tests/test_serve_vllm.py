@@ -14,7 +14,7 @@ import psutil
 import pytest
 from serving import TINY, free_port, gsr_process, vllm_process, wait_until
 
-from gsr_rl import tiny_world
+from gsr_rl.data import tiny_world
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 PROBLEMS = [row["problem"] for row in tiny_world.generate("mix", "test", 200, 0)]

@@ -16,8 +16,8 @@ from faulty_server import FaultyServer
 from fixed_engine import FixedEngine
 from serving import ROOT, TINY
 
-from gsr_rl import tiny_world
 from gsr_rl.answer_config import with_underscores
+from gsr_rl.data import tiny_world
 from gsr_rl.solve import Solver, Watcher
 from gsr_rl.solve_cli import main, parser, read_problems
 from gsr_rl.solve_display import Terminal, boxes, printable, votes_line

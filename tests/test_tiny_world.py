@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gsr_rl import tiny_world as tw
-from gsr_rl.tiny_model import build_tokenizer, vocabulary
+from gsr_rl.data import tiny_world as tw
+from gsr_rl.data.tiny_model import build_tokenizer, vocabulary
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
 DISJOINT = ("base", "teacher", "sft", "grpo", "validation", "test")
@@ -27,7 +27,8 @@ def refine_prompt(problem, candidates):
 
 
 def test_the_module_starts_without_torch():
-    code = "import sys, gsr_rl.tiny_world; print(sorted({'torch', 'transformers', 'vllm', 'trl'} & set(sys.modules)))"
+    heavy = "{'torch', 'transformers', 'vllm', 'trl'}"
+    code = f"import sys, gsr_rl.data.tiny_world; print(sorted({heavy} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

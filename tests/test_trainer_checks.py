@@ -8,7 +8,7 @@ import torch
 from test_cli import GRPO, ROOT, TINY, findings
 
 from gsr_rl import cli
-from gsr_rl.data_checks import held_out_keys
+from gsr_rl.data.config import held_out_keys
 from gsr_rl.trainer_checks import check_reporting, warn_of_lost_updates
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_dataset_name": "tiny/mix"}
@@ -228,7 +228,7 @@ def test_held_out_problems_are_checked_as_the_others_are():
 
 
 def load_datasets(tmp_path, trained: list[str], **problem_keys):
-    from gsr_rl.data_configs import ProblemConfig
+    from gsr_rl.data.config import ProblemConfig
 
     for name, texts in {"train": trained, "held": ["1 + 1", "Add  TWO and two"]}.items():
         lines = [f'{{"problem": "{text}", "answer": "2"}}\n' for text in texts]

@@ -20,10 +20,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback, set_seed
 
-from gsr_rl import checkpoints, tiny_world
+from gsr_rl import checkpoints
 from gsr_rl.checkpoints import STOPPED, resume_point
 from gsr_rl.configs import GSRConfig
-from gsr_rl.problems import training_rows
+from gsr_rl.data import tiny_world
+from gsr_rl.data.problems import training_rows
 from gsr_rl.sharding import shard_on_cpu
 from gsr_rl.trainer import GSRTrainer
 

@@ -15,8 +15,8 @@ import random
 import re
 from pathlib import Path
 
-from gsr_rl.data_configs import ProblemConfig
-from gsr_rl.problems import load_problems
+from gsr_rl.data.config import ProblemConfig
+from gsr_rl.data.problems import load_problems
 from gsr_rl.refinement.prompts import get_template, refinement_prompt, solve_prompt
 from gsr_rl.run_folder import atomic_write
 

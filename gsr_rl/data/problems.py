@@ -4,20 +4,18 @@ Every row that comes out has `id`, `problem` and `answer` as non-empty strings; 
 """
 
 import csv
-import hashlib
 import json
 import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from gsr_rl import gym_tasks, hub_sets
-from gsr_rl.data_checks import LOCAL_SUFFIXES, LONGEST_FIELD, as_list, source_of
-from gsr_rl.knights_knaves import with_answer
+from gsr_rl.data import gym_tasks, hub_sets
+from gsr_rl.data.knights_knaves import with_answer
+from gsr_rl.data.sources import LOCAL_SUFFIXES, LONGEST_FIELD, as_list, normalise_text, problem_id, source_of
 from gsr_rl.refinement.prompts import get_template, solve_prompt
 
 PROBLEM_COLUMNS = ("problem", "question")
@@ -27,16 +25,6 @@ MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown",
 
 _SEVERAL = re.compile(r"[(\[]|\\\{|,\s|\b(or|and)\b")  # numbers between commas, not thousands
 _HALF = re.compile("[\ud800-\udfff]")
-
-
-def normalise_text(text: str) -> str:
-    """`text` with Unicode forms, letter case and white space made equal: the sense in which two problems are one."""
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
-
-
-def problem_id(text: str) -> str:
-    """A stable id: the hash of the normalised text."""
-    return hashlib.blake2b(normalise_text(text).encode(), digest_size=8).hexdigest()
 
 
 @dataclass
@@ -84,7 +72,7 @@ def read_problems(config) -> Problems:
     more = against and config.max_problems and not _generated(config)  # so that enough is left
     problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
     if against:
-        from gsr_rl.decontamination import decontaminate
+        from gsr_rl.data.decontamination import decontaminate
 
         evaluation = {name: evaluation_rows(name) for name in against}
         problems.rows, problems.removed = decontaminate(
@@ -203,7 +191,7 @@ def _options(config) -> dict:
 
 
 def _from_tiny_world(config, family: str, options: dict) -> list[dict]:
-    from gsr_rl import tiny_world
+    from gsr_rl.data import tiny_world
 
     number = config.max_problems or gym_tasks.DEFAULT_PROBLEMS
     return tiny_world.generate(family, config.dataset_split, number, config.problem_seed, **options)

@@ -1,6 +1,6 @@
 """Benchmarks by name: their problems from the Hub, from a local file or generated, checked against the manifest.
 
-    aime24, amc23, math500, ...      a set of gsr_rl/benchmark_manifest.py, or one of its aliases
+    aime24, amc23, math500, ...      a set of gsr_rl/data/hub_sets.py, or one of its aliases
     knights_knaves/4[/choice]        generated, with 4 inhabitants; as multiple choice
     reasoning_gym/TASK, tiny/mix     generated
     path/to/rows.jsonl, USER/NAME    a local file, a data set on the Hub; path/to/aime24.jsonl is checked as aime24
@@ -15,10 +15,13 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
-from gsr_rl import hub_sets, knights_knaves
-from gsr_rl.benchmark_manifest import BENCHMARKS, FORMS, Benchmark
-from gsr_rl.data_checks import GENERATED, LOCAL_SUFFIXES
+from gsr_rl.data import hub_sets, knights_knaves
+from gsr_rl.data.gym_tasks import installed
+from gsr_rl.data.hub_sets import BENCHMARKS, FORMS, Benchmark
+from gsr_rl.data.problems import ANSWER_COLUMNS, PROBLEM_COLUMNS, plain_config, read_problems
+from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
@@ -164,8 +167,6 @@ def load(name: str, problem_config, files: dict[str, str] | None = None) -> list
 
 def _read(source: Source, name: str, **values):
     """The problems under `name`. Raises `ValueError` for whatever stands in the way."""
-    from gsr_rl.problems import plain_config, read_problems
-
     try:
         problems = read_problems(plain_config(name, **values))
     except ValueError:
@@ -182,8 +183,6 @@ def _read(source: Source, name: str, **values):
 
 
 def _known(source: Source, problem_config) -> list[dict]:
-    from gsr_rl.problems import ANSWER_COLUMNS, PROBLEM_COLUMNS
-
     known = source.known
     if source.file:
         columns = {
@@ -277,8 +276,33 @@ def _knights(source: Source, problem_config) -> list[dict]:
                 )
     else:
         number = problem_config.max_problems or DEFAULT_KNIGHTS
-        rows = knights_knaves.generate(source.people, number, source.split, problem_config.problem_seed)
+        rows = generate_knights_knaves(source.people, number, source.split, problem_config.problem_seed)
     return [knights_knaves.as_choice(row) for row in rows] if source.choice else rows
+
+
+def generate_knights_knaves(num_people: int, number: int, split: str, seed: int) -> list[dict]:
+    """`number` problems with `num_people` inhabitants and one solution each, by reasoning-gym's task.
+
+    Returns:
+        Rows `{"id", "problem", "answer", "names", "is_knight"}`.
+
+    Raises:
+        ValueError: As `problems.read_problems` for a generated set.
+    """
+
+    installed("knights_knaves")
+    from reasoning_gym.logic.knights_knaves import KnightsKnavesDataset
+
+    config = plain_config("reasoning_gym/knights_knaves", dataset_split=split, max_problems=number,
+                          problem_seed=seed, dataset_kwargs={"n_people": num_people})  # fmt: skip
+    with mock.patch.object(KnightsKnavesDataset, "find_solution", staticmethod(knights_knaves.find_solutions)):
+        problems = read_problems(config)
+    rows = []
+    for row in problems.rows:
+        roles = knights_knaves.read_roles(knights_knaves.in_one_wording(row["answer"], row["problem"]))
+        more = {"names": list(roles), "is_knight": list(roles.values()), "answer": knights_knaves.answer_text(roles)}
+        rows.append(row | {"problem": knights_knaves.in_one_wording(row["problem"], row["problem"])} | more)
+    return rows
 
 
 def _other(source: Source, problem_config) -> list[dict]:

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from gsr_rl.tiny_world import IDENTITY, MAPS, STATES, STEPS
+from gsr_rl.data.tiny_world import IDENTITY, MAPS, STATES, STEPS
 
 PAD, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<eos>", "<user>", "<assistant>", "<unk>"
 CHAT_TEMPLATE = (

@@ -3,7 +3,6 @@
 import itertools
 import random
 import re
-from unittest import mock
 
 import numpy as np
 
@@ -23,18 +22,18 @@ def answer_text(is_knight: dict[str, bool]) -> str:
 
 def people(row: dict) -> dict[str, bool]:
     """Who is a knight, by name: of a row's `names` and truth values, or of its `answer`, in the order of the text."""
-    return _truth_of(row) or _read_roles(row["answer"])
+    return _truth_of(row) or read_roles(row["answer"])
 
 
 def with_roles(row: dict) -> dict:
     """The row with an `answer` that says who is what where it gives names and truth values, whatever it was."""
     truth = _truth_of(row)
-    if not truth or _read_roles(row["answer"]) == truth:
+    if not truth or read_roles(row["answer"]) == truth:
         return row
     return row | {"answer": answer_text(truth)}
 
 
-def _read_roles(answer: str) -> dict[str, bool]:
+def read_roles(answer: str) -> dict[str, bool]:
     return {name: role == "knight" for name, role in _PERSON.findall(answer)}
 
 
@@ -120,33 +119,6 @@ def _named(statement: tuple) -> set[int]:
     """The persons that a statement names."""
     kind, *parts = statement
     return {parts[0]} if kind in ("telling-truth", "lying") else set().union(*map(_named, parts))
-
-
-def generate(num_people: int, number: int, split: str, seed: int) -> list[dict]:
-    """`number` problems with `num_people` inhabitants and one solution each, by reasoning-gym's task.
-
-    Returns:
-        Rows `{"id", "problem", "answer", "names", "is_knight"}`.
-
-    Raises:
-        ValueError: As `problems.read_problems` for a generated set.
-    """
-    from gsr_rl.gym_tasks import installed
-    from gsr_rl.problems import plain_config, read_problems
-
-    installed("knights_knaves")
-    from reasoning_gym.logic.knights_knaves import KnightsKnavesDataset
-
-    config = plain_config("reasoning_gym/knights_knaves", dataset_split=split, max_problems=number,
-                          problem_seed=seed, dataset_kwargs={"n_people": num_people})  # fmt: skip
-    with mock.patch.object(KnightsKnavesDataset, "find_solution", staticmethod(find_solutions)):
-        problems = read_problems(config)
-    rows = []
-    for row in problems.rows:
-        roles = _read_roles(in_one_wording(row["answer"], row["problem"]))
-        more = {"names": list(roles), "is_knight": list(roles.values()), "answer": answer_text(roles)}
-        rows.append(row | {"problem": in_one_wording(row["problem"], row["problem"])} | more)
-    return rows
 
 
 def as_choice(row: dict) -> dict:

@@ -50,7 +50,7 @@ def generate(config, task: str, options: dict) -> list[dict]:
     Raises:
         ValueError: No such task, split, seed or options, too few problems, or answers that the verifier cannot grade.
     """
-    from gsr_rl.problems import problem_id
+    from gsr_rl.data.sources import problem_id
     from rewards.golds import read_gold
 
     reasoning_gym = installed(config.dataset_name)

@@ -5,18 +5,28 @@ import csv
 import json
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
+from gsr_rl.data.hub_sets import check_split
+from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES, LONGEST_FIELD, as_list, from_hub, source_of
 from gsr_rl.generation import KINDS as ENGINES
-from gsr_rl.hub_sets import HUB_SETS, check_split
-from gsr_rl.keys import at_least, check_model, check_output, check_shares, check_window, finite, one_of, positive
+from gsr_rl.keys import (
+    at_least,
+    check_model,
+    check_output,
+    check_shares,
+    check_window,
+    finite,
+    mapping,
+    one_of,
+    positive,
+)
 from gsr_rl.refinement.candidates import check_candidate_choice
 
-LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
-GENERATED = ("tiny/", "reasoning_gym/")
 EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "refinement_prompt_tokens",
             "refinement_tokens", "refinement_rows")  # fmt: skip
 
@@ -43,15 +53,9 @@ def check_problems(c) -> list[str]:
     return found + check_split(name, c.dataset_split)
 
 
-def from_hub(name: str) -> bool:
-    """Whether problems of this name are asked of the Hub: no local file, and not generated."""
-    local = Path(name).suffix in LOCAL_SUFFIXES or name.startswith((".", "/", "~"))
-    return not local and not name.startswith(GENERATED)
-
-
 def _check_tiny(c) -> list[str]:
     """The tiny world's family and split."""
-    from gsr_rl.tiny_world import FAMILIES, SPLITS
+    from gsr_rl.data.tiny_world import FAMILIES, SPLITS
 
     family, found = c.dataset_name.removeprefix("tiny/"), []
     if family not in (*FAMILIES, "mix"):
@@ -100,20 +104,6 @@ def check_problems_and_held_out(c) -> list[str]:
         for message in held_out
         if message not in found
     ]
-
-
-def as_list(value: str | list | None) -> list:
-    """A key that may be left out, or name one without brackets."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
-
-
-def source_of(name: str) -> tuple[str, str]:
-    """Source and split of `NAME` or `NAME@SPLIT`; the split of a local file is empty."""
-    source, _, split = name.partition("@")
-    if Path(source).suffix in LOCAL_SUFFIXES:
-        return str(Path(source).resolve()), ""
-    known = HUB_SETS.get(source)
-    return source, split or (known.splits[-1] if known else "test")
 
 
 def _check_filters(c) -> list[str]:
@@ -186,12 +176,12 @@ def _check_row(c, row: dict) -> str | None:
         "problem": [c.problem_column] if c.problem_column else ["problem", "question", "quiz"],
         "answer": [c.answer_column] if c.answer_column else ["answer", "solution", "is_knight"],
     }
-    for field, keys in columns.items():
+    for name, keys in columns.items():
         empty = not any(str(row.get(key) if row.get(key) is not None else "").strip() for key in keys)
         if empty and c.unusable_rows == "error":
             return (
-                f"no {field} (looked for {' or '.join(keys)}, the row has {sorted(map(str, row))}): fill it in, name "
-                f"another column with --{field}_column, or leave such rows out with --unusable_rows drop"
+                f"no {name} (looked for {' or '.join(keys)}, the row has {sorted(map(str, row))}): fill it in, name "
+                f"another column with --{name}_column, or leave such rows out with --unusable_rows drop"
             )
     return None
 
@@ -322,3 +312,79 @@ def _check_shard(c) -> list[str]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         return [f"shard={c.shard!r}: i/n is expected, counted from 1: 1/4, 2/4, 3/4, 4/4 on four machines"]
     return []
+
+
+@dataclass
+class ProblemConfig:
+    """Where problems come from."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv), "
+            "`tiny/chain`, `tiny/guess` or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to read: train, validation or test."})
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Column with the problem text. Default: `problem`, else `question`."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column with the reference answer. Default: `answer`, else `solution`."}
+    )
+    max_problems: int | None = field(default=None, metadata={"help": "Use the first N problems only."})
+    problem_seed: int = field(default=0, metadata={"help": "Seed of generated problems (tiny world, reasoning-gym)."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of the problem generator, such as its difficulty."}
+    )
+    row_filters: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows to use, by column: {level: [4, 5], pass_rate: {min: 0.25, max: 0.9}}. Default: none; for "
+            "nvidia/OpenMathReasoning those of the GSR paper. {} switches them off."
+        },
+    )
+    unusable_rows: str = field(
+        default="error",
+        metadata={
+            "help": "A row of a local file without problem or usable answer ends the program (`error`), or is dropped "
+            "and counted (`drop`), as rows of a Hub set always are."
+        },
+    )
+    decontaminate_against: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluation sets whose problems are removed: Hub names, local files or generated sets, as NAME or "
+            "NAME@SPLIT."
+        },
+    )
+    decontamination_ngram: int = field(
+        default=10, metadata={"help": "Length of the n-grams, in words, numbers and signs, that texts may share."}
+    )
+    decontamination_threshold: float = field(
+        default=0.5, metadata={"help": "Share of the shorter text's n-grams from which on a problem is removed."}
+    )
+
+    def __post_init__(self):
+        for name in ("row_filters", "dataset_kwargs"):
+            setattr(self, name, mapping(name, getattr(self, name)))
+
+
+@dataclass
+class DistillProblemConfig(ProblemConfig):
+    """Where distillation's problems come from: a set of many thousand rows is not given up for one bad row."""
+
+    unusable_rows: str = field(
+        default="drop",
+        metadata={
+            "help": "A row without problem or usable answer ends the program (`error`), or is dropped and counted."
+        },
+    )
+
+
+@dataclass
+class EvalProblemConfig(ProblemConfig):
+    """Where evaluation's problems come from: the test split, where nothing else is said."""
+
+    dataset_split: str = field(default="test", metadata={"help": "Split to read: test, validation or train."})
