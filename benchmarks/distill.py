@@ -116,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
 
     import rewards
-    from gsr_rl.generation import open_engine
+    from gsr_rl.engines.open import open_engine
 
     os.chdir(ROOT)
     rewards.grade([r"\boxed{x+1}"] * 2, ["1+x", "y"])  # the verifier's workers are started

@@ -38,7 +38,7 @@ SETTINGS = {
 
 def sample(model: str, options: dict) -> None:
     """The child: load, sample, print seconds to load and tokens a second."""
-    from gsr_rl.generation import cpu_environment
+    from gsr_rl.engines.base import cpu_environment
 
     cpu_environment()
     start = time.perf_counter()

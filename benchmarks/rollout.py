@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from gsr_rl.generation import cpu_environment
+from gsr_rl.engines.base import cpu_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / "runs" / "SmolLM2-135M-Instruct"

@@ -117,7 +117,7 @@ def solver_seconds(solver, problems: list[str], terminal: bool) -> float:
 
 def solve_overhead(args: argparse.Namespace) -> float:
     """The larger overhead of the two cases; prints their table."""
-    from gsr_rl.generation import open_engine
+    from gsr_rl.engines.open import open_engine
     from gsr_rl.solve import Solver
     from rewards import vote
 

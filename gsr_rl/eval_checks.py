@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl.data.config import check_problems, check_sampling
+from gsr_rl.data.config import check_problems
 from gsr_rl.data.sources import LOCAL_SUFFIXES
+from gsr_rl.engines.config import check_sampling
+from gsr_rl.engines.reward_model import reward_model_messages
 from gsr_rl.hub_configs import check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, one_of
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
@@ -209,20 +211,6 @@ def _check_reward_model(c) -> list[str]:
     if found or not path.is_file():
         return found
     return reward_model_messages(c.reward_model, json.loads(path.read_text(encoding="utf-8")))
-
-
-def reward_model_messages(name: str, config: dict) -> list[str]:
-    """What is wrong with a reward model of this config.json: a classifier with one label or two is expected."""
-    kinds = config.get("architectures") or []
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        return [
-            f"reward_model={name} is a {', '.join(kinds) or 'model of no stated kind'}: a model with a "
-            "...ForSequenceClassification head is expected"
-        ]
-    number = len(config.get("id2label") or {0: 0, 1: 1})
-    if number in (1, 2):
-        return []
-    return [f"reward_model={name} has {number} labels: one (a score) or two (wrong, right) are expected"]
 
 
 def _check_candidates(c) -> list[str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsr_rl.data_configs import EngineConfig
+from gsr_rl.engines.config import EngineConfig
 from gsr_rl.eval_checks import check_eval, sampled_as_candidates
 from gsr_rl.hub_configs import ResultsHubConfig
 from gsr_rl.keys import mapping, raise_if_any

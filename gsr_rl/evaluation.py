@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gsr_rl.engines.base import EngineError, Request, Sampling, progress_bar
+from gsr_rl.engines.jobs import SHARD_SECONDS, run_units
+from gsr_rl.engines.open import open_configured
+from gsr_rl.engines.reward_model import RewardModel, check_reward_model
 from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
 from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
-from gsr_rl.generation import EngineError, Request, Sampling, open_configured, progress_bar
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.refinement.prompts import (
     candidate_text,
@@ -25,9 +28,7 @@ from gsr_rl.refinement.prompts import (
     selection_template,
     solve_prompts,
 )
-from gsr_rl.reward_model import RewardModel, check_reward_model
 from gsr_rl.samples import GRADINGS, check_same_problems, header_of, read_samples, samples_path, skipped_of
-from gsr_rl.unit_stream import SHARD_SECONDS, run_units
 
 SKIPPED = {"text": "", "tokens": 0, "finished": False, "skipped": True}
 NAMES = {"selfref": "refinements", "select": "selections", "scores": "scores"}

@@ -11,8 +11,8 @@ import random
 import time
 from collections.abc import Callable
 
-from gsr_rl.endpoints import Malformed
-from gsr_rl.generation import Completion
+from gsr_rl.engines.base import Completion
+from gsr_rl.engines.endpoints import Malformed
 from gsr_rl.solving import Ask, SamplingFailed, is_unicode
 
 logger = logging.getLogger("gsr_rl.serve")

@@ -4,7 +4,7 @@
     solver = Solver("path/or/hub-name")
     print(solver.solve("What is 12 * 13?").text)
 
-A `Solver` holds one engine (gsr_rl/generation.py) and keeps it full with the stages of many problems.
+A `Solver` holds one engine (gsr_rl/engines/base.py) and keeps it full with the stages of many problems.
 """
 
 import importlib.util
@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import rewards
 from gsr_rl.answer_config import SolveConfig
-from gsr_rl.generation import Engine, EngineError, Request, open_engine
+from gsr_rl.engines.base import Engine, EngineError, Request
+from gsr_rl.engines.open import open_engine
 from gsr_rl.refinement.prompts import Messages
 from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
 
@@ -166,7 +167,7 @@ def _open(config: SolveConfig) -> Engine:
     if kind == "vllm" and not importlib.util.find_spec("vllm"):
         raise ValueError("engine=vllm, but vLLM is not installed: install it, or use engine=transformers")
     if kind == "endpoint":
-        from gsr_rl.endpoints import EndpointSettings
+        from gsr_rl.engines.endpoints import EndpointSettings
 
         endpoint = EndpointSettings(
             urls=tuple(config.endpoints),

@@ -202,7 +202,7 @@ def _guarded(arguments: dict, problem: str | None, file: str | None, json_lines:
     except ValueError as error:
         print(f"gsr-solve: error: {error}", file=sys.stderr)
         return 2
-    from gsr_rl.generation import EngineError
+    from gsr_rl.engines.base import EngineError
 
     try:
         return run(rows, config, json_lines)

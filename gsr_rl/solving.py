@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from gsr_rl.generation import Completion, Sampling
+from gsr_rl.engines.base import Completion, Sampling
 from gsr_rl.refinement.prompts import (
     Messages,
     candidate_text,

@@ -25,7 +25,7 @@ def engine_in_place(args: GSRConfig):
         )
     elif args.use_vllm:
         from gsr_rl.colocated import ColocatedVLLM
-        from gsr_rl.generation import cpu_environment
+        from gsr_rl.engines.base import cpu_environment
 
         on_cpu = not torch.cuda.is_available()
         if on_cpu:

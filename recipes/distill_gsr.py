@@ -38,7 +38,7 @@ def main() -> None:
 
     # Candidates, refinements and their verification, in units that survive an interruption.
     from gsr_rl.distill import distill
-    from gsr_rl.generation import EngineError
+    from gsr_rl.engines.base import EngineError
 
     started = time.time()
     folder = Path(args.output_dir)

@@ -45,8 +45,8 @@ def dry_run(configs: dict, problem_args, args) -> None:
 
 def sample(configs: dict, problem_args, args) -> None:
     """Sample what is missing, and write samples.parquet."""
+    from gsr_rl.engines.base import EngineError
     from gsr_rl.evaluation import evaluate, load_benchmark
-    from gsr_rl.generation import EngineError
     from gsr_rl.run_folder import write_run_info
     from gsr_rl.samples import write_samples
 

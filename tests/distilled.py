@@ -6,7 +6,7 @@ from fixed_engine import FixedEngine
 
 from gsr_rl.data import tiny_world
 from gsr_rl.distill import distill
-from gsr_rl.shards import ShardStore
+from gsr_rl.engines.jobs import ShardStore
 
 
 def problem_config(**more):

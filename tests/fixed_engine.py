@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gsr_rl.data import tiny_world
 from gsr_rl.data.tiny_model import build_tokenizer
-from gsr_rl.generation import Completion, Engine, Result
+from gsr_rl.engines.base import Completion, Engine, Result
 
 EVALUATION = {
     "dataset_name": "tiny/mix",
@@ -80,6 +80,6 @@ def evaluate(folder: Path, name: str, **more) -> Path:
 
     (folder / "model").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+        patch.setattr("gsr_rl.engines.open.open_engine", FixedEngine)
         run_recipe(patch, "eval", **(EVALUATION | {"model": folder / "model", "output_dir": folder / name} | more))
     return folder / name

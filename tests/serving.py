@@ -15,7 +15,7 @@ from pathlib import Path
 from letters import LetterTokenizer
 
 from gsr_rl.answer_config import ServeConfig
-from gsr_rl.generation import Completion
+from gsr_rl.engines.base import Completion
 from gsr_rl.solving import Ask, SamplingFailed
 
 ROOT = Path(__file__).resolve().parent.parent

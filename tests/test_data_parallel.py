@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gsr_rl.data_parallel import DataParallelEngine, _Copy, _devices
-from gsr_rl.generation import Request, Sampling, open_engine
+from gsr_rl.engines.base import Request, Sampling
+from gsr_rl.engines.data_parallel import DataParallelEngine, _Copy, _devices
+from gsr_rl.engines.open import open_engine
 
 PROMPTS = [[5 + i, 6, 7 + i % 3] + [8] * (i % 5) for i in range(24)]
 GREEDY = Sampling(n=1, temperature=0.0, max_tokens=12)
@@ -96,7 +97,7 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
 def test_the_copies_end_with_a_process_that_is_killed(tiny_model, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "import sys, time\nfrom gsr_rl.generation import open_engine\n"
+        "import sys, time\nfrom gsr_rl.engines.open import open_engine\n"
         "if __name__ == '__main__':\n"
         "    engine = open_engine('transformers', sys.argv[1], data_parallel_size=2)\n"
         "    print(*[copy.process.pid for copy in engine._copies], flush=True)\n    time.sleep(300)\n"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gsr_rl.data import tiny_world
 from gsr_rl.distill import Unfinished, distill, open_store, part_of
-from gsr_rl.generation import Result
+from gsr_rl.engines.base import Result
 from gsr_rl.sft_rows import load_sft_rows
 
 
@@ -263,7 +263,7 @@ def test_balance_and_mixing_may_change_without_sampling_again(rows, whole):
 
 
 def test_the_program_writes_rows_that_sft_reads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+    monkeypatch.setattr("gsr_rl.engines.open.open_engine", FixedEngine)
     (tmp_path / "m").mkdir()
     run_recipe(
         monkeypatch,
@@ -304,7 +304,7 @@ def test_the_recipe_refuses_another_configurations_folder_in_one_message(rows, t
     assert "num_candidate_sets was 1, is 2" in said and "new output_dir" in said
 
 
-@pytest.mark.parametrize(("module", "name"), [("generation", "open_engine"), ("problems", "read_problems")])
+@pytest.mark.parametrize(("module", "name"), [("engines.open", "open_engine"), ("data.problems", "read_problems")])
 def test_a_model_or_a_set_that_cannot_be_had_ends_the_recipe_in_one_message(
     tmp_path, monkeypatch, capsys, module, name
 ):

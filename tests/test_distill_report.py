@@ -192,7 +192,7 @@ def test_the_program_pushes_only_when_asked(tmp_path, monkeypatch):
     from hub_stand_in import HubStandIn, client_of
     from huggingface_hub import DatasetCard
 
-    monkeypatch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+    monkeypatch.setattr("gsr_rl.engines.open.open_engine", FixedEngine)
     (tmp_path / "m").mkdir()
     keys = {"dataset_name": "tiny/mix", "dataset_split": "sft", "max_problems": 8, "prompt_template": "tiny"}
     keys |= {"student_model": tmp_path / "m", "num_candidates": 2, "num_generations": 4, "max_completion_length": 40}

@@ -9,10 +9,10 @@ import pytest
 from faulty_server import FaultyServer
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl import endpoints
 from gsr_rl.data import tiny_world
-from gsr_rl.endpoints import EndpointEngine, EndpointSettings
-from gsr_rl.generation import Request, Sampling
+from gsr_rl.engines import endpoints
+from gsr_rl.engines.base import Request, Sampling
+from gsr_rl.engines.endpoints import EndpointEngine, EndpointSettings
 from gsr_rl.refinement.prompts import get_template, prompt_token_ids, solve_prompt
 
 ALL_FAULTS = ["500", "503", "429", "hang", "cut", "page", "unfinished", "no choices", "half", "half json", "fewer"]
@@ -330,7 +330,7 @@ def test_an_evaluation_over_an_endpoint_equals_one_without(tokenizer, tmp_path, 
     keys |= {"num_candidates": 3, "num_generations": 5, "max_completion_length": 40}
     keys |= {"max_refinement_prompt_length": 200}
     with monkeypatch.context() as patch:
-        patch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+        patch.setattr("gsr_rl.engines.open.open_engine", FixedEngine)
         run_recipe(patch, "eval", **keys, model=tmp_path / "student", output_dir=tmp_path / "whole")
     with FaultyServer({"none": 0.7, "500": 0.3}) as server:
         keys |= {"engine": "endpoint", "endpoints": [server.url], "endpoint_tokenizer": tokenizer}

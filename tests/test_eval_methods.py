@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl.generation import Completion
+from gsr_rl.engines.base import Completion
 from gsr_rl.problem_values import metrics_from_samples
 from gsr_rl.refinement.prompts import get_template, refinement_prompt, selected_candidate, selection_template
 from gsr_rl.samples import read_samples
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     def evaluate(name, **more):
         CountingEngine.solved = CountingEngine.refined = CountingEngine.opened = 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gsr_rl.generation.open_engine", CountingEngine)
+            patch.setattr("gsr_rl.engines.open.open_engine", CountingEngine)
             run_recipe(patch, "eval", **(KEYS | {"model": folder / "model", "output_dir": folder / name} | more))
         return folder / name
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 from fixed_engine import FixedEngine
 
-from gsr_rl.generation import Request, Sampling, open_engine
+from gsr_rl.engines.base import Request, Sampling
+from gsr_rl.engines.open import open_engine
 
 PROMPTS = [[5, 6, 7], [8] * 30, [9, 10]]
 
@@ -63,7 +64,7 @@ def test_an_unknown_engine_names_the_known_ones():
 
 
 def test_importing_the_seam_imports_no_engine():
-    code = "import sys, gsr_rl.generation; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    code = "import sys, gsr_rl.engines.base; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 

@@ -21,14 +21,14 @@ KEYS = {
 def run(tmp_path, monkeypatch):
     """Evaluate with a reward model and the fixed engine."""
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr("gsr_rl.generation.open_engine", FixedEngine)
+    monkeypatch.setattr("gsr_rl.engines.open.open_engine", FixedEngine)
     monkeypatch.setattr(FixedEngine, "opened", 0)
     keys = KEYS | {"model": tmp_path / "model", "output_dir": tmp_path / "out"}
     return lambda **more: run_recipe(monkeypatch, "eval", **(keys | more))
 
 
 def test_a_reward_model_scores_texts_one_by_one_as_in_a_batch(reward_model):
-    from gsr_rl.reward_model import RewardModel
+    from gsr_rl.engines.reward_model import RewardModel
 
     texts = ["12+5=17\\boxed{17}", "17", "", "<think>never ends", "12+5=17*3=51-8=43\\boxed{43}"]
     batched = RewardModel(reward_model, 3).scores("12+5", texts)
@@ -42,7 +42,7 @@ def test_a_text_is_no_longer_than_the_tokenizer_says(reward_model, tmp_path):
     """RoBERTa has two positions more than its tokenizer may use."""
     from transformers import AutoTokenizer
 
-    from gsr_rl.reward_model import RewardModel
+    from gsr_rl.engines.reward_model import RewardModel
 
     shutil.copytree(reward_model, tmp_path / "short")
     tokenizer = AutoTokenizer.from_pretrained(reward_model)

@@ -9,7 +9,7 @@ import pytest
 from faulty_server import FaultyServer
 from serving import free_port
 
-from gsr_rl.generation import Sampling
+from gsr_rl.engines.base import Sampling
 from gsr_rl.serve_backend import Backend
 from gsr_rl.solving import Ask, SamplingFailed
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gsr_rl.shards import ShardStore, Units
+from gsr_rl.engines.jobs import ShardStore, Units
 
 UNITS = [{"unit": f"p{i}", "text": "ü" * i, "nested": {"unit": "other"}} for i in range(7)]
 
@@ -90,7 +90,7 @@ def test_settings_that_a_process_works_with_stay(tmp_path):
 
 def test_a_second_process_on_the_same_part_is_refused_and_a_dead_one_is_not_missed(tmp_path):
     code = (
-        "import sys, time; from gsr_rl.shards import ShardStore\n"
+        "import sys, time; from gsr_rl.engines.jobs import ShardStore\n"
         "with ShardStore(sys.argv[1], {'seed': 0}, sys.argv[2]).lock(): print('in', flush=True); time.sleep(60)"
     )
     store(tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from letters import LetterTokenizer
 
 import rewards
-from gsr_rl.generation import Completion
+from gsr_rl.engines.base import Completion
 from gsr_rl.solving import Ask, PromptTooLong, SamplingFailed, Solution, SolveSettings, Told, Vote, solving
 
 WINDOW = 400

@@ -15,7 +15,8 @@ import pytest
 from benchmark_rows import path_of
 from fixed_engine import run_recipe
 
-from gsr_rl.generation import Sampling, open_configured
+from gsr_rl.engines.base import Sampling
+from gsr_rl.engines.open import open_configured
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent

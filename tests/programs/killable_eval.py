@@ -10,8 +10,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fixed_engine import FixedEngine  # noqa: E402
 
-from gsr_rl import generation  # noqa: E402
-from gsr_rl.generation import Completion  # noqa: E402
+from gsr_rl.engines import open as opening  # noqa: E402
+from gsr_rl.engines.base import Completion  # noqa: E402
 
 
 class SlowEngine(FixedEngine):
@@ -26,6 +26,6 @@ class SlowEngine(FixedEngine):
         return super().complete(ids, place)
 
 
-generation.open_engine = SlowEngine
+opening.open_engine = SlowEngine
 sys.argv[0] = str(ROOT / "recipes" / "eval_gsr.py")
 runpy.run_path(sys.argv[0])["main"]()

@@ -2,7 +2,6 @@
 
 import gc
 
-from gsr_rl.eval_checks import reward_model_messages
 from gsr_rl.refinement.prompts import candidate_text
 
 
@@ -94,3 +93,17 @@ class RewardModel:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def reward_model_messages(name: str, config: dict) -> list[str]:
+    """What is wrong with a reward model of this config.json: a classifier with one label or two is expected."""
+    kinds = config.get("architectures") or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return [
+            f"reward_model={name} is a {', '.join(kinds) or 'model of no stated kind'}: a model with a "
+            "...ForSequenceClassification head is expected"
+        ]
+    number = len(config.get("id2label") or {0: 0, 1: 1})
+    if number in (1, 2):
+        return []
+    return [f"reward_model={name} has {number} labels: one (a score) or two (wrong, right) are expected"]

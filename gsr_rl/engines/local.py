@@ -3,7 +3,7 @@
 import contextlib
 import gc
 
-from gsr_rl.generation import Engine, Result, cpu_environment
+from gsr_rl.engines.base import Engine, Result, cpu_environment
 
 
 class VLLMEngine(Engine):
@@ -208,3 +208,8 @@ def _until_end(row: list[int], ends: set[int]) -> list[int]:
         if token in ends:
             return row[: place + 1]
     return row
+
+
+def open_local(kind: str, model: str, **options) -> Engine:
+    """Load `model` into an engine of kind `vllm` or `transformers` in this process."""
+    return {"vllm": VLLMEngine, "transformers": TransformersEngine}[kind](model, **options)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 
-from gsr_rl.generation import Completion, Engine, EngineError, Request, Result
+from gsr_rl.engines.base import Completion, Engine, EngineError, Request, Result
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other, and shaken
 LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After

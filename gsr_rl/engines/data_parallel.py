@@ -11,7 +11,8 @@ import threading
 import time
 from multiprocessing.connection import wait
 
-from gsr_rl.generation import Engine, EngineError, Request, open_engine
+from gsr_rl.engines.base import Engine, EngineError, Request
+from gsr_rl.engines.local import open_local
 
 LOAD_SECONDS = 3600.0  # a large model from a slow disk
 SILENT_SECONDS = 3600.0  # no copy has finished anything for so long: something hangs
@@ -156,7 +157,7 @@ def _serve(pipe, kind: str, model: str, options: dict, visible: str | None, copi
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // copies)))
     waiting: queue.SimpleQueue = queue.SimpleQueue()  # read by a thread, so that neither side waits for the other
     try:
-        engine = open_engine(kind, model, **options)
+        engine = open_local(kind, model, **options)
         pipe.send({"max_model_length": engine.max_model_length, "window": engine.window})
         threading.Thread(target=_receive, args=(pipe, waiting), daemon=True).start()
         with engine:

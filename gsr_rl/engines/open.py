@@ -1,0 +1,73 @@
+"""Open the engine that a configuration asks for: here, as copies in processes of their own, or as endpoints."""
+
+from gsr_rl.engines.base import KINDS, Engine
+from gsr_rl.engines.data_parallel import DataParallelEngine
+from gsr_rl.engines.endpoints import EndpointEngine, EndpointSettings
+from gsr_rl.engines.local import open_local
+
+
+def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int | None = None, dtype: str = "auto",
+                gpu_memory_utilization: float = 0.9, tensor_parallel_size: int = 1,
+                data_parallel_size: int | None = 1, max_num_seqs: int | None = None,
+                enforce_eager: bool | None = None, endpoint=None) -> Engine:  # fmt: skip
+    """Load `model` into an engine of one of `KINDS`, or connect to the endpoints that serve it.
+
+    Args:
+        model: Path or Hub name of a causal language model with a tokenizer; the name that endpoints know it by.
+        seed: Of the engine. Per-request seeds are not used: they kill vLLM's CPU engine.
+        max_model_length: Longest prompt plus completion in tokens. Default: the model's.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        data_parallel_size: Copies of the model, a process each if there are several. None: as many as the visible
+            GPUs hold.
+        max_num_seqs: Sequences decoded at once by a copy. Default: the engine's; 256 on a CPU.
+        enforce_eager: vLLM without compilation. Default: on a CPU, where compiling takes minutes.
+        endpoint: `gsr_rl.engines.endpoints.EndpointSettings`, for kind `endpoint`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"engine={kind!r} is not known: use one of {list(KINDS)}")
+    if kind == "endpoint":
+        return EndpointEngine(model, endpoint, max_model_length)
+    if data_parallel_size is None:
+        data_parallel_size = copies_that_fit(tensor_parallel_size)
+    options = {"seed": seed, "max_model_length": max_model_length, "dtype": dtype, "max_num_seqs": max_num_seqs}
+    if kind == "vllm":
+        options |= {"gpu_memory_utilization": gpu_memory_utilization, "tensor_parallel_size": tensor_parallel_size}
+        options |= {"enforce_eager": enforce_eager}
+    if data_parallel_size > 1:
+        return DataParallelEngine(kind, model, options, data_parallel_size, tensor_parallel_size)
+    return open_local(kind, model, **options)
+
+
+def copies_that_fit(tensor_parallel_size: int) -> int:
+    """How many copies of a model the visible GPUs hold; 1 on a CPU."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return max(1, gpus // tensor_parallel_size)
+
+
+def open_configured(config, model: str, seed: int, teacher: bool = False, opener=None) -> Engine:
+    """The engine that an `EngineConfig` asks for. A `DistillConfig` may name another one for its `teacher`.
+
+    `opener` stands in for `open_engine`.
+    """
+
+    def value(name: str):
+        own = getattr(config, f"teacher_{name}", None) if teacher else None
+        return getattr(config, name) if own is None else own
+
+    kind, endpoint = value("engine"), None
+    if kind == "endpoint":
+        endpoint = EndpointSettings.from_config(config, value)
+    return (opener or open_engine)(
+        kind,
+        model,
+        seed=seed,
+        max_model_length=config.max_model_length,
+        dtype=config.engine_dtype,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=value("tensor_parallel_size"),
+        data_parallel_size=config.data_parallel_size,
+        max_num_seqs=config.max_num_seqs,
+        endpoint=endpoint,
+    )
