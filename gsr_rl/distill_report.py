@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from gsr_rl.report import markdown_table
+from gsr_rl.report.markdown import markdown_table
 from gsr_rl.run_folder import atomic_write
 
 ROWS_TO_READ = 5

@@ -13,7 +13,7 @@ from gsr_rl.engines.reward_model import reward_model_messages
 from gsr_rl.hub_configs import check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, one_of
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
-from gsr_rl.samples import read_samples, samples_path
+from gsr_rl.report.samples import read_samples, samples_path
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model

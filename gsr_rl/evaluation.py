@@ -2,8 +2,8 @@
 
 shards/KIND/      units of one problem, as they finish: a run that was killed goes on, a further method samples no
                   candidates again, and each kind refuses units that were made with other settings
-samples.parquet   one row a sample, with the run's settings in the file's metadata (gsr_rl/samples.py)
-eval.json         made from samples.parquet alone (gsr_rl/tables.py)
+samples.parquet   one row a sample, with the run's settings in the file's metadata (gsr_rl/report/samples.py)
+eval.json         made from samples.parquet alone (gsr_rl/report/tables.py)
 """
 
 import contextlib
@@ -28,7 +28,14 @@ from gsr_rl.refinement.prompts import (
     selection_template,
     solve_prompts,
 )
-from gsr_rl.samples import GRADINGS, check_same_problems, header_of, read_samples, samples_path, skipped_of
+from gsr_rl.report.samples import (
+    GRADINGS,
+    check_same_problems,
+    header_of,
+    read_samples,
+    samples_path,
+    skipped_of,
+)
 
 SKIPPED = {"text": "", "tokens": 0, "finished": False, "skipped": True}
 NAMES = {"selfref": "refinements", "select": "selections", "scores": "scores"}

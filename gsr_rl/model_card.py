@@ -14,7 +14,7 @@ import yaml
 
 from gsr_rl.data.sources import LOCAL_SUFFIXES
 from gsr_rl.provenance import on_hub, read_provenance, shown_start
-from gsr_rl.report import INTERVALS, figure, main_metrics, markdown_table, run_lines
+from gsr_rl.report.markdown import INTERVALS, figure, main_metrics, markdown_table, run_lines
 from gsr_rl.run_folder import machine
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"

@@ -47,8 +47,8 @@ def sample(configs: dict, problem_args, args) -> None:
     """Sample what is missing, and write samples.parquet."""
     from gsr_rl.engines.base import EngineError
     from gsr_rl.evaluation import evaluate, load_benchmark
+    from gsr_rl.report.samples import write_samples
     from gsr_rl.run_folder import write_run_info
-    from gsr_rl.samples import write_samples
 
     with clear_errors("eval", EngineError):
         rows = load_benchmark(problem_args, args)
@@ -59,11 +59,11 @@ def sample(configs: dict, problem_args, args) -> None:
 
 def report(source: Path, folder: Path, num_examples: int) -> dict:
     """eval.json and the reports in `folder`, from the samples of the run in `source`. Returns the figures."""
-    from gsr_rl.problem_values import metrics_from_samples
-    from gsr_rl.report import write_report
+    from gsr_rl.report.html import write_report
+    from gsr_rl.report.problem_values import metrics_from_samples
+    from gsr_rl.report.samples import read_samples, samples_path
+    from gsr_rl.report.tables import summarise
     from gsr_rl.run_folder import atomic_write
-    from gsr_rl.samples import read_samples, samples_path
-    from gsr_rl.tables import summarise
 
     path = samples_path(source)
     summary = summarise(metrics_from_samples(path))
@@ -74,11 +74,11 @@ def report(source: Path, folder: Path, num_examples: int) -> dict:
 
 def remake(args) -> None:
     """Every table of a finished run, without a model; of several runs, seeds.json and seeds.md over them."""
-    from gsr_rl.problem_values import metrics_from_samples
-    from gsr_rl.report import seeds_markdown
+    from gsr_rl.report.markdown import seeds_markdown
+    from gsr_rl.report.problem_values import metrics_from_samples
+    from gsr_rl.report.samples import samples_path
+    from gsr_rl.report.tables import over_seeds
     from gsr_rl.run_folder import atomic_write
-    from gsr_rl.samples import samples_path
-    from gsr_rl.tables import over_seeds
 
     sources = [samples_path(one) for one in args.from_samples]
     if len(sources) == 1:
@@ -102,9 +102,9 @@ def own_folder(source: Path) -> Path:
 
 def compare(source: Path, folder: Path, other: str | None) -> None:
     """compare.json and compare.md in `folder`: the run in `source` against the `other`, if one is named."""
-    from gsr_rl.report import comparison_markdown
+    from gsr_rl.report.markdown import comparison_markdown
+    from gsr_rl.report.tables import comparison
     from gsr_rl.run_folder import atomic_write
-    from gsr_rl.tables import comparison
 
     if not other:
         return
@@ -115,7 +115,7 @@ def compare(source: Path, folder: Path, other: str | None) -> None:
 
 
 def print_report(summary: dict) -> None:
-    from gsr_rl.report import report_markdown
+    from gsr_rl.report.markdown import report_markdown
 
     print(report_markdown(summary))
 

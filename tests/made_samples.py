@@ -2,7 +2,7 @@
 
 import random
 
-from gsr_rl.samples import write_samples
+from gsr_rl.report.samples import write_samples
 
 HEADER = {
     "model": "made/model",

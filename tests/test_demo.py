@@ -8,8 +8,8 @@ import yaml
 from conftest import ROOT
 from made_samples import write_run
 
-from gsr_rl.problem_values import metrics_from_samples
-from gsr_rl.tables import summarise
+from gsr_rl.report.problem_values import metrics_from_samples
+from gsr_rl.report.tables import summarise
 
 TINY = ROOT / "recipes" / "tiny"
 

@@ -12,9 +12,9 @@ import pytest
 from fixed_engine import FixedEngine, run_recipe
 
 from gsr_rl.engines.base import Completion
-from gsr_rl.problem_values import metrics_from_samples
 from gsr_rl.refinement.prompts import get_template, refinement_prompt, selected_candidate, selection_template
-from gsr_rl.samples import read_samples
+from gsr_rl.report.problem_values import metrics_from_samples
+from gsr_rl.report.samples import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {

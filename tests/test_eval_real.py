@@ -7,7 +7,7 @@ import pytest
 from benchmark_rows import path_of
 from fixed_engine import run_recipe
 
-from gsr_rl.samples import read_samples
+from gsr_rl.report.samples import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders"]

@@ -13,11 +13,11 @@ from fixed_engine import EVALUATION, FixedEngine, evaluate, run_recipe
 
 from gsr_rl import evaluation
 from gsr_rl.eval_methods import foreign_problems
-from gsr_rl.problem_values import metrics_from_samples
 from gsr_rl.refinement import metrics
-from gsr_rl.report import figure
-from gsr_rl.samples import read_samples, skipped_of, write_samples
-from gsr_rl.tables import compare, summarise
+from gsr_rl.report.markdown import figure
+from gsr_rl.report.problem_values import metrics_from_samples
+from gsr_rl.report.samples import read_samples, skipped_of, write_samples
+from gsr_rl.report.tables import compare, summarise
 
 
 @pytest.fixture(scope="module")

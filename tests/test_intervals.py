@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gsr_rl import intervals
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.metrics import Ratio, share
+from gsr_rl.report import intervals
 
 
 def test_resamples_hold_as_many_problems_as_there_are():

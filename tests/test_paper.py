@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gsr_rl.samples import write_samples
+from gsr_rl.report.samples import write_samples
 
 TINY = ROOT / "recipes" / "tiny"
 CONFIG = yaml.safe_load((TINY / "arms.yaml").read_text())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gsr_rl import power
-from gsr_rl.power import Variance
+from gsr_rl.report import intervals as power
+from gsr_rl.report.intervals import Variance
 
 
 def groups(rng, problems, runs, mean, between, within):

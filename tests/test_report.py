@@ -16,13 +16,13 @@ import pytest
 from fixed_engine import run_recipe
 from made_samples import HEADER, HOSTILE, made_samples, write_run
 
-from gsr_rl.intervals import bootstrap_weights
-from gsr_rl.problem_values import ProblemValues, metrics_from_samples
-from gsr_rl.report import comparison_markdown, figure, report_markdown, seeds_markdown
-from gsr_rl.report_html import examples, report_html
-from gsr_rl.report_plots import png, svgs
-from gsr_rl.samples import read_samples, write_samples
-from gsr_rl.tables import compare, comparison, over_seeds, runs_of, summarise
+from gsr_rl.report.html import examples, report_html
+from gsr_rl.report.intervals import bootstrap_weights
+from gsr_rl.report.markdown import comparison_markdown, figure, report_markdown, seeds_markdown
+from gsr_rl.report.plots import png, svgs
+from gsr_rl.report.problem_values import ProblemValues, metrics_from_samples
+from gsr_rl.report.samples import read_samples, write_samples
+from gsr_rl.report.tables import compare, comparison, over_seeds, runs_of, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ("eval.json", "report.md", "report.html", "report.png")

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gsr_rl.problem_values import metrics_from_samples
-from gsr_rl.report import comparison_markdown, report_markdown
-from gsr_rl.tables import comparison, summarise
+from gsr_rl.report.markdown import comparison_markdown, report_markdown
+from gsr_rl.report.problem_values import metrics_from_samples
+from gsr_rl.report.tables import comparison, summarise
 
 TINY = ROOT / "recipes" / "tiny"
 SETS, MODELS = ("chain_sum", "knights"), ("base", "sft", "grpo")

@@ -1,8 +1,8 @@
 """pass@k, maj@k, the refinement gap, fix and break rates. Pure functions on lists and arrays.
 
 A result is *unscored* where its correctness is None or NaN. Unscored results are in no mean, count or denominator.
-Every statistic of a table is a ratio of two sums over problems (`Ratio`); its interval: gsr_rl/intervals.py. What each
-is: docs/concepts.md and docs/evaluation.md.
+Every statistic of a table is a ratio of two sums over problems (`Ratio`); its interval: gsr_rl/report/intervals.py.
+What each is: docs/concepts.md and docs/evaluation.md.
 """
 
 import math

@@ -52,8 +52,8 @@ def steps(args: argparse.Namespace) -> list[list[Step]]:
 
 def summarise(folder: Path, seconds: dict[str, float]) -> dict:
     """summary.json from the three evaluations: figures, and paired differences between the models."""
-    from gsr_rl.problem_values import metrics_from_samples
-    from gsr_rl.tables import compare
+    from gsr_rl.report.problem_values import metrics_from_samples
+    from gsr_rl.report.tables import compare
 
     runs = {name: json.loads((folder / f"eval_{name}" / "eval.json").read_text()) for name in ROWS}
     benchmark = next(iter(runs["base"]["benchmarks"]))
@@ -80,7 +80,7 @@ def summarise(folder: Path, seconds: dict[str, float]) -> dict:
 
 def claims(results: dict) -> dict[str, dict]:
     """The paired difference behind each claim; it holds where the whole interval is above zero."""
-    from gsr_rl.tables import compare
+    from gsr_rl.report.tables import compare
 
     found = {}
     for claim in yaml.safe_load(ARMS.read_text())["tables"]["demo"]["claims"]:
@@ -98,7 +98,7 @@ def columns(summary: dict) -> list[str]:
 
 def report(summary: dict) -> str:
     """summary.md: the table of the three models, and the claims."""
-    from gsr_rl.report import figure, markdown_table
+    from gsr_rl.report.markdown import figure, markdown_table
 
     names = columns(summary)
     rows = [[label, *(figure(summary[name].get(column)) for column in names)] for name, label in ROWS.items()]

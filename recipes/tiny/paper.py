@@ -71,7 +71,7 @@ def write(target: Path, evaluation: Path, training: Path, model: str, about: dic
     """Write TARGET.json (settings, cost, table by num_correct) and TARGET.parquet (figures a problem)."""
     from safetensors import safe_open
 
-    from gsr_rl.problem_values import metrics_from_samples
+    from gsr_rl.report.problem_values import metrics_from_samples
     from gsr_rl.run_folder import atomic_path, atomic_write
 
     parts = metrics_from_samples(evaluation).problems["lenient"]
@@ -119,7 +119,7 @@ def arms_of(config: dict, seeds: list[Seed], tables: list[str]) -> list[tuple[Se
 
 def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
     """Hours that each table takes by itself, and hours of it that are left."""
-    from gsr_rl.report import markdown_table
+    from gsr_rl.report.markdown import markdown_table
 
     def hours(steps: list[Step]) -> str:
         ones = {(step.folder, step.name): step for step in steps}.values()

@@ -40,7 +40,7 @@ class Arm:
 
     def estimate(self, column: str, part: str | None = None) -> dict:
         """A column over all seeds, `{"value", "low", "high", "seeds"}`."""
-        from gsr_rl.intervals import estimate_over_seeds
+        from gsr_rl.report.intervals import estimate_over_seeds
 
         return estimate_over_seeds(self.shares(column, part), signed=column == "refinement_gap")
 

@@ -100,7 +100,7 @@ def section(config: dict, arms: dict[str, Arm]) -> list[str]:
 
 def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
     """Arms as rows, each over all its problems and then over each family."""
-    from gsr_rl.report import figure, markdown_table
+    from gsr_rl.report.markdown import figure, markdown_table
 
     parts = sorted({part for arm in arms.values() for part in arm.frames[0]["part"]})
     rows = []
@@ -120,7 +120,7 @@ def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
 
 def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
     """Each claim's paired difference on each seed, over all and in each family, and whether it is borne out."""
-    from gsr_rl.report import figure, markdown_table
+    from gsr_rl.report.markdown import figure, markdown_table
 
     parts = sorted({part for arm in arms.values() for part in arm.frames[0]["part"]})
     parts = parts if len(parts) > 1 else []
@@ -145,8 +145,8 @@ def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tu
 
     The verdict is empty where the arm has no such part.
     """
-    from gsr_rl.intervals import bootstrap_weights, estimate, estimate_over_seeds
     from gsr_rl.refinement.metrics import share
+    from gsr_rl.report.intervals import bootstrap_weights, estimate, estimate_over_seeds
 
     (new, high), (old, low) = claim["new"], claim["old"]
     ratios = []
@@ -174,7 +174,7 @@ def verdict(claim: dict, one: dict) -> str:
 
 def right_candidates_table(arms: dict[str, Arm]) -> str:
     """Refinement and vote by number of right candidates, the sets of all seeds together."""
-    from gsr_rl.report import figure, markdown_table
+    from gsr_rl.report.markdown import figure, markdown_table
 
     rows = []
     for name, arm in arms.items():
@@ -200,7 +200,7 @@ def share_of_sets(seeds: list[dict]) -> dict:
 
     Wilson's interval, and the spread of the seeds, which weigh as many as they have sets.
     """
-    from gsr_rl.intervals import widen_by_seeds, wilson
+    from gsr_rl.report.intervals import widen_by_seeds, wilson
 
     sets = sum(one["n"] for one in seeds)
     value = sum(one["n"] * one["selfref"] for one in seeds) / sets
@@ -251,7 +251,7 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
 
 def readme_block(config: dict, results: Path, seeds: list[int]) -> str:
     """The demo's arms by the main figures, and its claims."""
-    from gsr_rl.report import figure, markdown_table
+    from gsr_rl.report.markdown import figure, markdown_table
 
     arms = load(config, results, seeds)
     rows = []

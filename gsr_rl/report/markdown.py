@@ -1,9 +1,7 @@
 """An evaluation as text and files: report.md with tables and intervals, report.png, and report.html."""
 
-from pathlib import Path
-
-from gsr_rl.run_folder import atomic_write, machine
-from gsr_rl.samples import FIRST
+from gsr_rl.report.samples import FIRST
+from gsr_rl.run_folder import machine
 
 NOTES = {
     "pass@1": "a candidate alone",
@@ -227,19 +225,3 @@ def comparison_markdown(summary: dict) -> str:
         about = f"{summary['compared'][name]} problems compared; the runs hold {held[0]} and {held[1]}."
         lines += ["", f"## {name}", "", about, "", markdown_table(header, rows)]
     return "\n".join(lines) + "\n"
-
-
-def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
-    """Write report.md and report.html, and report.png if matplotlib is installed.
-
-    Args:
-        summary: The content of eval.json.
-        samples: Rows of samples.parquet with their texts, for the examples in report.html.
-    """
-    from gsr_rl.report_html import report_html
-    from gsr_rl.report_plots import png
-
-    atomic_write(Path(folder) / "report.md", report_markdown(summary))
-    atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
-    if image := png(summary):
-        atomic_write(Path(folder) / "report.png", image)

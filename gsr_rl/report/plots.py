@@ -2,7 +2,7 @@
 
 import io
 
-from gsr_rl.tables import NO_ACCURACY
+from gsr_rl.report.tables import NO_ACCURACY
 
 COLOURS = {
     "selfref": "#009E73",

@@ -4,11 +4,11 @@ import math
 from itertools import chain
 from pathlib import Path
 
-from gsr_rl import intervals
-from gsr_rl.power import of_two_models, power_note, variance
-from gsr_rl.problem_values import ProblemValues, Results, metrics_from_samples
 from gsr_rl.refinement import metrics
-from gsr_rl.samples import GRADINGS, check_same_problems
+from gsr_rl.report import intervals
+from gsr_rl.report.intervals import of_two_models, power_note, variance
+from gsr_rl.report.problem_values import ProblemValues, Results, metrics_from_samples
+from gsr_rl.report.samples import GRADINGS, check_same_problems
 
 # A grading, the table of its figures and that of their paired differences.
 UNDER = (("lenient", "benchmarks", "differences"), ("strict", "strict", "strict_differences"))

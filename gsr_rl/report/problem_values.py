@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gsr_rl import intervals
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.candidates import candidate_sets
 from gsr_rl.refinement.metrics import Ratio
-from gsr_rl.samples import GRADINGS, read_samples, samples_path, skipped_of
+from gsr_rl.report import intervals
+from gsr_rl.report.samples import GRADINGS, read_samples, samples_path, skipped_of
 
 ACCURACIES = ("selfref_none", "selfref_foreign", "selfref_frozen")
 SETS_OF = ("selfref", "select", "rounds")  # methods whose samples say which sets there are
