@@ -9,7 +9,7 @@ from pathlib import Path
 from gsr_rl.data.config import check_distillation
 from gsr_rl.data.sources import from_hub
 from gsr_rl.engines.config import check_sampling
-from gsr_rl.hub_configs import check_hub
+from gsr_rl.hub.config import check_hub
 from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice
 from gsr_rl.refinement.settings import check_refinement, check_trained_for

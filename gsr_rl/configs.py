@@ -8,7 +8,7 @@ from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.checks import check_distill, check_grpo, check_sft
 from gsr_rl.engines.config import EngineConfig, TeacherConfig
-from gsr_rl.hub_configs import DataSetHubConfig
+from gsr_rl.hub.config import DataSetHubConfig
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
 from gsr_rl.rollout import Plan

@@ -10,7 +10,7 @@ from gsr_rl.data.config import check_problems
 from gsr_rl.data.sources import LOCAL_SUFFIXES
 from gsr_rl.engines.config import check_sampling
 from gsr_rl.engines.reward_model import reward_model_messages
-from gsr_rl.hub_configs import check_hub, check_update_model_card
+from gsr_rl.hub.config import check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, one_of
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path

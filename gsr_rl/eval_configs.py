@@ -5,7 +5,7 @@ from typing import Any
 
 from gsr_rl.engines.config import EngineConfig
 from gsr_rl.eval_checks import check_eval, sampled_as_candidates
-from gsr_rl.hub_configs import ResultsHubConfig
+from gsr_rl.hub.config import ResultsHubConfig
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
 

@@ -9,20 +9,21 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
-from gsr_rl.hub import (
+from gsr_rl.hub.model_card import MARK, card_of
+from gsr_rl.hub.provenance import PROVENANCE
+from gsr_rl.hub.push import (
     LEAST_BYTES_PER_SECOND,
     START_SECONDS,
+    Target,
     bounded,
     exit_on_failure,
     files_of,
+    make_repository,
     push_files,
     push_folder,
     said,
     without_token,
 )
-from gsr_rl.hub_commit import Target, make_repository
-from gsr_rl.model_card import MARK, card_of
-from gsr_rl.provenance import PROVENANCE
 from gsr_rl.refinement.settings import write_refinement_settings
 from gsr_rl.run_folder import atomic_write
 

@@ -72,9 +72,8 @@ def main() -> None:
 
     # The same rows as a data set of the Hub, with their card.
     if args.push_to_hub:
-        from gsr_rl.dataset_card import card_text, write_data_set
-        from gsr_rl.hub import push_or_exit
-        from gsr_rl.hub_commit import Target
+        from gsr_rl.hub.dataset_card import card_text, write_data_set
+        from gsr_rl.hub.push import Target, push_or_exit
 
         card = card_text(args.hub_dataset_id, counts, report, args, problem_args)
         data_set = write_data_set(folder / "sft_rows.jsonl", folder / "data_set", card)

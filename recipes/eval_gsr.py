@@ -137,8 +137,7 @@ def main() -> None:
 
     # The results in the model's card: in its folder, on the Hub, or both.
     if args.update_model_card or args.push_to_hub:
-        from gsr_rl.hub import results_or_exit
-        from gsr_rl.hub_commit import Target
+        from gsr_rl.hub.push import Target, results_or_exit
 
         target = Target(args.hub_model_id or args.model, "model", args.hub_private_repo, args.hub_revision)
         local = args.model if args.update_model_card else None

@@ -64,8 +64,8 @@ def main() -> None:
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
 
+    from gsr_rl.hub.provenance import write_provenance
     from gsr_rl.length_batches import GSRSFTTrainer
-    from gsr_rl.provenance import write_provenance
     from gsr_rl.run_folder import json_lines_callback, write_run_info
     from gsr_rl.sharding import launched_as
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from gsr_rl.provenance import write_provenance
+from gsr_rl.hub.provenance import write_provenance
 
 BASE = Path(__file__).resolve().parent.parent / "recipes/tiny/models/base"
 

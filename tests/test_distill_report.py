@@ -8,10 +8,10 @@ import yaml
 from distilled import problem_config, run
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl.dataset_card import card_text, write_data_set
 from gsr_rl.distill_plan import plan
 from gsr_rl.distill_report import report_markdown, write_report
-from gsr_rl.hub import main
+from gsr_rl.hub.__main__ import main
+from gsr_rl.hub.dataset_card import card_text, write_data_set
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,7 +179,7 @@ def test_a_large_set_is_cut_into_files(whole, tmp_path, monkeypatch):
 
     path = tmp_path / "sft_rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in whole.rows))
-    monkeypatch.setattr("gsr_rl.dataset_card.SHARD_BYTES", 4_000)
+    monkeypatch.setattr("gsr_rl.hub.dataset_card.SHARD_BYTES", 4_000)
     write_data_set(path, tmp_path / "set", "card")
     files = sorted((tmp_path / "set/data").iterdir())
     assert len(files) > 1 and files[0].name == f"train-00000-of-{len(files):05d}.parquet"

@@ -8,9 +8,9 @@ import yaml
 from hub_folders import BASE, evaluation, model_folder
 from hub_stand_in import HubStandIn, client_of
 
-from gsr_rl import hub
-from gsr_rl.hub import PushError
-from gsr_rl.hub_commit import Target, stale
+from gsr_rl.hub import push as hub
+from gsr_rl.hub.__main__ import main
+from gsr_rl.hub.push import PushError, Target, stale
 
 TOKEN = "hf_" + "PlantedTokenOfTheTests0123456789"
 STEPS = ("create", "preupload", "batch", "upload", "commit")
@@ -74,7 +74,7 @@ def test_the_cards_metadata_passes_the_clients_validators(stand_in, model):
 
 def test_a_second_push_of_the_same_files_makes_no_commit_and_uploads_nothing(stand_in, model):
     hub.push_folder(model, Target("me/tiny"))
-    assert hub.main(["push", str(model)]) == 0
+    assert main(["push", str(model)]) == 0
     assert stand_in.commits("me/tiny") == 1 and len(stand_in.uploads) == 1
 
 
@@ -145,10 +145,10 @@ def test_a_public_repository_is_refused_where_a_private_one_was_asked_for(stand_
     assert stand_in.commits("me/tiny") == 1
     folder = str(evaluation(tmp_path / "eval"))
     words = ["results", folder, "--model", str(model), "--repo_id", "me/tiny"]
-    assert hub.main(words) == hub.PUSH_FAILED, "as hub.json of the model has it"
+    assert main(words) == hub.PUSH_FAILED, "as hub.json of the model has it"
     assert f"results {folder} --repo_id me/tiny --private\n" in capsys.readouterr().err
-    assert hub.main([*words, "--no-private"]) == 0 and stand_in.commits("me/tiny") == 2
-    assert hub.main(["push", str(model), "--no-private"]) == 0
+    assert main([*words, "--no-private"]) == 0 and stand_in.commits("me/tiny") == 2
+    assert main(["push", str(model), "--no-private"]) == 0
 
 
 def test_the_retry_of_results_keeps_the_wish_for_a_private_repository(stand_in, tmp_path):
@@ -158,7 +158,7 @@ def test_the_retry_of_results_keeps_the_wish_for_a_private_repository(stand_in, 
         hub.add_results(folder, None, Target("me/new", private=True))
     stand_in.revive()
     words = str(caught.value).splitlines()[-1].split()
-    assert words[:3] == ["python", "-m", "gsr_rl.hub"] and hub.main(words[3:]) == 0
+    assert words[:3] == ["python", "-m", "gsr_rl.hub"] and main(words[3:]) == 0
     assert stand_in.repositories["model", "me/new"].private
 
 
@@ -173,10 +173,10 @@ def test_a_server_that_dies_costs_nothing_and_the_command_completes_the_push(ste
     assert content_of(model) == before
     if step != "create":
         assert stand_in.files("me/tiny") == {}, "a part of a model is never to be seen"
-    assert hub.main(["push", str(model)]) == hub.PUSH_FAILED
+    assert main(["push", str(model)]) == hub.PUSH_FAILED
     assert "Retry with" in capsys.readouterr().err
     stand_in.revive()
-    assert hub.main(["push", str(model)]) == 0
+    assert main(["push", str(model)]) == 0
     assert stand_in.files("me/tiny")["model.safetensors"] == before["model.safetensors"]
     assert len(stand_in.uploads) == 1, "weights that came up before are not sent again"
     assert stand_in.repositories["model", "me/tiny"].private, "the retry knows what was asked for"
@@ -258,12 +258,12 @@ def test_results_go_into_a_card_on_the_hub_and_leave_what_somebody_wrote(stand_i
     api.create_repo("me/other")
     api.upload_file(path_or_fileobj=own.encode(), path_in_repo="README.md", repo_id="me/other")
     folder = evaluation(tmp_path / "eval")
-    assert hub.main(["results", str(folder), "--repo_id", "me/other"]) == 0
+    assert main(["results", str(folder), "--repo_id", "me/other"]) == 0
     card = ModelCard(stand_in.files("me/other")["README.md"].decode())
     assert card.data.license == "apache-2.0" and card.data.model_name == "x"
     assert card.text.index("My words.") < card.text.index("End") < card.text.index("60.0 [59.0, 61.0]")
     assert json.loads(stand_in.files("me/other")["evaluations/mix-k4.json"])["dataset"]["name"] == "openai/gsm8k"
-    hub.main(["results", str(evaluation(tmp_path / "eval", 0.65)), "--repo_id", "me/other"])
+    main(["results", str(evaluation(tmp_path / "eval", 0.65)), "--repo_id", "me/other"])
     text = stand_in.files("me/other")["README.md"].decode()
     assert "65.0 [64.0, 66.0]" in text and "60.0 [59.0" not in text
 
@@ -288,7 +288,7 @@ def test_a_card_that_somebody_wrote_is_pushed_as_it_is(stand_in, model):
 )
 def test_a_command_that_cannot_work_says_why(words, message, tmp_path, capsys):
     words = [str(tmp_path) if word == "EMPTY" else word for word in words]
-    assert hub.main(words) == 2
+    assert main(words) == 2
     assert message in capsys.readouterr().err
 
 

@@ -124,7 +124,7 @@ def test_a_push_beside_the_training_that_fails_is_told_and_training_goes_on(
         assert (folder / "model.safetensors").is_file() and (folder / "checkpoint-2/model.safetensors").is_file()
         assert not list((folder / "hub-uploading").glob("*"))
         hub.revive()
-        from gsr_rl.hub import main
+        from gsr_rl.hub.__main__ import main
 
         assert main(["push", str(folder)]) == 0
         assert hub.files("me/tiny")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
@@ -151,8 +151,8 @@ def test_a_repository_that_cannot_be_made_ends_the_run_before_training(
 @pytest.mark.slow
 def test_a_distilled_set_is_loaded_from_the_hub_by_its_name(tmp_path):
     """datasets reads what was pushed, in a process of its own, as anybody would."""
-    from gsr_rl.dataset_card import write_data_set
-    from gsr_rl.hub_commit import Target
+    from gsr_rl.hub.dataset_card import write_data_set
+    from gsr_rl.hub.push import Target
 
     row = {"prompt": [{"role": "user", "content": "1+1"}], "completion": [{"role": "assistant", "content": "2"}]}
     row |= {"stage": "candidate", "problem_id": "p", "answer": "2", "candidates": None, "num_correct": None}
@@ -160,7 +160,7 @@ def test_a_distilled_set_is_loaded_from_the_hub_by_its_name(tmp_path):
     (tmp_path / "home").mkdir()
     with HubStandIn(TOKEN) as hub, pytest.MonkeyPatch.context() as patch:
         client_of(hub, patch, tmp_path / "home")
-        from gsr_rl.hub import push_folder
+        from gsr_rl.hub.push import push_folder
 
         push_folder(write_data_set(tmp_path / "rows.jsonl", tmp_path / "set", "# set\n"), Target("me/set", "dataset"))
         code = "import datasets, json; print(json.dumps(datasets.load_dataset('me/set', split='train').to_list()))"

@@ -8,8 +8,8 @@ import yaml
 from hub_folders import BASE, model_folder
 from huggingface_hub import ModelCard
 
-from gsr_rl.model_card import card_of, evaluation_of, with_results
-from gsr_rl.provenance import write_provenance
+from gsr_rl.hub.model_card import card_of, evaluation_of, with_results
+from gsr_rl.hub.provenance import write_provenance
 
 
 @pytest.fixture

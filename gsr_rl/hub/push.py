@@ -1,26 +1,19 @@
-"""Push what a run has made to the Hugging Face Hub, write results into a model's card, retry what has failed.
-
-    python -m gsr_rl.hub push runs/demo/grpo --repo_id USER/NAME
-    python -m gsr_rl.hub results runs/demo/eval_grpo --model runs/demo/grpo
+"""Push what a run has made to the Hugging Face Hub, and write results into a model's card.
 
 A push is one commit, so the Hub shows the state before it or after it, never a part. It only reads the local files.
-What failed is retried by `push` alone: hub.json in the folder says where to. The token comes from HF_TOKEN or
-`hf auth login`; a file that holds it is not pushed.
-
-Exit codes: 0 done, 2 bad input, 3 the push failed and the local files are whole, 130 interrupted.
+What failed is retried by `python -m gsr_rl.hub push` alone: hub.json in the folder says where to.
 """
 
-import argparse
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from gsr_rl.hub_commit import Files, Target, commit
 from gsr_rl.run_folder import atomic_write
 
 RECORD = "hub.json"
@@ -33,6 +26,25 @@ MODEL_FILES = (
 DATA_SET_FILES = ("data/*.parquet", "README.md")  # a JSON file beside them would be read as rows
 START_SECONDS, LEAST_BYTES_PER_SECOND = 600.0, 1e6  # what a push may take: this long, and its size at this speed
 TEXT_BYTES = 20_000_000  # longer files are weights and tables, not looked through for a token
+
+
+Files = dict[str, Path | bytes]
+
+WEIGHTS = re.compile(
+    r"(adapter_)?(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
+)
+SHARD = re.compile(r"(data/[^/]+)-\d+-of-\d+\.parquet")  # the group: its split
+WHOLE_CHECKPOINT = re.compile(r"((?:last-checkpoint|checkpoint-\d+)/).+")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository: `model` or `dataset`, the branch, and whether it is private if it has to be made."""
+
+    repo_id: str
+    repo_type: str = "model"
+    private: bool | None = None
+    revision: str | None = None
 
 
 class PushError(RuntimeError):
@@ -90,7 +102,7 @@ def files_of(folder: Path, target: Target) -> Files:
         return found
     if not {"config.json", "adapter_config.json"} & set(found) or not any(n.endswith(".safetensors") for n in found):
         raise ValueError(f"{folder} holds no model (config.json and *.safetensors): give a run's output_dir")
-    from gsr_rl.model_card import current_card, public_config
+    from gsr_rl.hub.model_card import current_card, public_config
 
     found["README.md"] = current_card(folder, target.repo_id).encode()
     if (folder / "config.yaml").is_file():
@@ -229,7 +241,7 @@ def add_results(folder: str | Path, model: str | Path | None, target: Target | N
         ValueError: There is no eval.json in `folder`.
         PushError: The Hub did not take it.
     """
-    from gsr_rl.model_card import current_card, read_evaluation, with_results
+    from gsr_rl.hub.model_card import current_card, read_evaluation, with_results
 
     evaluation = read_evaluation(Path(folder))
     path, content = f"evaluations/{evaluation.name}.json", evaluation.text.encode()
@@ -270,74 +282,57 @@ def _hub_card(target: Target) -> str:
 # The command ------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m gsr_rl.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    push = commands.add_parser("push", help="push a model or data set folder, for the first time or again")
-    push.add_argument("folder", type=Path)
-    results = commands.add_parser("results", help="write an evaluation's results into a model's card")
-    results.add_argument("folder", type=Path, help="folder of eval.json")
-    results.add_argument("--model", type=Path, help="folder of the model")
-    for one in (push, results):
-        one.add_argument("--repo_id", help="USER/NAME on the Hub (push: default from hub.json in the folder)")
-        one.add_argument("--revision", help="branch, made if it is not there")
-        one.add_argument(
-            "--private",
-            action=argparse.BooleanOptionalAction,
-            help="if the repository has to be made; a public one that is there is refused (default: as asked before)",
+def commit(files: Files, target: Target, message: str) -> str:
+    """Put these files into the repository, and take out the weights and rows that they replace. Returns its address.
+
+    Raises:
+        ValueError: It shall be private and is public.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    make_repository(target)
+    api = HfApi(library_name="gsr-rl")
+    where = {"repo_type": target.repo_type, "revision": target.revision}
+    adds = [
+        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+        for name, content in files.items()
+    ]
+    deletes = [CommitOperationDelete(name) for name in stale(api.list_repo_files(target.repo_id, **where), files)]
+    return str(api.create_commit(target.repo_id, adds + deletes, commit_message=message, **where).commit_url)
+
+
+def stale(there: list[str], files: Files) -> list[str]:
+    """Which files of the repository would be loaded beside those pushed now, and are none of them.
+
+    That is: other weights, if weights are pushed; other shards of a pushed split; what else lies in the folder of a
+    pushed whole checkpoint. Nothing else is ever taken out.
+    """
+
+    def kind(name: str) -> str | None:
+        if WEIGHTS.fullmatch(name):
+            return "weights"
+        part = SHARD.fullmatch(name) or WHOLE_CHECKPOINT.fullmatch(name)
+        return part.group(1) if part else None
+
+    pushed = {kind(name) for name in files} - {None}
+    return [name for name in there if name not in files and kind(name) in pushed]
+
+
+def make_repository(target: Target) -> str:
+    """The full name of the repository, made if it is not there, with its branch.
+
+    Raises:
+        ValueError: It shall be private and is public.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="gsr-rl")
+    made = api.create_repo(target.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True)
+    if target.private and not api.repo_info(made.repo_id, repo_type=target.repo_type).private:
+        raise ValueError(
+            f"{made.repo_id} is public, but hub_private_repo=true (--private): make it private in its settings on the "
+            "Hub, name another one, or say hub_private_repo false (--no-private)"
         )
-    push.add_argument("--repo_type", choices=("model", "dataset"), help="default: what the folder holds")
-    return parser
-
-
-def target_of(args: argparse.Namespace) -> Target:
-    """Where `push` goes: what was said, else what hub.json says. Raises `ValueError` if neither says it."""
-    record = read_record(args.folder)
-    repo_id = args.repo_id or record.get("repo_id")
-    if not repo_id:
-        raise ValueError(f"--repo_id is not given and {args.folder} has not been pushed before: give USER/NAME")
-    guess = "dataset" if list(args.folder.glob("data/*.parquet")) else "model"
-    return Target(
-        repo_id,
-        args.repo_type or record.get("repo_type") or guess,
-        record.get("private") if args.private is None else args.private,
-        args.revision or record.get("revision"),
-    )
-
-
-def results_target_of(args: argparse.Namespace) -> Target | None:
-    """Where `results` goes on the Hub. Whether it is private: what was said, else as the model was pushed there."""
-    record = read_record(args.model) if args.model else {}
-    asked = record.get("private") if record.get("repo_id") == args.repo_id else None
-    private = asked if args.private is None else args.private
-    return Target(args.repo_id, private=private, revision=args.revision) if args.repo_id else None
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        if not args.folder.is_dir():
-            raise ValueError(f"{args.folder}: there is no such folder")
-        if args.command == "push":
-            print(push_folder(args.folder, target_of(args)))
-        elif not args.model and not args.repo_id:
-            raise ValueError("results needs --model FOLDER, --repo_id USER/NAME, or both")
-        else:
-            print("\n".join(add_results(args.folder, args.model, results_target_of(args))))
-    except ValueError as error:
-        print(f"gsr_rl.hub: error: {error}", file=sys.stderr)
-        return 2
-    except PushError as error:
-        print(f"gsr_rl.hub: {error}", file=sys.stderr)
-        return PUSH_FAILED
-    except KeyboardInterrupt:
-        print("gsr_rl.hub: interrupted, nothing local is lost", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if target.revision and target.revision != "main" and not target.revision.startswith("refs/"):
+        api.create_branch(made.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
+    return made.repo_id

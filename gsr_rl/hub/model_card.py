@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from gsr_rl.data.sources import LOCAL_SUFFIXES
-from gsr_rl.provenance import on_hub, read_provenance, shown_start
+from gsr_rl.hub.provenance import on_hub, read_provenance, shown_start
 from gsr_rl.report.markdown import INTERVALS, figure, main_metrics, markdown_table, run_lines
 from gsr_rl.run_folder import machine
 

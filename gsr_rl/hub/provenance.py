@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES
-from gsr_rl.hub_configs import is_repo_name
+from gsr_rl.hub.config import is_repo_name
 from gsr_rl.run_folder import atomic_write
 
 PROVENANCE = "provenance.json"
