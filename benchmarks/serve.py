@@ -100,7 +100,7 @@ def solver_seconds(solver, problems: list[str], terminal: bool) -> float:
     """Solve all at once, or one by one with the display of a terminal."""
     from rich.console import Console
 
-    from gsr_rl.solve_display import Terminal
+    from gsr_rl.serving.display import Terminal
 
     solver.engine._llm.reset_prefix_cache()
     start = time.perf_counter()
@@ -118,7 +118,7 @@ def solver_seconds(solver, problems: list[str], terminal: bool) -> float:
 def solve_overhead(args: argparse.Namespace) -> float:
     """The larger overhead of the two cases; prints their table."""
     from gsr_rl.engines.open import open_engine
-    from gsr_rl.solve import Solver
+    from gsr_rl.serving.solver import Solver
     from rewards import vote
 
     vote([r"x+1", "1+x"])  # the verifier's workers are started
@@ -237,7 +237,7 @@ def serve_share(args: argparse.Namespace) -> float:
     vllm += ["--host", "127.0.0.1", "--served-model-name", "policy", "--dtype", dtype, "--enforce-eager"]
     vllm += ["--max-model-len", str(window), "--max-num-seqs", "256", "--no-enable-log-requests"]
     keys = [word for name, value in keys_for(args).items() for word in (f"--{name}", str(value))]
-    ours = ["-m", "gsr_rl.serve", "--model", str(args.model), "--backend", f"http://127.0.0.1:{ports[0]}/v1"]
+    ours = ["-m", "gsr_rl.serving.server", "--model", str(args.model), "--backend", f"http://127.0.0.1:{ports[0]}/v1"]
     ours += ["--port", str(ports[1]), "--served_model_name", "policy", *keys]
     with process(vllm, f"http://127.0.0.1:{ports[0]}/v1/models"), process(ours, f"http://127.0.0.1:{ports[1]}/health"):
         return asyncio.run(compare(args, *(f"http://127.0.0.1:{port}/v1" for port in ports)))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from letters import LetterTokenizer
 
-from gsr_rl.answer_config import ServeConfig
 from gsr_rl.engines.base import Completion
-from gsr_rl.solving import Ask, SamplingFailed
+from gsr_rl.serving.config import ServeConfig
+from gsr_rl.serving.steps import Ask, SamplingFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "recipes" / "tiny" / "models" / "base")
@@ -80,8 +80,8 @@ class Serving:
     """`with Serving(backend, key=...) as served: served.url`."""
 
     def __init__(self, backend: ToldBackend, **keys):
-        from gsr_rl.serve import Server
-        from gsr_rl.serve_connections import listener
+        from gsr_rl.serving.limits import listener
+        from gsr_rl.serving.server import Server
 
         keys = {"num_candidates": 3, "port": 0} | keys
         config = ServeConfig(model=TINY, served_model_name="letters", prompt_template="tiny", **keys)
@@ -188,6 +188,6 @@ def vllm_process(model: str, log: Path, port: int, *more: str) -> Process:
 
 def gsr_process(model: str, log: Path, port: int, backend_port: int, *more: str, **environment) -> Process:
     """`gsr-serve` in front of it."""
-    command = ["-m", "gsr_rl.serve", "--model", model, "--backend", f"http://127.0.0.1:{backend_port}/v1"]
+    command = ["-m", "gsr_rl.serving.server", "--model", model, "--backend", f"http://127.0.0.1:{backend_port}/v1"]
     command += ["--port", str(port), *more]
     return Process(command, log, f"http://127.0.0.1:{port}/health", **environment)

@@ -15,7 +15,7 @@ from doc_commands import blocks, commands, pages
 from hub_stand_in import HubStandIn
 
 from gsr_rl import cli
-from gsr_rl.answer_config import ServeConfig, SolveConfig
+from gsr_rl.serving.config import ServeConfig, SolveConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = commands()

@@ -13,8 +13,8 @@ import openai
 import pytest
 from serving import Serving, ToldBackend, wait_until
 
-from gsr_rl.serve_limits import Keys, Places
-from gsr_rl.serve_requests import ApiError
+from gsr_rl.serving.limits import Keys, Places
+from gsr_rl.serving.requests import ApiError
 
 ASK = {"model": "letters", "messages": [{"role": "user", "content": "1+1"}]}
 

@@ -10,8 +10,8 @@ from faulty_server import FaultyServer
 from serving import free_port
 
 from gsr_rl.engines.base import Sampling
-from gsr_rl.serve_backend import Backend
-from gsr_rl.solving import Ask, SamplingFailed
+from gsr_rl.serving.backend import Backend
+from gsr_rl.serving.steps import Ask, SamplingFailed
 
 PROMPT = "38+1"
 

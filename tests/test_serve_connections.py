@@ -10,8 +10,8 @@ import time
 import pytest
 from serving import Serving, ToldBackend, wait_until
 
-from gsr_rl.answer_config import ServeConfig
-from gsr_rl.serve_connections import allow_files
+from gsr_rl.serving.config import ServeConfig
+from gsr_rl.serving.limits import allow_files
 
 ASK = {"model": "letters", "messages": [{"role": "user", "content": "1+1"}]}
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

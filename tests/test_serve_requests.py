@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.answer_config import ServeConfig
-from gsr_rl.serve_requests import ApiError, parse_body, settings_of
-from gsr_rl.solving import SolveSettings
+from gsr_rl.serving.config import ServeConfig
+from gsr_rl.serving.requests import ApiError, parse_body, settings_of
+from gsr_rl.serving.steps import SolveSettings
 
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "1+1"}]}
 

@@ -16,12 +16,12 @@ from faulty_server import FaultyServer
 from fixed_engine import FixedEngine
 from serving import ROOT, TINY
 
-from gsr_rl.answer_config import with_underscores
 from gsr_rl.data import tiny_world
-from gsr_rl.solve import Solver, Watcher
-from gsr_rl.solve_cli import main, parser, read_problems
-from gsr_rl.solve_display import Terminal, boxes, printable, votes_line
-from gsr_rl.solving import Attempt, counted
+from gsr_rl.serving.config import with_underscores
+from gsr_rl.serving.display import Terminal, boxes, printable, votes_line
+from gsr_rl.serving.solve_cli import main, parser, read_problems
+from gsr_rl.serving.solver import Solver, Watcher
+from gsr_rl.serving.steps import Attempt, counted
 
 PROBLEMS = [row["problem"] for row in tiny_world.generate("mix", "test", 12, 0)]
 KEYS = {"prompt_template": "tiny", "max_completion_length": 40}
@@ -250,8 +250,8 @@ def test_bad_input_ends_with_two_and_one_message(capsys):
 
 def test_help_is_quick_and_loads_nothing():
     code = (
-        "import sys; from gsr_rl.solve_cli import parser; parser().format_help();"
-        "from gsr_rl.serve import parser; parser().format_help();"
+        "import sys; from gsr_rl.serving.solve_cli import parser; parser().format_help();"
+        "from gsr_rl.serving.server import parser; parser().format_help();"
         "print({'torch', 'vllm', 'transformers', 'fastapi', 'trl'} & set(sys.modules))"
     )
     start = time.monotonic()
@@ -299,7 +299,7 @@ def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
     assert all(f"the end of {index}" in "".join(shown) for index in range(refinements))
 
 
-SOLVE = [sys.executable, "-m", "gsr_rl.solve_cli", "--model", TINY, "--prompt-template", "tiny"]
+SOLVE = [sys.executable, "-m", "gsr_rl.serving.solve_cli", "--model", TINY, "--prompt-template", "tiny"]
 SOLVE += ["--max-completion-length", "40", "--engine", "transformers"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "LINES": "40"}
 

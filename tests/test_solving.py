@@ -9,7 +9,7 @@ from letters import LetterTokenizer
 
 import rewards
 from gsr_rl.engines.base import Completion
-from gsr_rl.solving import Ask, PromptTooLong, SamplingFailed, Solution, SolveSettings, Told, Vote, solving
+from gsr_rl.serving.steps import Ask, PromptTooLong, SamplingFailed, Solution, SolveSettings, Told, Vote, solving
 
 WINDOW = 400
 SETTINGS = SolveSettings(

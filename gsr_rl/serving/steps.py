@@ -1,7 +1,7 @@
 """How one problem is solved, without any engine: which prompts follow which, and what is answered if something fails.
 
 `solving` is a generator. It yields what it needs (`Ask`: completions; `Vote`: classes of answers) and what there is to
-show (`Told`), and returns a `Solution`. `gsr_rl.solve` answers it from an engine, `gsr_rl.serve` from a server.
+show (`Told`), and returns a `Solution`. `solver.py` answers it from an engine, `job.py` from a server.
 
 The rule for what fails:
 1. A candidate is shown to the refinement if it ended by itself and says something after its thinking part (with

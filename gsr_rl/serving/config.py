@@ -15,7 +15,7 @@ import yaml
 from gsr_rl.engines.config import EngineAccess
 from gsr_rl.keys import at_least, check_address, check_key_variable, check_model, finite, positive, raise_if_any
 from gsr_rl.refinement.settings import COMPLETION_LENGTHS, RefinementConfig, refinement_settings
-from gsr_rl.solving import MODES, SolveSettings
+from gsr_rl.serving.steps import MODES, SolveSettings
 
 
 @dataclass

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import rewards
-from gsr_rl.answer_config import SolveConfig
 from gsr_rl.engines.base import Engine, EngineError, Request
 from gsr_rl.engines.open import open_engine
 from gsr_rl.refinement.prompts import Messages
-from gsr_rl.solving import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
+from gsr_rl.serving.config import SolveConfig
+from gsr_rl.serving.steps import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
 
 
 class Watcher:

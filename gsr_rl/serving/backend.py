@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from gsr_rl.engines.base import Completion
 from gsr_rl.engines.endpoints import Malformed
-from gsr_rl.solving import Ask, SamplingFailed, is_unicode
+from gsr_rl.serving.steps import Ask, SamplingFailed, is_unicode
 
-logger = logging.getLogger("gsr_rl.serve")
+logger = logging.getLogger("gsr_rl.serving")
 
 PING_SECONDS = 2.0  # between two looks at whether the backend is there
 PING_TIMEOUT = 10.0

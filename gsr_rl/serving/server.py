@@ -18,9 +18,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from gsr_rl.answer_config import ServeConfig, add_keys, with_underscores
+from gsr_rl.serving.config import ServeConfig, add_keys, with_underscores
 
-logger = logging.getLogger("gsr_rl.serve")
+logger = logging.getLogger("gsr_rl.serving")
 
 
 class Server:
@@ -32,9 +32,8 @@ class Server:
     """
 
     def __init__(self, config: ServeConfig, tokenizer, backend):
-        from gsr_rl.serve_job import Shared
-        from gsr_rl.serve_limits import Keys, Places
-        from gsr_rl.serve_metrics import Metrics
+        from gsr_rl.serving.job import Metrics, Shared
+        from gsr_rl.serving.limits import Keys, Places
 
         self.config, self.backend = config, backend
         self.name = config.served_model_name or Path(config.model).name
@@ -59,7 +58,7 @@ class Server:
         from fastapi.responses import JSONResponse, Response
         from starlette.exceptions import HTTPException
 
-        from gsr_rl.serve_requests import ApiError
+        from gsr_rl.serving.requests import ApiError
 
         app = FastAPI(title="gsr-serve", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -103,7 +102,7 @@ class Server:
         return found | {"max_model_len": self.backend.window}
 
     def _known(self, name: str) -> None:
-        from gsr_rl.serve_requests import ApiError
+        from gsr_rl.serving.requests import ApiError
 
         if name != self.name:
             raise ApiError(404, "model_not_found", f"there is no model of this name, only {self.name}", "model")
@@ -113,9 +112,9 @@ class Server:
         from fastapi.responses import JSONResponse, Response
         from starlette.requests import ClientDisconnect
 
-        from gsr_rl.serve_job import Job
-        from gsr_rl.serve_limits import read_body
-        from gsr_rl.serve_requests import ApiError, parse_body, settings_of
+        from gsr_rl.serving.job import Job
+        from gsr_rl.serving.limits import read_body
+        from gsr_rl.serving.requests import ApiError, parse_body, settings_of
 
         self.keys.check(request.headers.get("authorization"))
         try:
@@ -220,8 +219,8 @@ async def serve(config: ServeConfig) -> None:
 
     from transformers import AutoTokenizer
 
-    from gsr_rl.serve_backend import Backend
-    from gsr_rl.serve_connections import allow_files, listener
+    from gsr_rl.serving.backend import Backend
+    from gsr_rl.serving.limits import allow_files, listener
 
     allow_files(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model)

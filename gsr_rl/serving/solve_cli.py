@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gsr_rl.solving import is_unicode
+from gsr_rl.serving.steps import is_unicode
 
 DESCRIPTION = """\
 Solve problems: K candidates, then a refinement over them.
@@ -28,7 +28,7 @@ Exit codes: 0 all solved, 1 some not, 2 wrong input, 130 interrupted.
 
 def parser() -> argparse.ArgumentParser:
     """The command line: the problem, its source, and every key of `SolveConfig`."""
-    from gsr_rl.answer_config import SolveConfig, add_keys
+    from gsr_rl.serving.config import SolveConfig, add_keys
 
     found = argparse.ArgumentParser(
         prog="gsr-solve",
@@ -143,8 +143,8 @@ def run(rows: list[dict], config, json_lines: bool) -> int:
     warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its lines would go through the live display
 
-    from gsr_rl.solve import Solver
-    from gsr_rl.solve_display import plain, terminal_console
+    from gsr_rl.serving.display import plain, terminal_console
+    from gsr_rl.serving.solver import Solver
 
     console = None if json_lines else terminal_console()
     if console:
@@ -164,7 +164,7 @@ def run(rows: list[dict], config, json_lines: bool) -> int:
 
 
 def _in_terminal(solver, console, rows: list[dict]) -> int:
-    from gsr_rl.solve_display import Terminal
+    from gsr_rl.serving.display import Terminal
 
     failed = 0
     for row in rows:
@@ -177,7 +177,7 @@ def _in_terminal(solver, console, rows: list[dict]) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """The console script."""
-    from gsr_rl.answer_config import with_underscores
+    from gsr_rl.serving.config import with_underscores
 
     arguments = vars(parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv)))
     problem, file, json_lines = (arguments.pop(name) for name in ("problem", "file", "json"))
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _guarded(arguments: dict, problem: str | None, file: str | None, json_lines: bool) -> int:
-    from gsr_rl.answer_config import SolveConfig
+    from gsr_rl.serving.config import SolveConfig
 
     try:
         config = SolveConfig(**arguments)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gsr_rl.answer_config import ServeConfig
-from gsr_rl.solving import SolveSettings
+from gsr_rl.serving.config import ServeConfig
+from gsr_rl.serving.steps import SolveSettings
 
 DEEPEST = 32  # nested lists and objects in a body; a chat request has four
 MOST_VALUES = 50_000  # in a body, about; 2,048 messages of several parts have fewer

@@ -7,8 +7,8 @@ import textwrap
 import time
 
 from gsr_rl.refinement.prompts import candidate_text
-from gsr_rl.solve import Watcher
-from gsr_rl.solving import Attempt, Solution
+from gsr_rl.serving.solver import Watcher
+from gsr_rl.serving.steps import Attempt, Solution
 
 REFRESHES = 4  # of the live display a second: each costs the sampling some milliseconds
 NARROWEST = 26  # columns of a candidate's box, its border included
