@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def configs(args: argparse.Namespace, folder: str):
     """The pipeline's configuration: problems, distillation."""
-    from gsr_rl.configs import DistillConfig
     from gsr_rl.data.config import DistillProblemConfig
+    from gsr_rl.distillation.config import DistillConfig
 
     tiny = "tiny" in str(args.model)
     source = "tiny/mix" if tiny else "reasoning_gym/chain_sum"
@@ -72,7 +72,7 @@ class Recorded:
 def run_pipeline(engine, args, number: int) -> tuple[int, float, list]:
     """Completion tokens, seconds, and the requests of each stage."""
     from gsr_rl.data.problems import load_problems
-    from gsr_rl.distill import distill
+    from gsr_rl.distillation.distill import distill
 
     with tempfile.TemporaryDirectory() as folder:
         problems, config = configs(args, folder)

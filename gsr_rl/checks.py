@@ -6,9 +6,7 @@ it imports TRL) and returns a list of messages.
 
 from pathlib import Path
 
-from gsr_rl.data.config import check_distillation
 from gsr_rl.data.sources import from_hub
-from gsr_rl.engines.config import check_sampling
 from gsr_rl.hub.config import check_hub
 from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice
@@ -227,11 +225,6 @@ def _check_batch(c) -> list[str]:
             f"save_steps to a multiple of {used_for}"
         )
     return found
-
-
-def check_distill(c) -> list[str]:
-    """The keys of `DistillConfig`."""
-    return check_refinement(c) + check_sampling(c) + check_distillation(c) + check_hub(c)
 
 
 def check_sft(c) -> list[str]:

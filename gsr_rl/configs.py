@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig, SFTConfig
 
-from gsr_rl.checks import check_distill, check_grpo, check_sft
-from gsr_rl.engines.config import EngineConfig, TeacherConfig
-from gsr_rl.hub.config import DataSetHubConfig
+from gsr_rl.checks import check_grpo, check_sft
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
 from gsr_rl.rollout import Plan
@@ -221,114 +219,6 @@ class GSRConfig(RefinementConfig, GRPOConfig):
             uniform_share=self.uniform_share,
             refine="refinement" in self.stages,
         )
-
-
-@dataclass
-class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubConfig):
-    """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
-
-    student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
-    teacher_model: str | None = field(
-        default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of sft_rows.jsonl, the report and the shards it resumes from."}
-    )
-    candidate_choice: str = field(
-        default="paper",
-        metadata={
-            "help": "Which K of a problem's candidates a set shows: paper (all right ones, filled with wrong ones), "
-            "uniform, balanced (as many right as wrong) or hard (right ones in the minority)."
-        },
-    )
-    uniform_share: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of sets chosen uniformly whatever candidate_choice: it keeps majorities as they are."
-        },
-    )
-    overlong_prompts: str = field(
-        default="cut",
-        metadata={
-            "help": "A refinement prompt over its budget: its candidates lose their front (`cut`), or the set is left "
-            "out (`drop`, as in the paper)."
-        },
-    )
-    refinements_per_set: int = field(default=10, metadata={"help": "Refinements sampled per candidate set."})
-    max_if_all_right: int = field(
-        default=4,
-        metadata={"help": "Rows kept of a problem all of whose refinements are right; of other problems all right."},
-    )
-    num_correct_shares: dict[int, float] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Share of refinement rows by number of right candidates, adding up to 1: {0: 0.1, 1: 0.3, 2: 0.3, "
-            "3: 0.2, 4: 0.1}. Rows above a share are left out at random. Default: as they come."
-        },
-    )
-    direct_source: str = field(
-        default="teacher",
-        metadata={
-            "help": "Direct solutions mixed in: `student` (its own samples, right or wrong), `student_right`, "
-            "`teacher` (sampled and verified), `gold` (the rows' `solution`), or `none`."
-        },
-    )
-    direct_ratio: float = field(default=1.0, metadata={"help": "Direct rows per refinement row."})
-    keep_duplicate_solutions: bool = field(
-        default=False,
-        metadata={
-            "help": "With direct_source: student, its distribution is kept: equal solutions, all problems alike."
-        },
-    )
-    direct_generations: int = field(
-        default=4,
-        metadata={"help": "Direct solutions sampled per problem by the teacher, with direct_source: teacher."},
-    )
-    keep_thinking: bool = field(
-        default=True, metadata={"help": "Train on a completion's thinking part too; otherwise on what follows it."}
-    )
-    problems_per_chunk: int = field(
-        default=1024, metadata={"help": "Problems of a shard at most; a shard is also written every minute."}
-    )
-    shard: str | None = field(
-        default=None,
-        metadata={"help": "i/n: do the i-th of n parts of the work, i from 1. Without it, the rest, and the rows."},
-    )
-    join: list[str] | None = field(
-        default=None, metadata={"help": "Folders (output_dir) of other machines' parts, whose units are taken over."}
-    )
-    allow_unfinished: bool = field(
-        default=False, metadata={"help": "Make the rows although endpoints gave no answer for some problems."}
-    )
-    expected: dict[str, float] | str | None = field(
-        default=None,
-        metadata={
-            "help": "What the dry run reckons with: problems (a Hub set is then not read), fitting (share of problems "
-            "with a prompt in its budget), solve_prompt_tokens, candidate_tokens, refinement_prompt_tokens, "
-            "refinement_tokens (means), refinement_rows (rows kept of a problem)."
-        },
-    )
-    student_price: list[float] | None = field(
-        default=None, metadata={"help": "Price of a million prompt tokens and of a million completion tokens."}
-    )
-    teacher_price: list[float] | None = field(default=None, metadata={"help": "As `student_price`, of the teacher."})
-    student_tokens_per_second: float | None = field(
-        default=None, metadata={"help": "Completion tokens a second that the student's engine makes, for the dry run."}
-    )
-    teacher_tokens_per_second: float | None = field(
-        default=None, metadata={"help": "As `student_tokens_per_second`, of the teacher's engine."}
-    )
-
-    def __post_init__(self):
-        for name in ("endpoint_options", "teacher_endpoint_options", "num_correct_shares", "expected"):
-            setattr(self, name, mapping(name, getattr(self, name)))
-        RefinementConfig.__post_init__(self)
-        if self.max_refinement_length is None:
-            self.max_refinement_length = self.max_completion_length
-        if self.teacher_model is None:
-            self.teacher_model = self.student_model
-        self.join = [self.join] if isinstance(self.join, str) else self.join
-        raise_if_any(check_distill(self))
 
 
 @dataclass

@@ -23,7 +23,7 @@ def main() -> None:
     configs = {"problems": problem_args, "distillation": args}
 
     from gsr_rl.data.problems import read_problems
-    from gsr_rl.distill_plan import plan, stated_problems
+    from gsr_rl.distillation.plan import plan, stated_problems
     from gsr_rl.run_folder import append_json_line, atomic_path, atomic_write, print_dry_run, write_run_info
 
     # Problems, decontaminated. A dry run takes their number from the configuration if it stands there.
@@ -37,7 +37,7 @@ def main() -> None:
         return print_dry_run(configs, plan(len(problems.rows), args))
 
     # Candidates, refinements and their verification, in units that survive an interruption.
-    from gsr_rl.distill import distill
+    from gsr_rl.distillation.distill import distill
     from gsr_rl.engines.base import EngineError
 
     started = time.time()
@@ -50,7 +50,7 @@ def main() -> None:
     sft_rows, counts = result
 
     # The rows, what became of everything that was sampled, and how it was made.
-    from gsr_rl.distill_report import write_report
+    from gsr_rl.distillation.report import write_report
 
     write_run_info(folder, configs)
     with atomic_path(folder / "sft_rows.jsonl") as path, open(path, "w", encoding="utf-8") as file:

@@ -46,7 +46,7 @@ def main() -> None:
     configs = {"training": args, "model": model_args}
 
     # Rows first: they are cheap, and what is wrong with them should show before any weight is loaded.
-    from gsr_rl.sft_rows import load_sft_rows
+    from gsr_rl.distillation.rows import load_sft_rows
 
     with clear_errors("sft"):
         rows = load_sft_rows(args)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from fixed_engine import FixedEngine
 
 from gsr_rl.data import tiny_world
-from gsr_rl.distill import distill
+from gsr_rl.distillation.distill import distill
 from gsr_rl.engines.jobs import ShardStore
 
 
@@ -16,7 +16,7 @@ def problem_config(**more):
 
 
 def config(folder, **more):
-    from gsr_rl.configs import DistillConfig
+    from gsr_rl.distillation.config import DistillConfig
 
     (folder / "model").mkdir(exist_ok=True)
     values = {

@@ -8,8 +8,8 @@ import yaml
 from distilled import problem_config, run
 from fixed_engine import FixedEngine, run_recipe
 
-from gsr_rl.distill_plan import plan
-from gsr_rl.distill_report import report_markdown, write_report
+from gsr_rl.distillation.plan import plan
+from gsr_rl.distillation.report import report_markdown, write_report
 from gsr_rl.hub.__main__ import main
 from gsr_rl.hub.dataset_card import card_text, write_data_set
 
@@ -68,7 +68,7 @@ def figures(text: str) -> tuple[float, float]:
 
 
 def test_the_plan_of_the_papers_recipe_has_the_papers_sizes():
-    from gsr_rl.configs import DistillConfig
+    from gsr_rl.distillation.config import DistillConfig
 
     values = yaml.safe_load((ROOT / "recipes/Qwen2.5-7B-Instruct/distill.yaml").read_text())
     known = set(DistillConfig.__dataclass_fields__)

@@ -293,9 +293,9 @@ def test_settings_that_cannot_work_are_refused_without_showing_secrets(values, m
 
 
 def test_a_whole_distillation_over_faulty_endpoints_equals_one_without(tokenizer, tmp_path, monkeypatch):
-    from gsr_rl.configs import DistillConfig
     from gsr_rl.data.config import ProblemConfig
-    from gsr_rl.distill import distill, open_store
+    from gsr_rl.distillation.config import DistillConfig
+    from gsr_rl.distillation.distill import distill, open_store
 
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     rows, problems = tiny_world.generate("mix", "sft", 20, 0), ProblemConfig(dataset_name="tiny/mix")

@@ -10,7 +10,7 @@ from distilled import config, run, units
 from distilled import rows as problems
 
 from gsr_rl.data import tiny_world
-from gsr_rl.sft_rows import balanced, load_sft_rows, make_rows, training_text, with_shares
+from gsr_rl.distillation.rows import balanced, load_sft_rows, make_rows, training_text, with_shares
 
 
 @pytest.fixture(scope="module")

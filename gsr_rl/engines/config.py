@@ -77,31 +77,6 @@ class EngineConfig(EngineAccess):
     )
 
 
-@dataclass
-class TeacherConfig:
-    """What the teacher may have of its own; each key defaults to the student's of like name."""
-
-    teacher_engine: str | None = field(default=None, metadata={"help": "As `engine`, for the teacher alone."})
-    teacher_tensor_parallel_size: int | None = field(
-        default=None, metadata={"help": "As `tensor_parallel_size`, for the teacher alone."}
-    )
-    teacher_endpoints: list[str] | None = field(
-        default=None, metadata={"help": "As `endpoints`, for the teacher alone."}
-    )
-    teacher_endpoint_api: str | None = field(
-        default=None, metadata={"help": "As `endpoint_api`, for the teacher alone."}
-    )
-    teacher_endpoint_tokenizer: str | None = field(
-        default=None, metadata={"help": "As `endpoint_tokenizer`, for the teacher alone."}
-    )
-    teacher_endpoint_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "As `endpoint_options`, for the teacher alone."}
-    )
-    teacher_api_key_env: str | None = field(
-        default=None, metadata={"help": "As `api_key_env`, for the teacher alone."}
-    )
-
-
 def check_sampling(c) -> list[str]:
     """The keys of `EngineConfig`."""
     if wrong := finite(c):

@@ -11,12 +11,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from gsr_rl.distillation.rows import Rows, make_rows
 from gsr_rl.engines.base import EngineError, Request, Sampling
 from gsr_rl.engines.jobs import ShardStore, Units, run_units
 from gsr_rl.engines.open import open_configured
 from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies
 from gsr_rl.refinement.prompts import fit_prompts, get_template, prompt_token_ids, shown_texts, solve_prompt
-from gsr_rl.sft_rows import Rows, make_rows
 
 # Keys that change how fast units are made, where they are, or what is made of them later, and not what is in them.
 FREE_KEYS = {"output_dir", "dry_run", "problems_per_chunk", "max_num_seqs", "gpu_memory_utilization", "shard", "join"}
