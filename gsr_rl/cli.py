@@ -22,7 +22,7 @@ import yaml
 from gsr_rl.checks import check_grpo, check_sft
 from gsr_rl.data.config import check_problems_and_held_out, check_training_problems
 from gsr_rl.distillation.config import check_distill
-from gsr_rl.eval_checks import check_eval, check_eval_problems
+from gsr_rl.evaluation.config import check_eval, check_eval_problems
 from gsr_rl.keys import mismatch, raise_if_any
 
 # Where TRL and transformers define the classes that ours inherit from: package, file inside it.

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from fixed_engine import EVALUATION, FixedEngine, evaluate, run_recipe
 
-from gsr_rl import evaluation
-from gsr_rl.eval_methods import foreign_problems
+from gsr_rl.evaluation.evaluate import evaluate as evaluation
+from gsr_rl.evaluation.methods import foreign_problems
 from gsr_rl.refinement import metrics
 from gsr_rl.report.markdown import figure
 from gsr_rl.report.problem_values import metrics_from_samples

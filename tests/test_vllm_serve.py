@@ -108,7 +108,7 @@ def test_distillation_of_gsm8k_rows_over_a_vllm_server(server, smollm2, tmp_path
 
 
 def test_both_ways_to_ask_a_server_agree_with_vllm_in_process(server, smollm2):
-    from gsr_rl.eval_configs import EvalConfig
+    from gsr_rl.evaluation.config import EvalConfig
     from gsr_rl.refinement.prompts import solve_prompts
 
     problems = [{"problem": f"What is {i} + {i + 1}?"} for i in range(3)]

@@ -16,8 +16,8 @@ from gsr_rl.engines.base import EngineError, Request, Sampling, progress_bar
 from gsr_rl.engines.jobs import SHARD_SECONDS, run_units
 from gsr_rl.engines.open import open_configured
 from gsr_rl.engines.reward_model import RewardModel, check_reward_model
-from gsr_rl.eval_methods import Planner, Task, kinds_of, unit_id
-from gsr_rl.eval_stores import candidates_of_file, frozen_sets, open_stores
+from gsr_rl.evaluation.methods import Planner, Task, kinds_of, unit_id
+from gsr_rl.evaluation.stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.refinement.prompts import (
     candidate_text,

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from gsr_rl.engines.jobs import ShardStore
-from gsr_rl.eval_methods import kinds_of, unit_id
+from gsr_rl.evaluation.methods import kinds_of, unit_id
 from gsr_rl.report.samples import GRADINGS, check_same_problems, read_samples
 
 PROBLEMS = ("dataset_name", "dataset_config", "dataset_split", "problem_column", "answer_column", "max_problems",

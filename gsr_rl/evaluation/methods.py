@@ -8,7 +8,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from gsr_rl.eval_checks import SCORED
+from gsr_rl.evaluation.config import SCORED
 from gsr_rl.refinement.candidates import candidate_sets, choice_seed
 from gsr_rl.refinement.prompts import shown_candidates
 
