@@ -124,7 +124,8 @@ class Trainer:
 
 def roll_out(trainer: Trainer, rows: list[dict], generations: int, streamed: bool) -> float:
     """Seconds of one rollout."""
-    from gsr_rl.rollout import Plan, TwoStageRollout
+    from gsr_rl.training.blocks import Plan
+    from gsr_rl.training.rollout import TwoStageRollout
 
     trainer.streamed = streamed
     trainer.llm.reset_prefix_cache()

@@ -32,9 +32,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
 from gsr_rl import windows
-from gsr_rl.configs import GSRConfig
 from gsr_rl.data.tiny_model import build_tokenizer
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.trainer import GSRTrainer
 
 SMOLLM2 = Path(__file__).resolve().parent.parent / "runs" / "SmolLM2-135M-Instruct"
 PROBLEM, CANDIDATE, REFINEMENT, K, G = 64, 64, 64, 4, 8

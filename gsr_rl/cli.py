@@ -19,11 +19,11 @@ from types import SimpleNamespace
 
 import yaml
 
-from gsr_rl.checks import check_grpo, check_sft
 from gsr_rl.data.config import check_problems_and_held_out, check_training_problems
 from gsr_rl.distillation.config import check_distill
 from gsr_rl.evaluation.config import check_eval, check_eval_problems
 from gsr_rl.keys import mismatch, raise_if_any
+from gsr_rl.training.checks import check_grpo, check_sft
 
 # Where TRL and transformers define the classes that ours inherit from: package, file inside it.
 LIBRARIES = {
@@ -302,7 +302,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         check_values(program, read_values(program, argv))
         from trl import TrlParser
 
-        from gsr_rl.sharding import shard_on_cpu
+        from gsr_rl.training.sharding import shard_on_cpu
 
         shard_on_cpu()
         classes = [_import_class(name) for name in PROGRAMS[program][0]]

@@ -9,11 +9,11 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from trl import GRPOTrainer
 
-from gsr_rl.checks import ROUTER_LOSS
 from gsr_rl.micro_batches import token_passes
 from gsr_rl.packed_rows import pack_rows, prompt_groups
 from gsr_rl.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
 from gsr_rl.step_account import StepAccount
+from gsr_rl.training.checks import ROUTER_LOSS
 from gsr_rl.windows import STAGES, Batch
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ class ReloadFromDisk:
         """
         from vllm.config import set_current_vllm_config
 
-        from gsr_rl.colocated import repack_tied_head
+        from gsr_rl.training.vllm_colocated import repack_tied_head
 
         runner = self.model_runner
         with set_current_vllm_config(runner.vllm_config):

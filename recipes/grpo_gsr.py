@@ -41,9 +41,9 @@ def main() -> None:
     with clear_errors("grpo"):
         reward_funcs = load_reward_funcs(args.reward_funcs, args.reward_options)
     if args.dry_run:
-        from gsr_rl.batch_arithmetic import batch_arithmetic
         from gsr_rl.data.sources import from_hub
         from gsr_rl.run_folder import print_dry_run
+        from gsr_rl.training.dry_run import batch_arithmetic
 
         with clear_errors("grpo"):
             arithmetic = batch_arithmetic(args, model_args)
@@ -52,7 +52,7 @@ def main() -> None:
         return print_dry_run(configs, arithmetic)
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
-    from gsr_rl.checkpoints import STOPPED, resume_point
+    from gsr_rl.training.checkpoints import STOPPED, resume_point
 
     with clear_errors("grpo"):
         train_dataset, eval_dataset = load_datasets(problem_args, args)
@@ -63,7 +63,7 @@ def main() -> None:
 
     from gsr_rl.hub.provenance import write_provenance
     from gsr_rl.run_folder import write_run_info
-    from gsr_rl.sharding import launched_as
+    from gsr_rl.training.sharding import launched_as
 
     set_seed(args.seed)
     with clear_errors("grpo"):
@@ -77,7 +77,7 @@ def main() -> None:
         **(args.model_init_kwargs or {}),
     }
 
-    from gsr_rl.trainer import GSRTrainer
+    from gsr_rl.training.trainer import GSRTrainer
 
     trainer = GSRTrainer(
         model_args.model_name_or_path,

@@ -46,7 +46,7 @@ def main() -> None:
     configs = {"training": args, "model": model_args}
 
     # Rows first: they are cheap, and what is wrong with them should show before any weight is loaded.
-    from gsr_rl.distillation.rows import load_sft_rows
+    from gsr_rl.training.sft_trainer import load_sft_rows
 
     with clear_errors("sft"):
         rows = load_sft_rows(args)
@@ -55,7 +55,7 @@ def main() -> None:
 
         return print_dry_run(configs, arithmetic(rows, args))
 
-    from gsr_rl.checkpoints import STOPPED, resume_point
+    from gsr_rl.training.checkpoints import STOPPED, resume_point
 
     with clear_errors("sft"):
         checkpoint = resume_point(args)
@@ -65,9 +65,9 @@ def main() -> None:
     from trl import get_peft_config
 
     from gsr_rl.hub.provenance import write_provenance
-    from gsr_rl.length_batches import GSRSFTTrainer
     from gsr_rl.run_folder import json_lines_callback, write_run_info
-    from gsr_rl.sharding import launched_as
+    from gsr_rl.training.sft_trainer import GSRSFTTrainer
+    from gsr_rl.training.sharding import launched_as
 
     set_seed(args.seed)
     with clear_errors("sft"):

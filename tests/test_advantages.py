@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsr_rl.advantages import (
+from gsr_rl.training.advantages import (
     candidate_advantages,
     group_advantages,
     pass_at_k_advantages,

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 
-from gsr_rl.checkpoints import STOPPED, expected_size, resume_point
+from gsr_rl.training.checkpoints import STOPPED, expected_size, resume_point
 
 PROGRAM = ROOT / "tests" / "programs" / "killable_run.py"
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gsr_rl.colocated import ColocatedVLLM, RequestStream
+from gsr_rl.training.vllm_colocated import ColocatedVLLM, RequestStream
 
 pytest.importorskip("vllm", reason="TRL imports vLLM's sampling parameters")
 N = 3

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from gsr_rl.data import tiny_world
 from gsr_rl.distillation.distill import Unfinished, distill, open_store, part_of
-from gsr_rl.distillation.rows import load_sft_rows
 from gsr_rl.engines.base import Result
+from gsr_rl.training.sft_trainer import load_sft_rows
 
 
 @pytest.fixture(scope="module")

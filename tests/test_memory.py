@@ -9,10 +9,17 @@ import torch
 import yaml
 from transformers import Qwen2Config, Qwen2Model
 
-from gsr_rl.batch_arithmetic import batch_arithmetic
-from gsr_rl.configs import GSRConfig
-from gsr_rl.memory import GIB, Pass, largest_pass, layer_bytes, memory_arithmetic, pass_bytes
-from gsr_rl.memory_inputs import Launch, ModelShape, adapter_parameters, read_launch, read_shape
+from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.dry_run import (
+    GIB,
+    Pass,
+    batch_arithmetic,
+    largest_pass,
+    layer_bytes,
+    memory_arithmetic,
+    pass_bytes,
+)
+from gsr_rl.training.model_shape import Launch, ModelShape, adapter_parameters, read_launch, read_shape
 
 QWEN7B = ModelShape(3584, 18944, 28, 28, 152064, 4, 128)
 SMALL = ModelShape(64, 160, 2, 4, 128, 2)  # 64 wide: queries 64, keys 32

@@ -7,8 +7,8 @@ import pytest
 import torch
 from programs.train_fixed import FixedRollouts, main, make
 
-from gsr_rl.held_out import metric_names
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.rollout_metrics import metric_names
+from gsr_rl.training.trainer import GSRTrainer
 from gsr_rl.windows import STAGES
 
 ROWS = 32  # 4 problems of 4 candidates and 4 refinements

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Mix
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
-from gsr_rl.configs import GSRConfig
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.trainer import GSRTrainer
 
 ROW = {"prompt": [{"role": "user", "content": "1+1"}], "problem": "1+1", "problem_id": "0", "answer": "2"}
 

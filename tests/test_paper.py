@@ -284,8 +284,8 @@ def test_readme_shows_test_problems_of_all_seeds_in_the_default_folder_and_nothi
 
 def grpo_figures(name: str) -> dict:
     """What an arm of GRPO takes: by the batch arithmetic of two processes."""
-    from gsr_rl.batch_arithmetic import batch_arithmetic
-    from gsr_rl.configs import GSRConfig
+    from gsr_rl.training.config import GSRConfig
+    from gsr_rl.training.dry_run import batch_arithmetic
 
     values = yaml.safe_load((TINY / "grpo.yaml").read_text()) | CONFIG["arms"][name].get("keys", {})
     values["launch_config"] = str(ROOT / "accelerate_configs" / "zero2_cpu.yaml")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.problem_stream import ProblemStream
+from gsr_rl.training.problem_order import ProblemStream
 
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 30), min_size=1, max_size=10), st.integers(0, 9))

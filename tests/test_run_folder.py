@@ -104,7 +104,7 @@ def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
 
 
 def test_refinement_settings_hold_the_lengths_of_training_where_completions_are_sampled(tmp_path):
-    from gsr_rl.configs import GSRConfig
+    from gsr_rl.training.config import GSRConfig
 
     config = GSRConfig(
         str(tmp_path), max_completion_length=40, bf16=False, num_generations=4, per_device_train_batch_size=8

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.advantages import candidate_credit
-from gsr_rl.problem_stream import sampling_limit
-from gsr_rl.rollout import Block, CandidateSet, Rollout
-from gsr_rl.scoring import has_signal, set_advantages
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.advantages import candidate_credit, has_signal, set_advantages
+from gsr_rl.training.blocks import Block, CandidateSet, Rollout
+from gsr_rl.training.problem_order import sampling_limit
+from gsr_rl.training.trainer import GSRTrainer
 
 nan = float("nan")
 
@@ -146,7 +145,7 @@ class Stand:
 
     def collect(self, wanted, monkeypatch):
         monkeypatch.setattr(
-            "gsr_rl.trainer.set_advantages", lambda blocks, a: set_advantages(blocks, args(stages=["candidate"]))
+            "gsr_rl.training.trainer.set_advantages", lambda blocks, a: set_advantages(blocks, args(stages=["candidate"]))
         )
         return [made.index for made in GSRTrainer._collect(self, wanted)]
 

@@ -16,7 +16,7 @@ import requests
 import torch
 from conftest import ROOT
 
-from gsr_rl.trainer_engine import least_window
+from gsr_rl.training.vllm_colocated import least_window
 
 URL = "http://127.0.0.1:9"
 BASE = "recipes/tiny/models/base"
@@ -87,7 +87,7 @@ class Client:
 @pytest.fixture
 def engine(monkeypatch):
     """The engine of a trainer on a GPU, before it connects."""
-    from gsr_rl import server_engine
+    from gsr_rl.training import vllm_server as server_engine
 
     monkeypatch.setattr(server_engine, "VLLMClient", Client)
     made = object.__new__(server_engine.ServerVLLM)
@@ -123,7 +123,7 @@ def test_the_longest_request_is_a_refinement_or_a_candidate():
 
 
 def test_a_push_by_nccl_first_looks_on_all_ranks_whether_the_server_is_there(engine, monkeypatch):
-    from gsr_rl.server_engine import VLLMGeneration
+    from gsr_rl.training.vllm_server import VLLMGeneration
 
     monkeypatch.setattr(VLLMGeneration, "sync_weights", lambda self: pytest.fail("a push to a server that is away"))
     engine.vllm_client = Client(URL, 1, 1.0)

@@ -17,7 +17,7 @@ def rows_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tiny_model, rows_file, tmp_path_factory):
     """A run of six steps: its folder, and the batches that the loss saw."""
-    from gsr_rl.length_batches import GSRSFTTrainer
+    from gsr_rl.training.sft_trainer import GSRSFTTrainer
 
     folder, batches = tmp_path_factory.mktemp("sft"), []
     compute_loss = GSRSFTTrainer.compute_loss
@@ -53,7 +53,7 @@ def test_the_loss_sees_completions_and_their_end_only(trained, rows_file):
 
 
 def test_every_optimizer_step_holds_both_stages_in_batches_of_one_length(trained):
-    from gsr_rl.length_batches import JITTER
+    from gsr_rl.training.sft_trainer import JITTER
 
     for first, second in zip(trained[1][::2], trained[1][1::2], strict=True):
         widths = sorted([len(first["input_ids"][0]), len(second["input_ids"][0])])
@@ -85,7 +85,7 @@ def test_the_model_folder_is_complete_and_learned_something(trained):
 
 
 def test_the_order_is_a_permutation_with_short_and_long_in_each_step():
-    from gsr_rl.length_batches import LengthGroupedSampler, length_grouped_order
+    from gsr_rl.training.sft_trainer import LengthGroupedSampler, length_grouped_order
 
     lengths = [10 + i % 3 for i in range(53)] + [100 + i % 7 for i in range(50)]
     order = length_grouped_order(lengths, 8, 2, seed=0)

@@ -10,7 +10,8 @@ from distilled import config, run, units
 from distilled import rows as problems
 
 from gsr_rl.data import tiny_world
-from gsr_rl.distillation.rows import balanced, load_sft_rows, make_rows, training_text, with_shares
+from gsr_rl.distillation.rows import balanced, make_rows, training_text, with_shares
+from gsr_rl.training.sft_trainer import load_sft_rows
 
 
 @pytest.fixture(scope="module")

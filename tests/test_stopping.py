@@ -7,7 +7,7 @@ import torch
 from full_disk import files_up_to
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from gsr_rl.checkpoints import REPEATED, StopInOrder, WholeCheckpoints
+from gsr_rl.training.checkpoints import REPEATED, StopInOrder, WholeCheckpoints
 
 
 class Layer(torch.nn.Module):

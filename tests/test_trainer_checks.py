@@ -9,7 +9,8 @@ from test_cli import GRPO, ROOT, TINY, findings
 
 from gsr_rl import cli
 from gsr_rl.data.config import held_out_keys
-from gsr_rl.trainer_checks import check_reporting, warn_of_lost_updates
+from gsr_rl.training.sharding import warn_of_lost_updates
+from gsr_rl.training.trl_checks import check_reporting
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_dataset_name": "tiny/mix"}
 BEST = EVERY_STEP | {"load_best_model_at_end": True}
@@ -66,7 +67,7 @@ def test_a_logger_that_is_not_there_is_refused(report_to, message, monkeypatch):
 
     for name in ("trackio", "comet", "kubeflow"):
         monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda: False)
-    from gsr_rl.configs import GSRConfig, GSRSFTConfig
+    from gsr_rl.training.config import GSRConfig, GSRSFTConfig
 
     for kind, keys in ((GSRConfig, {"per_device_train_batch_size": 16}), (GSRSFTConfig, {"dataset_name": __file__})):
         with pytest.raises(ValueError) as caught:

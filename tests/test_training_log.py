@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from full_disk import files_up_to
 
-from gsr_rl.training_log import WARN_AGAIN_AFTER, TrainingLog
+from gsr_rl.training.rollout_log import WARN_AGAIN_AFTER, TrainingLog
 
 
 def test_a_full_disk_costs_the_rollout_table_and_is_a_warning_once_in_a_while(tmp_path, caplog):

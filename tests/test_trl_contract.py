@@ -9,11 +9,11 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
-from gsr_rl.checkpoints import WholeCheckpoints
-from gsr_rl.colocated import ColocatedVLLM
-from gsr_rl.hub_trainer import PushesToHub
 from gsr_rl.packed_trainer import PackedGRPOTrainer
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.checkpoints import WholeCheckpoints
+from gsr_rl.training.pushing import PushesToHub
+from gsr_rl.training.trainer import GSRTrainer
+from gsr_rl.training.vllm_colocated import ColocatedVLLM
 
 SIGNATURES = {
     "_get_train_sampler": "(self, dataset)",

@@ -1,5 +1,5 @@
 """Checks of where problems come from and of how they are sampled: the keys of `ProblemConfig`, `EngineConfig` and
-`DistillConfig`. See gsr_rl/checks.py."""
+`DistillConfig`. See gsr_rl/training/checks.py."""
 
 import csv
 import json

@@ -14,8 +14,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import rewards
-from gsr_rl.configs import GSRConfig
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.trainer import GSRTrainer
 
 PROBLEMS, G = 16, 8
 HOSTILE = r"so \boxed{\prod_{k=1}^{10^9} (k+q)}"

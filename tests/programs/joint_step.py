@@ -16,11 +16,11 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from gsr_rl.configs import GSRConfig
 from gsr_rl.data import tiny_world
 from gsr_rl.data.problems import training_rows
-from gsr_rl.sharding import shard_on_cpu
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.sharding import shard_on_cpu
+from gsr_rl.training.trainer import GSRTrainer
 from rewards import load_reward_funcs
 
 

@@ -20,13 +20,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback, set_seed
 
-from gsr_rl import checkpoints
-from gsr_rl.checkpoints import STOPPED, resume_point
-from gsr_rl.configs import GSRConfig
 from gsr_rl.data import tiny_world
 from gsr_rl.data.problems import training_rows
-from gsr_rl.sharding import shard_on_cpu
-from gsr_rl.trainer import GSRTrainer
+from gsr_rl.training import checkpoints
+from gsr_rl.training.checkpoints import STOPPED, resume_point
+from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.sharding import shard_on_cpu
+from gsr_rl.training.trainer import GSRTrainer
 
 
 def reward(completions, **columns):

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from trl import GRPOConfig, SFTConfig
 
-from gsr_rl.checks import check_grpo, check_sft
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
-from gsr_rl.rollout import Plan
-from gsr_rl.trainer_checks import check_reporting
+from gsr_rl.training.blocks import Plan
+from gsr_rl.training.checks import check_grpo, check_sft
+from gsr_rl.training.trl_checks import check_reporting
 
 MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 

@@ -11,7 +11,7 @@ from gsr_rl.hub.config import check_hub
 from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
-from gsr_rl.trainer_checks import (
+from gsr_rl.training.trl_checks import (
     check_best_checkpoint,
     check_generation_kwargs,
     check_importance_sampling,

@@ -1,5 +1,5 @@
 """Checks of keys that TRL and transformers take as they are, to stumble over them when the model has loaded, in the
-first evaluation, or never. See gsr_rl/checks.py."""
+first evaluation, or never. See gsr_rl/training/checks.py."""
 
 import logging
 
@@ -49,7 +49,7 @@ def check_reporting(c) -> list[str]:
 
 def check_best_checkpoint(c) -> list[str]:
     """What is chosen by a held-out metric has an evaluation that gives this metric."""
-    from gsr_rl.held_out import metric_names
+    from gsr_rl.training.rollout_metrics import metric_names
 
     choosers = metric_choosers(c)
     if choosers and when(c.eval_strategy) == "no":
@@ -134,18 +134,3 @@ def check_rewards(c) -> list[str]:
                 f"add a reward, such as {stage}/accuracy, or set {stage}_weight to 0"
             )
     return found
-
-
-def warn_of_lost_updates(trainer) -> None:
-    """A warning where weights of 16 bits are trained as they are. DeepSpeed and mixed FSDP2 keep them in float32."""
-    mixed = trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"
-    if trainer.is_deepspeed_enabled or mixed or not trainer.accelerator.is_main_process:
-        return
-    trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
-    if short := [dtype for dtype in trained if dtype.itemsize == 2]:
-        logger.warning(
-            "the trained weights are %s and nothing keeps them in float32: updates of learning_rate=%g are lost in "
-            "rounding where they are less than about 1/256 of a weight. Set dtype to float32 (bf16: true computes "
-            "in bfloat16 all the same), or launch with DeepSpeed",
-            str(short[0]).removeprefix("torch."), trainer.args.learning_rate,
-        )  # fmt: skip

@@ -2,14 +2,22 @@
 
 import logging
 import os
+import time
 
 import pandas as pd
 import torch
 
-from gsr_rl.examples import print_examples
-from gsr_rl.rollout import Block
-from gsr_rl.rollout_metrics import Sums, add_sums, rollout_rows, rollout_sums, warnings_of
 from gsr_rl.run_folder import atomic_path
+from gsr_rl.training.blocks import Block, Plan
+from gsr_rl.training.rollout_metrics import (
+    REPORTED,
+    Sums,
+    add_sums,
+    candidates_label,
+    rollout_rows,
+    rollout_sums,
+    warnings_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +102,87 @@ class TrainingLog:
         if self._generations - self._warned.get(kind, -WARN_AGAIN_AFTER) >= WARN_AGAIN_AFTER:
             self._warned[kind] = self._generations
             logger.warning("step %d: %s", self.trainer.state.global_step, text)
+
+
+SHOWN_CHARACTERS = 700  # of the end of a completion, where its answer stands
+
+
+def print_examples(blocks: list[Block], number: int, step: int, file=None) -> None:
+    """Print up to `number` problems, first those that a refinement fixed or broke.
+
+    Args:
+        blocks: The step's problems.
+        file: Where to; standard output by default. Colours only on a terminal.
+    """
+    from rich.columns import Columns
+    from rich.console import Console, Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console(file=file, width=None if file is None else 120)
+
+    def panel(title: str, rollout) -> Panel:
+        colour = {1.0: "green", 0.0: "red"}.get(rollout.correct, "yellow")
+        verdict = {1.0: "right", 0.0: "wrong"}.get(rollout.correct, "not graded")
+        cut = "" if rollout.finished else ", cut off"
+        text = rollout.text if len(rollout.text) <= SHOWN_CHARACTERS else "... " + rollout.text[-SHOWN_CHARACTERS:]
+        return Panel(Text(text), title=f"{title}: {verdict}{cut}", border_style=colour)
+
+    for block in sorted(blocks, key=_interest, reverse=True)[:number]:
+        one = block.sets[0] if block.sets and block.sets[0].shown else None
+        shown = one.shown if one else range(min(4, len(block.candidates)))
+        parts = [Text(f"problem {block.problem_id}: {block.row['problem'][:SHOWN_CHARACTERS]}")]
+        parts.append(Text(f"answer: {block.answer}"))
+        candidates = [panel(f"candidate {place}", block.candidates[i]) for place, i in enumerate(shown, 1)]
+        parts.append(Columns(candidates, equal=True, expand=True))
+        if one and one.refinements:
+            parts.append(panel("refinement", one.refinements[0]))
+        console.print(Panel(Group(*parts), title=f"step {step}"))
+
+
+def _interest(block: Block) -> float:
+    """How much a refinement differs from its candidates: fixed, broken, or neither."""
+    if not block.sets or not block.sets[0].shown or not block.sets[0].refinements:
+        return 0.0
+    shown = [block.candidates[i].correct or 0.0 for i in block.sets[0].shown]
+    return abs((block.sets[0].refinements[0].correct or 0.0) - sum(shown) / len(shown))
+
+
+def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float]:
+    """Accuracies and the gap on held-out problems, one uniform candidate set each, sampled as in training.
+
+    Every rank takes part; problems are dealt out over ranks, and the last ones are repeated where they do not divide
+    evenly, without being counted twice.
+
+    Args:
+        trainer: A `GSRTrainer`, its model in evaluation mode.
+        dataset: Rows with `problem`, `problem_id` and `answer`.
+        prefix: Of the names of the metrics.
+
+    Returns:
+        `{"eval_pass@1", "eval_maj@K", "eval_selfref@K", "eval_pass@K", "eval_refinement_gap", "eval_problems",
+        "eval_seconds"}`, accuracies as shares.
+    """
+    start, args = time.perf_counter(), trainer.args
+    world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    generations = trainer.num_generations_eval
+    plan = Plan(max(generations, args.num_candidates), args.num_candidates)
+    share = -(-len(dataset) // world)  # problems a rank
+    mine = range(rank * share, (rank + 1) * share)
+    label = candidates_label(plan)
+    sums: Sums = {}
+    with trainer.engine_ready():
+        for begin in range(0, share, args.eval_problems_per_call):
+            indices = mine[begin : begin + args.eval_problems_per_call]
+            rows = [dataset[min(index, len(dataset) - 1)] for index in indices]
+            blocks = trainer.roll_out(rows, plan)
+            counted = [block for block, index in zip(blocks, indices, strict=True) if index < len(dataset)]
+            part = rollout_sums(counted, plan) | {"problems": [float(len(counted)), 0.0]}
+            add_sums(sums, part)
+    sums["problems"][1] = 1.0 / world  # a sum, not a mean
+    means = trainer.log_of_rollouts.means(sums)
+    found = {"pass@1": means.get("candidate/accuracy", float("nan"))}
+    found |= {f"{name}@{label}": means.get(f"gap/{name}@{label}", float("nan")) for name in REPORTED}
+    found["refinement_gap"] = means.get("gap/refinement_gap", float("nan"))
+    found |= {"problems": means["problems"], "seconds": time.perf_counter() - start}
+    return {f"{prefix}_{name}": value for name, value in found.items()}

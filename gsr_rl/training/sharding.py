@@ -3,6 +3,8 @@
 import os
 from functools import wraps
 
+from gsr_rl.training.trl_checks import logger
+
 
 def shard_on_cpu() -> None:
     """Let `accelerate launch` shard on a CPU as it does on GPUs. Does nothing where there is a GPU.
@@ -55,3 +57,18 @@ def _with_fsdp(start):
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     return start_with_fsdp
+
+
+def warn_of_lost_updates(trainer) -> None:
+    """A warning where weights of 16 bits are trained as they are. DeepSpeed and mixed FSDP2 keep them in float32."""
+    mixed = trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"
+    if trainer.is_deepspeed_enabled or mixed or not trainer.accelerator.is_main_process:
+        return
+    trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    if short := [dtype for dtype in trained if dtype.itemsize == 2]:
+        logger.warning(
+            "the trained weights are %s and nothing keeps them in float32: updates of learning_rate=%g are lost in "
+            "rounding where they are less than about 1/256 of a weight. Set dtype to float32 (bf16: true computes "
+            "in bfloat16 all the same), or launch with DeepSpeed",
+            str(short[0]).removeprefix("torch."), trainer.args.learning_rate,
+        )  # fmt: skip

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from trl import SFTTrainer
 
-from gsr_rl.checkpoints import WholeCheckpoints
-from gsr_rl.hub_trainer import PushesToHub
-from gsr_rl.trainer_checks import warn_of_lost_updates
+from gsr_rl.refinement.candidates import choice_seed
+from gsr_rl.training.checkpoints import WholeCheckpoints
+from gsr_rl.training.pushing import PushesToHub
+from gsr_rl.training.sharding import warn_of_lost_updates
 
 JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
 
@@ -78,3 +79,43 @@ class GSRSFTTrainer(PushesToHub, WholeCheckpoints, SFTTrainer):
         batches_a_step = self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedSampler(lengths, self.args.per_device_train_batch_size, batches_a_step, seed)
+
+
+def load_sft_rows(config) -> list[dict]:
+    """The rows that a `GSRSFTConfig` names: of its stages, `max_rows` of them chosen by its seed.
+
+    Returns:
+        Rows with at least `prompt`, `completion` (lists of messages) and `stage`.
+
+    Raises:
+        ValueError: A row that lacks one of the three, an unknown stage, or no row left.
+    """
+    name = str(config.dataset_name)
+    from gsr_rl.data.sources import LOCAL_SUFFIXES
+
+    if name.endswith(LOCAL_SUFFIXES):
+        from pathlib import Path
+
+        from gsr_rl.data.problems import read_local
+
+        rows = read_local(Path(name))
+    else:
+        import datasets
+
+        rows = datasets.load_dataset(name, config.dataset_config, split=config.dataset_split).to_list()
+    for number, row in enumerate(rows, 1):
+        for key in ("prompt", "completion"):
+            messages = row.get(key) if isinstance(row, dict) else None
+            if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("content") for m in messages):
+                raise ValueError(
+                    f"{name}, row {number}: `{key}` must be a list of messages with role and content, as "
+                    "distill_gsr.py writes it"
+                )
+        if row.get("stage") not in ("candidate", "refinement"):
+            raise ValueError(f"{name}, row {number}: stage={row.get('stage')!r}, use candidate or refinement")
+    kept = [row for row in rows if row["stage"] in config.stages]
+    if not kept:
+        raise ValueError(f"{name}: no row of stages={config.stages}, {len(rows)} rows in all: change stages")
+    if config.max_rows and config.max_rows < len(kept):
+        kept = random.Random(choice_seed(config.seed, "max_rows")).sample(kept, config.max_rows)
+    return kept

@@ -7,7 +7,7 @@ from collections import Counter
 from math import isnan
 
 from gsr_rl.refinement.metrics import maj_correct, pass_at_k
-from gsr_rl.rollout import Block, CandidateSet, Plan, Rollout
+from gsr_rl.training.blocks import Block, CandidateSet, Plan, Rollout
 
 Sums = dict[str, list[float]]  # name -> [sum, count]
 STAGE_METRICS = ("accuracy", "reward", "completion_length", "unfinished", "unscored", "advantage_abs", "distinct")
@@ -175,3 +175,11 @@ def rollout_rows(blocks: list[Block], step: int, tokenizer) -> list[dict]:
                     }
                 )
     return rows
+
+
+REPORTED = ("maj", "selfref", "pass")  # @K, of `gap/`
+
+
+def metric_names(num_candidates: int) -> list[str]:
+    """The accuracies and the gap that `evaluate_held_out` gives, without its prefix: a checkpoint is chosen by one."""
+    return ["pass@1", *(f"{name}@{num_candidates}" for name in REPORTED), "refinement_gap"]
