@@ -33,8 +33,8 @@ from step_time import (
 )
 from trl import GRPOTrainer
 
-from gsr_rl.packed_rows import pack_rows
-from gsr_rl.step_account import StepAccount
+from gsr_rl.training.packing.rows import pack_rows
+from gsr_rl.training.packing.throughput import StepAccount
 from gsr_rl.training.trainer import GSRTrainer
 
 LENGTHS = [16, 32, 64, 128, 256]

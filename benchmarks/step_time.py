@@ -31,9 +31,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
-from gsr_rl import windows
 from gsr_rl.data.tiny_model import build_tokenizer
 from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.packing import batching as windows
 from gsr_rl.training.trainer import GSRTrainer
 
 SMOLLM2 = Path(__file__).resolve().parent.parent / "runs" / "SmolLM2-135M-Instruct"

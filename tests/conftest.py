@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.support.paths import for_cpu  # noqa: E402
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -62,15 +64,6 @@ def reward_model(tmp_path_factory, tiny_model):
     LlamaForSequenceClassification(config).save_pretrained(path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
     return str(path)
-
-
-def for_cpu(config: Path, folder: Path) -> Path:
-    """A copy of an accelerate configuration for GPUs that runs without any."""
-    copy = folder / config.name
-    text = config.read_text()
-    assert "use_cpu: false" in text
-    copy.write_text(text.replace("use_cpu: false", "use_cpu: true"))
-    return copy
 
 
 @pytest.fixture(scope="session")

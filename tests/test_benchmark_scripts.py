@@ -1,11 +1,11 @@
 """Each script of benchmarks/ runs to its line of JSON on the smallest load; its figures on a large one are no test."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 BASE = "recipes/tiny/models/base"
 TEACHER = "recipes/tiny/models/teacher"
 SMALLEST = {

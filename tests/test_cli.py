@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from gsr_rl import cli
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = "recipes/tiny/models/base"
 GRPO = {"dataset_name": "tiny/mix", "per_device_train_batch_size": 16, "num_generations": 8}
 GRPO |= {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"}

@@ -11,13 +11,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from doc_commands import blocks, commands, pages
-from hub_stand_in import HubStandIn
 
 from gsr_rl import cli
 from gsr_rl.serving.config import ServeConfig, SolveConfig
+from tests.support.doc_commands import blocks, commands, pages
+from tests.support.hub_stand_in import HubStandIn
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = commands()
 CHAIN = "tests/test_docs.py::test_the_commands_of_the_tiny_world_run"
 DRY = "tests/test_docs.py::test_the_dry_runs_run"
@@ -57,11 +57,11 @@ SMOLLM2 = (
     "recipes/SmolLM2-135M-Instruct/grpo.yaml --dataset_name gsm8k_train.jsonl --max_steps 3"
 )
 SOLVE, SERVE = (
-    "tests/test_solve.py",
-    "tests/test_serve_vllm.py::test_plain_answers_streams_and_errors_by_the_official_client",
+    "tests/serving/test_solve.py",
+    "tests/serving/test_serve_vllm.py::test_plain_answers_streams_and_errors_by_the_official_client",
 )
 BENCHMARK = "tests/test_benchmark_scripts.py::test_a_benchmark_ends_with_positive_figures"
-PARTS = "tests/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
+PARTS = "tests/distillation/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
 RUN_BY = {
     **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
     **dict.fromkeys(DRY_RUNS, DRY),
@@ -75,8 +75,8 @@ RUN_BY = {
     "python -m vllm.entrypoints.openai.api_server --model runs/tiny/grpo --port 8000": SERVE,
     "gsr-serve --model runs/tiny/grpo --backend http://127.0.0.1:8000/v1 --port 8080": SERVE,
     "python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --dry_run true":
-        "tests/test_eval_checks.py::test_a_dry_run_counts_and_opens_no_engine",
-    "make smollm2": "tests/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
+        "tests/evaluation/test_config.py::test_a_dry_run_counts_and_opens_no_engine",
+    "make smollm2": "tests/engines/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
     "make docs": "tests/test_docs.py::test_the_pages_build_without_a_warning_and_ask_nobody",
     "python recipes/distill_gsr.py --config C.yaml": PARTS,
     "python recipes/distill_gsr.py --config C.yaml --shard 1/2": PARTS,
@@ -211,7 +211,7 @@ def test_the_dry_runs_run(tmp_path):
 @pytest.mark.timeout(1800)
 def test_smollm2_trains_under_zero_3(tmp_path):
     """The README's command, one step of it with short completions."""
-    from benchmark_rows import path_of
+    from tests.support.benchmark_rows import path_of
 
     rows = path_of("gsm8k_train")
     model = ROOT / "runs" / "SmolLM2-135M-Instruct"

@@ -183,7 +183,7 @@ class Pass:
 
 
 def largest_pass(args, stage: str, shares: bool = True) -> Pass:
-    """What `gsr_rl.packed_rows` and `gsr_rl.micro_batches` make of the rows: each prompt once, with `shares`.
+    """The largest pass that packing (rows.py, batching.py) makes of the rows: each prompt once, with `shares`.
 
     Args:
         args: A `GSRConfig`.
@@ -213,7 +213,9 @@ def _activations(shape: ModelShape, launch: Launch, args, model) -> tuple[Pass, 
     attention = None if model is None else model.attn_implementation
     passes = [largest_pass(args, stage, args.shared_prefix and attention in SHARING) for stage in args.stages]
     trains_head = model is None or not model.use_peft or "lm_head" in (model.lora_modules_to_save or [])
-    side_by_side = not launch.on_cpu and attention != "flex_attention"  # gsr_rl.shared_prefix, `_joined_attention`
+    side_by_side = (
+        not launch.on_cpu and attention != "flex_attention"
+    )  # gsr_rl.training.packing.shared_prefix, `_joined_attention`
     sizes = [
         pass_bytes(shape, one, _width(args), args.gradient_checkpointing, trains_head, side_by_side) for one in passes
     ]

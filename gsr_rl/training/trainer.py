@@ -15,22 +15,21 @@ from accelerate.utils import gather, gather_object
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import RepeatSampler
 
-from gsr_rl import windows
-from gsr_rl.micro_batches import share_out, token_passes
-from gsr_rl.packed_trainer import PackedGRPOTrainer
 from gsr_rl.run_folder import json_lines_callback
-from gsr_rl.step_account import clock, unique_tokens
 from gsr_rl.training.advantages import has_signal, set_advantages
 from gsr_rl.training.blocks import Block, Plan
 from gsr_rl.training.checkpoints import WholeCheckpoints
 from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.packing import batching as windows
+from gsr_rl.training.packing.batching import STAGES, share_out, token_passes
+from gsr_rl.training.packing.throughput import clock, unique_tokens
+from gsr_rl.training.packing.trainer import PackedGRPOTrainer
 from gsr_rl.training.problem_order import ProblemStream, sampling_limit
 from gsr_rl.training.pushing import PushesToHub
 from gsr_rl.training.rollout import TwoStageRollout
 from gsr_rl.training.rollout_log import TrainingLog, evaluate_held_out
 from gsr_rl.training.sharding import warn_of_lost_updates
 from gsr_rl.training.vllm_colocated import engine_in_place
-from gsr_rl.windows import STAGES
 
 logger = logging.getLogger(__name__)
 

@@ -74,7 +74,7 @@ def about_intervals(seeds: int) -> str:
         return "One seed: the intervals say nothing of the spread between seeds."
     return (
         "Intervals hold the bootstrap over problems and Student's t of the seeds' values; in simulations they cover "
-        "93 to 99 of 100 (tests/test_intervals.py). They are not corrected for the number of claims."
+        "93 to 99 of 100 (tests/report/test_intervals.py). They are not corrected for the number of claims."
     )
 
 

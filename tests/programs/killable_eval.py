@@ -6,12 +6,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from fixed_engine import FixedEngine  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from gsr_rl.engines import open as opening  # noqa: E402
 from gsr_rl.engines.base import Completion  # noqa: E402
+from tests.support.fixed_engine import FixedEngine  # noqa: E402
 
 
 class SlowEngine(FixedEngine):

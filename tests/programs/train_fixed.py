@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from gsr_rl.data import tiny_world
 from gsr_rl.data.problems import training_rows
-from gsr_rl.micro_batches import token_passes
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.packing.batching import token_passes
 from gsr_rl.training.sharding import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
 

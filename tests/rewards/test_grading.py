@@ -1,13 +1,13 @@
 """Whether answers are graded as a mathematician would."""
 
 import pytest
-from graded_pairs import GRADED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
 from rewards.normalisation import clean
 from rewards.numeric import read_number
+from tests.rewards.graded_pairs import GRADED
 
 
 @pytest.mark.parametrize("kind", GRADED)

@@ -1,0 +1,141 @@
+"""README says what results/ holds."""
+
+import re
+import runpy
+import sys
+
+import pytest
+import yaml
+
+from gsr_rl.report.markdown import comparison_markdown, report_markdown
+from gsr_rl.report.problem_values import metrics_from_samples
+from gsr_rl.report.tables import comparison, summarise
+from tests.support.paths import ROOT
+
+TINY = ROOT / "recipes" / "tiny"
+SETS, MODELS = ("chain_sum", "knights"), ("base", "sft", "grpo")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    sys.path.insert(0, str(TINY))
+    try:
+        yield runpy.run_path(str(TINY / "paper_tables.py"))
+    finally:
+        sys.path.remove(str(TINY))
+
+
+def test_the_readmes_table_is_made_from_the_results(tables):
+    config = yaml.safe_load((TINY / "arms.yaml").read_text())["tables"]["demo"]
+    text = (ROOT / "README.md").read_text()
+    block = tables["readme_block"](config, ROOT / "results" / "paper", [0, 1, 2])
+    assert tables["with_block"](text, block) == text, "run `python recipes/tiny/paper.py --report`"
+    assert "after GRPO" in block and tables["with_block"](text, block + " changed") != text
+
+
+def test_the_tables_are_made_from_the_results(tables):
+    config = yaml.safe_load((TINY / "arms.yaml").read_text())["tables"]
+    made = tables["all_tables"](config, ROOT / "results" / "paper")
+    assert (ROOT / "results" / "paper" / "tables.md").read_text() == made, (
+        "run `python recipes/tiny/paper.py --report`"
+    )
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|\n ").split("|")]
+
+
+def test_the_figures_of_smollm2_are_those_of_its_reports():
+    text, shown = (ROOT / "results" / "README.md").read_text(), {}
+    columns = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
+    for line in text.splitlines():
+        if found := re.match(r"\| \[.*\]\((smollm2/\w+\.md)\)", line):
+            report = (ROOT / "results" / found[1]).read_text().splitlines()
+            figures = {cells(row)[0]: cells(row)[1] for row in reversed(report) if row.startswith("| ")}
+            for column, cell in zip([*columns, "selfref_none"], cells(line)[1:], strict=True):
+                assert figures.get(column, "") == cell, (found[1], column)
+            shown[found[1]] = figures
+    line = next(one for one in (ROOT / "README.md").read_text().splitlines() if "on sums, one seed" in one)
+    each = {
+        column: [shown[f"smollm2/chain_sum_{one}.md"][column].split()[0] for one in MODELS]
+        for column in ("selfref@4", "pass@1")
+    }
+    assert "selfref@4 {}, after SFT {}, after 20 joint steps {}".format(*each["selfref@4"]) in line
+    assert "pass@1 {}, {}, {}".format(*each["pass@1"]) in line
+
+
+@pytest.mark.parametrize("name", [f"{set_}_{model}" for set_ in SETS for model in MODELS])
+def test_the_reports_of_smollm2_are_made_from_its_samples(name):
+    folder = ROOT / "results" / "smollm2"
+    results = metrics_from_samples(folder / f"{name}.parquet")
+    assert (folder / f"{name}.md").read_text() == report_markdown(summarise(results))
+    if not name.endswith("_base"):
+        before = name.replace("_sft", "_base").replace("_grpo", "_sft")
+        text = comparison_markdown(comparison(results, folder / f"{before}.parquet"))
+        assert (folder / f"{name}_compare.md").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("bound", "low", "high", "word"),
+    [
+        ({}, 0.01, 0.03, "reproduced"),
+        ({}, -0.01, 0.05, "not reproduced"),
+        ({}, -0.05, -0.01, "opposite"),
+        ({"at_least": -2}, -0.01, 0.05, "reproduced"),
+        ({"at_most": 1}, -0.05, 0.01, "reproduced"),
+        ({"at_most": 1}, 0.02, 0.05, "opposite"),
+    ],
+)
+def test_a_verdict_says_on_which_side_of_the_bound_the_interval_lies(tables, bound, low, high, word):
+    assert tables["verdict"](bound, {"low": low, "high": high}) == word
+
+
+def test_a_share_of_sets_has_an_interval_over_seeds_and_sets(tables):
+    share = tables["share_of_sets"]
+    one = share([{"n": 100, "selfref": 0.3}])
+    assert one["value"] == 0.3 and (round(one["low"], 2), round(one["high"], 2)) == (0.22, 0.4)
+    pooled = share([{"n": 300, "selfref": 0.1}, {"n": 100, "selfref": 0.5}])  # seeds differ more than sets do
+    assert pooled["value"] == pytest.approx(0.2) and pooled["low"] < 0.1 and pooled["high"] > 0.5
+    many = share([{"n": 1000, "selfref": 0.3}] * 3)
+    assert 0.025 < many["high"] - many["low"] < 0.036  # 2 * 1.96 * sqrt(0.21 / 3000) is 0.033
+    assert share([{"n": 7, "selfref": 1.0}])["low"] == pytest.approx(0.646, abs=1e-3)  # Wilson's
+
+
+def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):
+    config = yaml.safe_load((TINY / "arms.yaml").read_text())
+    arms, rows = config["arms"], config["rows"]
+    assert not set(arms) & set(rows), "both are names of steps"
+    for arm in arms.values():
+        assert ("model" in arm) or arm.get("program") == "base" or arm["from"] in arms
+        assert arm.get("program") in (None, "base", "sft", "grpo") and arm.get("rows", "distill") in rows
+    assert all(spec.get("of", "distill") in rows and spec.get("student", "base") in arms for spec in rows.values())
+    for table in config["tables"].values():
+        assert set(table["arms"]) <= set(arms) and set(table.get("columns", [])) <= set(tables["COLUMNS"])
+        for claim in table["claims"]:
+            for arm, column in (claim["new"], claim["old"]):
+                assert arm in table["arms"] and column in tables["COLUMNS"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "interval", "word"),
+    [
+        ({}, (0.01, 0.03), "reproduced"),
+        ({}, (-0.01, 0.03), "not reproduced"),
+        ({}, (-0.03, -0.01), "opposite"),
+        ({"at_least": -1}, (-0.009, 0.03), "reproduced"),
+        ({"at_most": 1}, (-0.02, 0.01), "reproduced"),
+        ({"at_most": 1}, (0.0, 0.02), "not reproduced"),
+        ({"at_most": 1}, (0.011, 0.02), "opposite"),
+    ],
+)
+def test_a_claim_is_told_by_the_side_of_its_bound_that_the_interval_lies_on(tables, claim, interval, word):
+    assert tables["verdict"](claim, dict(zip(("low", "high"), interval, strict=True))) == word
+
+
+def test_steps_that_stand_in_a_candidate_are_told_from_others():
+    known = runpy.run_path(str(TINY / "select_rows.py"))["only_known_steps"]
+    chains = ["47+5=52*3=56\\boxed{56}", "47+5=53*3=59\\boxed{59}"]
+    row = lambda text, candidates: {"completion": [{"content": text}], "candidates": candidates}  # noqa: E731
+    assert known(row("47+5=52*3=56\\boxed{56}", chains[:1])) and known(row(chains[1], chains))
+    assert not known(row("47+5=52*3=57\\boxed{57}", chains))
+    assert known(row("GABBDok\\boxed{G}", ["GABBDok\\boxed{G}"])) and not known(row("HABBDok\\boxed{H}", ["GABBDok"]))

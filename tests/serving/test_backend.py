@@ -1,0 +1,155 @@
+"""The client of the server behind: retries, deadlines and what it says, against a server that fails in every way."""
+
+import asyncio
+import os
+import resource
+import time
+
+import pytest
+
+from gsr_rl.engines.base import Sampling
+from gsr_rl.serving.backend import Backend
+from gsr_rl.serving.steps import Ask, SamplingFailed
+from tests.support.faulty_server import FaultyServer
+from tests.support.serving import free_port
+
+PROMPT = "38+1"
+
+
+def ask_for(server, n: int, last: bool = False) -> Ask:
+    messages = [{"role": "user", "content": PROMPT}]
+    ids = server.engine.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return Ask("refinement" if last else "candidate", 0, messages, ids, Sampling(n, 1.0, 1.0, 40), last)
+
+
+def sample(server, n=6, last=False, seconds=20.0, on_text=None, **keys):
+    """What `Backend.sample` gives, or raises."""
+
+    async def scenario():
+        backend = Backend(server.url, **{"window": 512, "tokenizer": server.engine.tokenizer} | keys)
+        try:
+            await backend.find(5)
+            return await backend.sample(ask_for(server, n, last), time.monotonic() + seconds, on_text)
+        finally:
+            await backend.close()
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_each_completion_is_a_request_of_its_own(api):
+    with FaultyServer() as server:
+        found = sample(server, api=api)
+        assert server.seen["none"] == 6 and len(found) == 6
+    assert all(one.text and one.token_ids for one in found)
+    assert all(body["max_tokens"] == 40 and body["model"] == "student" for body in server.bodies)
+
+
+FAULTS = ["500", "503", "429", "cut", "half", "half json", "page", "no choices", "unfinished"]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "abort", "no text", "half a letter"])
+def test_what_fails_is_asked_for_again(fault):
+    with FaultyServer({"none": 1, fault: 1}, seed=1) as server:
+        found = sample(server, retries=12, last=True)
+        assert len(found) == 6 and server.seen["none"] == 6 and server.seen[fault] > 0
+
+
+@pytest.mark.parametrize(("fault", "words"), [("abort", "finish_reason='abort'"), ("half a letter", "half a char")])
+def test_a_stream_of_what_is_no_answer_fails(fault, words):
+    spoken = []
+    with FaultyServer({fault: 1}) as server, pytest.raises(SamplingFailed, match=words):
+        sample(server, n=1, last=True, on_text=lambda _, text: spoken.append(text))
+    "".join(spoken).encode()
+
+
+def test_a_refusal_is_not_repeated():
+    with FaultyServer({"400": 1}) as server:
+        with pytest.raises(SamplingFailed) as caught:
+            sample(server, n=1, retries=5)
+        assert caught.value.status == 503 and server.seen["400"] == 1
+
+
+def test_tries_are_used_up():
+    with FaultyServer({"500": 1}) as server:
+        with pytest.raises(SamplingFailed, match="500"):
+            sample(server, n=1, retries=2)
+        assert server.seen["500"] == 3
+
+
+def test_candidates_that_are_there_in_time_are_used_and_answers_are_all_needed():
+    with FaultyServer({"none": 1, "hang": 1}, hang=30, seed=3) as server:
+        start = time.monotonic()
+        found = sample(server, n=8, seconds=1.5)
+        assert 1 <= len(found) < 8 and time.monotonic() - start < 5
+    with FaultyServer({"none": 1, "hang": 1}, hang=30, seed=3) as server:
+        with pytest.raises(SamplingFailed) as caught:
+            sample(server, n=8, last=True, seconds=1.5)
+        assert caught.value.status == 504
+
+
+def test_a_key_goes_to_the_server_and_into_no_error():
+    with FaultyServer({"500": 1}) as server:
+        with pytest.raises(SamplingFailed) as caught:
+            sample(server, n=1, retries=0, key="open-sesame")
+        assert server.headers[0]["authorization"] == "Bearer open-sesame"
+        assert "open-sesame" not in str(caught.value) and "***" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"model": "other"}, "backend_model=other: .* serves student"),
+        ({"window": None}, "max_model_length is not set"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_named(keys, words):
+    with FaultyServer() as server, pytest.raises(ValueError, match=words):
+        sample(server, **keys)
+
+
+def test_no_more_requests_are_in_flight_than_may_be():
+    with FaultyServer({"drip": 1}, hang=0.02) as server:
+        sample(server, n=6, last=True, most=2)
+        assert server.most == 2
+
+
+def test_a_lack_of_files_here_does_not_make_the_server_gone():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario(server):
+        backend = Backend(server.url, window=512, tokenizer=server.engine.tokenizer, retries=0)
+        try:
+            await backend.find(5)
+            ask, later = ask_for(server, 3, last=True), time.monotonic() + 20
+            await backend.sample(ask_for(server, 1), later)  # one connection is there
+            with open(os.devnull) as file:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, hard))
+                with pytest.raises(SamplingFailed, match="ConnectError"):
+                    await backend.sample(ask, later)
+                assert backend.up
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(await backend.sample(ask, later)) == 3
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await backend.close()
+
+    with FaultyServer() as server:
+        asyncio.run(scenario(server))
+
+
+def test_a_server_that_is_gone_is_noticed_at_once():
+    async def scenario():
+        backend = Backend(f"http://127.0.0.1:{free_port()}/v1", model="student", window=512, retries=1)
+        backend.up = True
+        ask = Ask("candidate", 0, [{"role": "user", "content": PROMPT}], [1, 2, 3], Sampling(2), last=False)
+        with pytest.raises(SamplingFailed) as caught:
+            await backend.sample(ask, time.monotonic() + 10)
+        assert caught.value.status == 503 and not backend.up
+        with pytest.raises(ValueError, match=r"has not answered for 0 s .*is it running"):
+            await backend.find(0)
+        await backend.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,351 @@
+"""The solver over engines, and `gsr-solve` from its command line to its output."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gsr_rl.data import tiny_world
+from gsr_rl.serving.config import with_underscores
+from gsr_rl.serving.display import Terminal, boxes, printable, votes_line
+from gsr_rl.serving.solve_cli import main, parser, read_problems
+from gsr_rl.serving.solver import Solver, Watcher
+from gsr_rl.serving.steps import Attempt, counted
+from tests.support.faulty_server import FaultyServer
+from tests.support.fixed_engine import FixedEngine
+from tests.support.paths import ROOT
+from tests.support.serving import TINY
+
+PROBLEMS = [row["problem"] for row in tiny_world.generate("mix", "test", 12, 0)]
+KEYS = {"prompt_template": "tiny", "max_completion_length": 40}
+
+
+class Record(Watcher):
+    """What a watcher was told."""
+
+    def __init__(self):
+        self.stages, self.texts, self.attempts = [], {}, {}
+
+    def started(self, stage, number, count):
+        self.stages.append((stage, number, count))
+        self.texts[stage] = [""] * count
+
+    def text(self, stage, index, text):
+        self.texts[stage][index] += text
+
+    def finished(self, stage, number, attempts):
+        self.attempts[stage] = attempts
+
+
+def test_many_problems_share_the_engine_and_come_back_in_their_order():
+    engine = FixedEngine()
+    with Solver(TINY, engine, **KEYS) as solver:
+        solutions = list(solver.solve_many(PROBLEMS))
+    assert [one.problem for one in solutions] == PROBLEMS
+    assert all(len(one.candidates) == 4 and len(one.rounds) == 2 and one.seconds >= 0 for one in solutions)
+    assert engine.counts["requests"] == 2 * len(PROBLEMS)
+    total = sum(one.usage.completion_tokens for one in solutions)
+    assert total == engine.counts["completion_tokens"]
+    right = [one.answer == tiny_world.make_row(one.problem, "test")["answer"] for one in solutions]
+    assert sum(right) > len(right) / 2, "the fixed engine solves most of them"
+
+
+def test_problems_are_read_only_as_there_is_room():
+    engine, read = FixedEngine(), 0
+
+    def source():
+        nonlocal read
+        for problem in PROBLEMS * 5:
+            read += 1
+            assert engine.load < engine.window + 4, "one problem is read ahead"
+            yield problem
+
+    with Solver(TINY, engine, **KEYS) as solver:
+        assert len(list(solver.solve_many(source()))) == read == 60
+
+
+def test_an_empty_and_a_far_too_long_problem_leave_the_others_alone():
+    with Solver(TINY, FixedEngine(), **KEYS) as solver:
+        empty, good, long = solver.solve_many([" ", PROBLEMS[0], "1" * 1200])
+        assert empty.error == "the problem is empty" and good.answers and not good.error
+        assert "fill the model's window of 512" in long.error
+        for problem, words in (
+            ("", "is empty"),
+            ("\ud800", "half a character"),
+            ("1" * 1200, "fill the model's window"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                solver.solve(problem)
+
+
+def test_a_chat_that_the_template_refuses_leaves_the_others_alone():
+    engine = FixedEngine()
+    engine.tokenizer.chat_template = (
+        "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+        + engine.tokenizer.chat_template
+    )
+    chat = [{"role": "user", "content": PROBLEMS[0]}] * 2
+    with Solver(TINY, engine, **KEYS) as solver:
+        refused, good = solver.solve_many([chat, PROBLEMS[0]])
+        assert "chat template refuses" in refused.error and "one turn only" in refused.error and good.answers
+        with pytest.raises(ValueError, match="one turn only"):
+            solver.solve(chat)
+
+
+def test_rounds_and_modes_ask_for_what_they_say():
+    for more, requests in (({"rounds": 3}, 4), ({"mode": "vote"}, 1), ({"mode": "direct"}, 1)):
+        engine, record = FixedEngine(), Record()
+        with Solver(TINY, engine, num_candidates=2, **KEYS, **more) as solver:
+            assert solver.solve(PROBLEMS[0], record).text
+        assert engine.counts["requests"] == len(record.stages) == requests
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_candidates": 0}, "num_candidates=0: at least 1"),
+        ({"temperature": -1}, "temperature=-1: at least 0"),
+        ({"mode": "best"}, "use one of refine, vote, direct"),
+        ({"engine": "sglang"}, "engine='sglang' is not known"),
+        ({"engine": "endpoint"}, "endpoints is not set"),
+        ({"engine": "vllm", "endpoints": ["http://localhost:1/v1"]}, "leave one of the two out"),
+        ({"endpoints": ["localhost"]}, "is no address"),
+        ({"prompt_template": "mine"}, "prompt_template='mine' is not known"),
+        ({"model": "./nowhere"}, "there is no such folder"),
+    ],
+)
+def test_wrong_keys_are_named_before_a_model_is_loaded(keys, words):
+    with pytest.raises(ValueError, match=words):
+        Solver(**{"model": TINY} | keys)
+
+
+def test_the_models_own_file_says_how_candidates_are_shown(tmp_path):
+    (tmp_path / "gsr_config.json").write_text(json.dumps({"num_candidates": 3, "prompt_template": "tiny", "new": 1}))
+    solver = Solver(str(tmp_path), FixedEngine())
+    assert (solver.settings.num_candidates, solver.settings.prompt_template) == (3, "tiny")
+    assert Solver(str(tmp_path), FixedEngine(), num_candidates=2).settings.num_candidates == 2
+    assert solver.settings.max_completion_length == FixedEngine().max_model_length // 4
+    (tmp_path / "gsr_config.json").write_text(json.dumps({"max_completion_length": 9, "max_refinement_length": 11}))
+    settings = Solver(str(tmp_path), FixedEngine()).settings
+    assert (settings.max_completion_length, settings.max_refinement_length) == (9, 11)
+    assert Solver(str(tmp_path), FixedEngine(), max_completion_length=5).settings.max_refinement_length == 5
+    for content, words in (
+        ('{"max_completion_length": 0}', "max_completion_length=0: at least 1"),
+        ('{"max_refinement_length": null}', "max_refinement_length=None: a value of type int"),
+        ("{", "no JSON object"),
+        ("[]", "no JSON object"),
+        ('{"num_candidates": "4"}', "num_candidates='4'"),
+        ('{"prompt_template": "tiny", "prompt_template_version": 7}', "trained on prompt_template tiny, version 7"),
+    ):
+        (tmp_path / "gsr_config.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            Solver(str(tmp_path), FixedEngine())
+
+
+def test_transformers_streams_what_it_then_returns():
+    record = Record()
+    with Solver(TINY, "transformers", **KEYS, num_candidates=3) as solver:
+        solution = solver.solve(PROBLEMS[0], record)
+    assert record.texts["candidate"] == [one.text for one in solution.candidates]
+    assert record.texts["refinement"] == [solution.text] and solution.text
+
+
+@pytest.mark.vllm
+def test_vllm_streams_what_it_then_returns():
+    record = Record()
+    with Solver(TINY, "vllm", **KEYS, rounds=2) as solver:
+        solution = solver.solve(PROBLEMS[0], record)
+        many = list(solver.solve_many(PROBLEMS))
+    assert record.stages == [("candidate", 0, 4), ("refinement", 1, 4), ("refinement", 2, 1)]
+    assert record.texts["candidate"] == [one.text for one in solution.candidates]
+    assert record.texts["refinement"] == [solution.text]
+    assert len(many) == len(PROBLEMS) and all(one.usage.candidate_tokens for one in many)
+
+
+def test_an_endpoint_that_gives_nothing_for_a_refinement_leaves_the_majority(monkeypatch):
+    with FaultyServer() as server:
+        server.refuse = lambda prompt: "refine " in prompt
+        keys = {"endpoints": [server.url], "endpoint_tokenizer": TINY, "max_model_length": 512, "request_retries": 0}
+        with Solver("student", **keys, **KEYS) as solver:
+            solution = solver.solve(PROBLEMS[0])
+    assert solution.degraded == "refinement_failed" and "refused" in solution.reason
+    assert solution.answer == solution.majority_answer
+
+
+# The command line -------------------------------------------------------------------------------------------
+
+
+def test_problems_come_from_one_of_three_places(tmp_path):
+    text, rows = tmp_path / "one.txt", tmp_path / "many.jsonl"
+    text.write_text("What is\n1+1?\n")
+    rows.write_text('{"id": 7, "problem": "1+1"}\n\n{"question": "2+2", "answer": "4"}\n')
+    assert read_problems("3+3", None) == [{"problem": "3+3"}]
+    assert read_problems(None, str(text)) == [{"problem": "What is\n1+1?"}]
+    assert [row["problem"] for row in read_problems(None, str(rows))] == ["1+1", "2+2"]
+    assert read_problems(None, None, io.StringIO("1+1\n")) == [{"problem": "1+1"}]
+    assert len(read_problems(None, None, io.StringIO(rows.read_text()))) == 2
+    assert read_problems(None, None, io.StringIO('{"set": 1}\nis this JSON?'))[0]["problem"].startswith("{")
+
+
+def test_a_pipe_in_a_files_place_and_rows_with_odd_line_ends_are_read(tmp_path):
+    pipe, rows = tmp_path / "pipe", tmp_path / "rows.jsonl"
+    rows.write_text('{"problem": "1\u2028+\x851"}\n{"problem": "2+2"}\n', encoding="utf-8")
+    for content, found in (("1+1", ["1+1"]), (rows.read_text(encoding="utf-8"), ["1\u2028+\x851", "2+2"])):
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_text, args=(content,), kwargs={"encoding": "utf-8"}, daemon=True)
+        writer.start()
+        assert [row["problem"] for row in read_problems(None, str(pipe))] == found
+        writer.join()
+        pipe.unlink()
+    assert len(read_problems(None, str(rows))) == 2
+    with pytest.raises(ValueError, match="Is a directory: a file that can be read"):
+        read_problems(None, str(tmp_path))
+    assert read_problems(None, None, io.StringIO("[" * 100_000))[0]["problem"].startswith("[")
+
+
+def test_a_problem_that_starts_with_a_dash_comes_after_two():
+    words = with_underscores(["--top-p", "1", "--", "--a-b"])
+    assert parser().parse_args(words).problem == "--a-b"
+    assert '-- "-3 + 5"' in parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("problem", "content", "words"),
+    [
+        ("  ", None, "the problem is empty"),
+        ("1+1", "", "leave one of them out"),
+        (None, "", "holds no problem"),
+        (None, "{", "line 1: not JSON"),
+        (None, '{"problem": "1"}\n{"id": 3}', "line 2: an object with the text `problem`"),
+        (None, '{"problem": 3}', "line 1: an object"),
+        (None, "[" * 100_000, "line 1: not JSON"),
+        (None, '{"problem": "\\ud800"}', "line 1: half a character"),
+        (None, '{"problem": "1", "id": "\\ud800"}', "line 1: half a character"),
+        ("\udcff", None, "the problem is not UTF-8"),
+    ],
+)
+def test_what_is_no_problem_is_named(problem, content, words, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_problems(problem, str(file) if content is not None else None)
+
+
+def test_bad_input_ends_with_two_and_one_message(capsys):
+    for words in (["--model", "./nowhere", "1+1"], ["--model", TINY, "--file", "no.jsonl"], ["1+1"],
+                  ["--model", TINY, "--top-p", "2", "1+1"]):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.startswith("gsr-solve: error: ")
+
+
+def test_help_is_quick_and_loads_nothing():
+    code = (
+        "import sys; from gsr_rl.serving.solve_cli import parser; parser().format_help();"
+        "from gsr_rl.serving.server import parser; parser().format_help();"
+        "print({'torch', 'vllm', 'transformers', 'fastapi', 'trl'} & set(sys.modules))"
+    )
+    start = time.monotonic()
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "set()"
+    assert time.monotonic() - start < 5
+
+
+def test_a_models_text_cannot_move_the_cursor():
+    assert "\x1b" not in printable("a\x1b[2Jb\x9b1A\x07") and printable("x\ty\r\nz") == "x    y\nz"
+
+
+def test_votes_are_listed_most_first():
+    rows = [Attempt("", answer, True, 1) for answer in ("3", "a\x1bb", "3", None, "2", "2", "2")]
+    assert votes_line(counted(rows, [0, 1, 0, None, 2, 2, 2])) == "2 (3), 3 (2), a\ufffdb (1), no answer (1)"
+
+
+def test_a_long_word_is_shown_whole_in_a_narrow_box():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=60)
+    word = "47-8=39+9=48+5=53*3=59-8=51*7=57"
+    attempts = [Attempt(word, "57", True, 9, votes=1)] * 2
+    console.print(boxes(console, "candidate", [word, "x"], attempts, None))
+    shown = console.file.getvalue()
+    assert "…" not in shown and "".join(line[2:28].strip() for line in shown.splitlines()[1:-1]).startswith(word[:26])
+    assert word[26:] in shown and "57, 1 vote" in shown
+
+
+@pytest.mark.parametrize("refinements", [1, 4])
+def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=80, height=24)
+    display = Terminal(console, "What is 1+1?")
+    attempts = [Attempt("long\n" * 20, "2", True, 40, votes=4, group=0)] * 4
+    display.started("candidate", 0, 4)
+    display.finished("candidate", 0, attempts)
+    display.started("refinement", 1, refinements)
+    for index in range(refinements):
+        display.text("refinement", index, "line\n" * 20 + f"the end of {index}")
+    with console.capture() as captured:
+        console.print(display._picture())
+    shown = captured.get().rstrip("\n").splitlines()
+    assert len(shown) <= 24 and "refining, round 1" in shown[-1]
+    assert all(f"the end of {index}" in "".join(shown) for index in range(refinements))
+
+
+SOLVE = [sys.executable, "-m", "gsr_rl.serving.solve_cli", "--model", TINY, "--prompt-template", "tiny"]
+SOLVE += ["--max-completion-length", "40", "--engine", "transformers"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "LINES": "40"}
+
+
+def test_json_is_one_object_a_problem_and_nothing_else(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"id": i, "problem": p, "answer": "1"}) + "\n" for i, p in enumerate(PROBLEMS)))
+    done = subprocess.run([*SOLVE, "--json", "--k", "2", "--file", str(rows)], cwd=ROOT, env=ENVIRONMENT, timeout=120,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["id"] for one in found] == list(range(12)) and [one["problem"] for one in found] == PROBLEMS
+    for one in found:
+        assert len(one["candidates"]) == 2 and one["reference"] == "1" and one["error"] is None
+        assert one["usage"]["completion_tokens"] > 0
+
+
+def test_a_pipe_gets_plain_text():
+    done = subprocess.run(SOLVE, cwd=ROOT, env=ENVIRONMENT, timeout=120, capture_output=True, text=True,
+                          input=PROBLEMS[0])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout and f"Problem: {PROBLEMS[0]}" in done.stdout
+    for words in ("Candidate 4: answer ", "Votes: ", "Answer: ", "Cost: 4 candidates: "):
+        assert words in done.stdout
+
+
+def _drain(terminal: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+
+
+def test_ctrl_c_in_a_terminal_ends_cleanly():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*SOLVE, "--max-completion-length", "200", "--rounds", "50", PROBLEMS[0]], cwd=ROOT, env=ENVIRONMENT,
+        stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests' own background may ignore it
+    )  # fmt: skip
+    os.close(theirs)
+    seen, deadline = b"", time.monotonic() + 120
+    while b"Candidate 4" not in seen and time.monotonic() < deadline:
+        seen += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    threading.Thread(target=_drain, args=(ours,), daemon=True).start()  # a terminal goes on reading
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors and errors.endswith(b"gsr-solve: interrupted\n")

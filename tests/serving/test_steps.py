@@ -1,0 +1,219 @@
+"""How a problem is solved, step by step: what is asked for, what is answered when something is missing or fails."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rewards
+from gsr_rl.engines.base import Completion
+from gsr_rl.serving.steps import Ask, PromptTooLong, SamplingFailed, Solution, SolveSettings, Told, Vote, solving
+from tests.support.letters import LetterTokenizer
+
+WINDOW = 400
+SETTINGS = SolveSettings(
+    num_candidates=3, prompt_template="tiny", max_completion_length=20, max_refinement_prompt_length=300
+)
+PROBLEM = [{"role": "user", "content": "1+1"}]
+
+
+def said(text: str, finished: bool = True) -> Completion:
+    return Completion(text, [ord(letter) for letter in text], finished)
+
+
+def run(replies: list, settings: SolveSettings = SETTINGS, chat=PROBLEM) -> tuple[Solution, list[Ask], list[Told]]:
+    """Solve with these replies to the asks in turn; an exception is thrown in."""
+    steps = solving(chat, LetterTokenizer(), settings.resolved(WINDOW), WINDOW)
+    asks, told, reply, replies = [], [], None, list(replies)
+    try:
+        while True:
+            step = steps.throw(reply) if isinstance(reply, Exception) else steps.send(reply)
+            reply = None
+            if isinstance(step, Ask):
+                asks.append(step)
+                reply = replies.pop(0)
+            elif isinstance(step, Vote):
+                reply = rewards.vote(step.answers)
+            else:
+                told.append(step)
+    except StopIteration as stop:
+        return stop.value, asks, told
+
+
+TWO, THREE = said(r"\boxed{2}"), said(r"\boxed{3}")
+
+
+def test_candidates_then_one_refinement_that_reads_them():
+    solution, asks, told = run([[TWO, THREE, TWO], [said(r"so \boxed{2}")]])
+    assert [(ask.stage, ask.number, ask.sampling.n, ask.last) for ask in asks] == [
+        ("candidate", 0, 3, False),
+        ("refinement", 1, 1, True),
+    ]
+    assert asks[0].messages == PROBLEM
+    shown = "\n#\\boxed{2}\n#\\boxed{3}\n#\\boxed{2}\n>"
+    assert asks[1].messages == [{"role": "user", "content": "refine 1+1" + shown}]
+    assert (solution.text, solution.answer, solution.degraded) == (r"so \boxed{2}", "2", None)
+    assert [one.votes for one in solution.candidates] == [2, 1, 2] and solution.majority_answer == "2"
+    assert [one.group for one in solution.candidates] == [0, 1, 0]
+    assert [(one.stage, len(one.attempts)) for one in told] == [("candidate", 3), ("refinement", 1)]
+
+
+def test_usage_counts_each_prompt_once_and_every_completion():
+    solution, asks, _ = run([[TWO, THREE, TWO], [said("abc")]])
+    assert solution.usage.prompt_tokens == sum(len(ask.token_ids) for ask in asks)
+    assert solution.usage.candidate_tokens == 3 * len(r"\boxed{2}")
+    assert solution.usage.refinement_tokens == 3
+    assert solution.usage.completion_tokens == 3 * len(r"\boxed{2}") + 3
+
+
+def test_a_further_round_refines_over_k_refinements():
+    middle = [said("a 2"), said("b 2"), said("c 3")]
+    solution, asks, _ = run([[TWO] * 3, middle, [said("done 2")]], replace(SETTINGS, rounds=2))
+    assert [(ask.number, ask.sampling.n, ask.last) for ask in asks] == [(0, 3, False), (1, 3, False), (2, 1, True)]
+    assert "\n#a 2\n#b 2\n#c 3\n>" in asks[2].messages[0]["content"]
+    assert solution.text == "done 2" and [len(one) for one in solution.rounds] == [3, 3, 1]
+
+
+def test_earlier_turns_stand_before_both_prompts_and_the_last_user_turn_is_the_problem():
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}, *PROBLEM]
+    _, asks, _ = run([[TWO] * 3, [TWO]], chat=chat)
+    for ask in asks:
+        assert ask.messages[:2] == chat[:2]
+        text = LetterTokenizer().decode(ask.token_ids)
+        assert text.startswith("system:be brief|user:hi|user:") and text.endswith("|assistant:")
+    assert asks[1].messages[2]["content"].startswith("refine 1+1\n#")
+
+
+def test_fewer_candidates_are_refined_over_and_it_is_said():
+    solution, asks, _ = run([[TWO, said("thinking on", finished=False)], [TWO]])
+    assert asks[1].messages[0]["content"] == "refine 1+1\n#\\boxed{2}\n>"
+    assert solution.degraded == "fewer_candidates"
+    assert [one.shown for one in solution.candidates] == [True, False]
+
+
+def test_unfinished_candidates_are_shown_where_the_model_was_trained_so():
+    cut = replace(SETTINGS, unfinished_candidates="cut")
+    solution, asks, _ = run([[TWO, said("more", finished=False), TWO], [TWO]], cut)
+    assert "\n#more\n#" in asks[1].messages[0]["content"] and solution.degraded is None
+
+
+def test_if_no_candidate_ended_the_unfinished_ones_are_shown():
+    solution, asks, _ = run([[said("x", finished=False)] * 3, [TWO]])
+    assert asks[1].messages[0]["content"] == "refine 1+1\n#x\n#x\n#x\n>"
+    assert solution.degraded == "unfinished_candidates" and solution.text == TWO.text
+
+
+def test_without_anything_to_show_the_majority_answers():
+    thinking = [said("<think> 3", finished=False), said("<think> 2", finished=False)]
+    solution, asks, _ = run([thinking])
+    assert len(asks) == 1 and solution.degraded == "no_usable_candidate"
+    assert solution.text == "<think> 3", "no answer at all: the first"
+
+
+def test_a_refinement_that_fails_leaves_the_first_candidate_of_the_majority():
+    first, second = said(r"one \boxed{2}"), said(r"two \boxed{2}")
+    settings = replace(SETTINGS, count_votes=False)
+    solution, _, _ = run([[THREE, first, second], SamplingFailed("server gone")], settings)
+    assert solution.text == first.text and solution.answer == "2"
+    assert (solution.degraded, solution.reason) == ("refinement_failed", "server gone")
+
+
+def test_a_later_round_that_fails_leaves_the_majority_of_the_round_before():
+    middle = [said(r"\boxed{5}"), said(r"\boxed{6}"), said(r"again \boxed{6}")]
+    solution, _, _ = run([[TWO] * 3, middle, SamplingFailed("slow", 504)], replace(SETTINGS, rounds=2))
+    assert solution.text == r"\boxed{6}" and solution.degraded == "refinement_failed"
+
+
+def test_a_prompt_that_cannot_fit_is_answered_by_the_majority():
+    long = "1+1" * 40
+    settings = replace(SETTINGS, max_refinement_prompt_length=len(long) + 40)
+    solution, asks, _ = run([[TWO] * 3], settings, [{"role": "user", "content": long}])
+    assert len(asks) == 1 and solution.degraded == "prompt_too_long" and solution.text == TWO.text
+
+
+def test_no_candidate_at_all_is_an_error():
+    with pytest.raises(SamplingFailed, match="nothing there"):
+        run([SamplingFailed("nothing there")])
+
+
+def test_a_problem_that_fills_the_window_is_refused_before_anything_is_asked_for():
+    with pytest.raises(PromptTooLong, match="fill the model's window of 400"):
+        run([], chat=[{"role": "user", "content": "x" * 400}])
+
+
+def test_a_long_problem_leaves_candidates_the_room_there_is():
+    _, asks, _ = run([[TWO] * 3], replace(SETTINGS, mode="vote"), [{"role": "user", "content": "x" * 370}])
+    assert asks[0].sampling.max_tokens == WINDOW - len(asks[0].token_ids) == 14
+
+
+def test_vote_answers_with_the_majority_and_samples_no_refinement():
+    solution, asks, _ = run([[THREE, TWO, TWO]], replace(SETTINGS, mode="vote", count_votes=False))
+    assert len(asks) == 1 and solution.text == TWO.text and solution.degraded is None
+    assert solution.usage.refinement_tokens == 0
+
+
+def test_a_vote_of_fewer_candidates_says_so():
+    solution, _, _ = run([[TWO, THREE]], replace(SETTINGS, mode="vote"))
+    assert solution.text == TWO.text and solution.degraded == "fewer_candidates"
+
+
+def test_direct_is_one_plain_sample():
+    solution, asks, _ = run([[said("hello"), said("again")]], replace(SETTINGS, mode="direct", num_answers=2))
+    assert [(ask.sampling.n, ask.last) for ask in asks] == [(2, True)]
+    assert [one.text for one in solution.answers] == ["hello", "again"]
+
+
+def test_several_answers_refine_the_same_candidates():
+    solution, asks, _ = run([[TWO] * 3, [said("a"), said("b")]], replace(SETTINGS, num_answers=2))
+    assert asks[1].sampling.n == 2 and [one.text for one in solution.answers] == ["a", "b"]
+    best, _, _ = run([[THREE, TWO, TWO], SamplingFailed("x")], replace(SETTINGS, num_answers=4))
+    assert [one.answer for one in best.answers] == ["2", "2", "3", "2"], "by votes, and over again"
+
+
+def test_defaults_come_from_the_window():
+    resolved = SolveSettings().resolved(2048)
+    assert (resolved.max_completion_length, resolved.max_refinement_length) == (512, 512)
+    assert resolved.max_refinement_prompt_length == 2048 - 512
+    assert (resolved.refinement_temperature, resolved.refinement_top_p) == (0.6, 0.95)
+    assert SolveSettings().resolved(131072).max_completion_length == 4096
+    assert SolveSettings(temperature=1.0, refinement_temperature=0.0).resolved(512).refinement_temperature == 0.0
+    with pytest.raises(ValueError, match=r"max_refinement_length=512 leaves no room .* set it to less than 512"):
+        SolveSettings(max_refinement_length=512).resolved(512)
+
+
+@pytest.mark.parametrize(
+    ("keys", "window", "lengths"),
+    [
+        ({}, 8192, (3000, 4000)),
+        ({"max_completion_length": 100}, 8192, (100, 100)),
+        ({"max_refinement_length": 100}, 8192, (3000, 100)),
+        ({}, 4096, (3000, 2096)),  # the refinement's prompt keeps its budget
+        ({}, 2048, (2048, 512)),  # a candidate has what its prompt leaves, a refinement at least a quarter
+        ({"trained_refinement_length": None}, 8192, (3000, 3000)),
+    ],
+)
+def test_lengths_of_training_are_defaults_within_the_window(keys, window, lengths):
+    trained = {"trained_completion_length": 3000, "trained_refinement_length": 4000}
+    found = SolveSettings(**({"max_refinement_prompt_length": 2000} | trained | keys)).resolved(window)
+    assert (found.max_completion_length, found.max_refinement_length) == lengths
+    assert found.max_refinement_prompt_length + found.max_refinement_length <= window
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["2", "3", ""]), st.booleans()), min_size=1, max_size=6),
+    st.booleans(),
+    st.sampled_from(["refine", "vote"]),
+    st.integers(1, 3),
+)
+def test_whatever_comes_there_is_an_answer_and_usage_adds_up(drawn, fails, mode, rounds):
+    candidates = [said(f"\\boxed{{{answer}}}" if answer else "hm", finished) for answer, finished in drawn]
+    settings = replace(SETTINGS, num_candidates=6, mode=mode, rounds=rounds)
+    refinements = [[said("2")] * 6] * (rounds - 1) + [SamplingFailed("x") if fails else [said("2")]]
+    solution, asks, _ = run([candidates, *refinements], settings)
+    assert solution.answers and solution.text
+    tokens = sum(one.num_tokens for attempts in solution.rounds for one in attempts)
+    assert solution.usage.completion_tokens == tokens
+    whole = len(drawn) == 6 and (mode == "vote" or (not fails and all(end for _, end in drawn)))
+    assert (solution.degraded is None) == whole or rounds > 1
+    assert len(asks) == (1 if mode == "vote" else 1 + rounds)

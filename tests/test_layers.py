@@ -1,0 +1,94 @@
+"""Which room of gsr_rl may import which, imports inside functions included; and no two modules import each other."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "gsr_rl"
+GROUND = {"keys", "run_folder"}
+MAY_IMPORT = {
+    **{name: GROUND for name in GROUND},
+    "refinement": GROUND,  # prompts, choice of candidates, votes: no engine, no trainer
+    "data": GROUND | {"refinement"},
+    "engines": GROUND | {"refinement"},
+    "report": GROUND | {"refinement"},  # everything from samples.parquet alone
+    "hub": GROUND | {"refinement", "data", "report"},
+    "serving": GROUND | {"refinement", "engines"},
+    "distillation": GROUND | {"refinement", "data", "engines", "report", "hub"},
+    "evaluation": GROUND | {"refinement", "data", "engines", "report", "hub"},
+    "training": GROUND | {"refinement", "data", "engines", "hub"},
+    "cli": GROUND | {"data", "distillation", "evaluation", "training"},
+    "__init__": {"serving"},
+    "server_worker": {"training"},
+}
+LIGHT = [*sorted(PACKAGE.glob("*/config.py")), PACKAGE / "refinement" / "settings.py", PACKAGE / "keys.py"]
+HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "datasets"}
+
+
+def module_name(path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports_of(path) -> set[str]:
+    """The modules of gsr_rl that a file imports anywhere, by dotted name."""
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gsr_rl":
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            targets |= modules or {node.module if node.module in MODULES else f"{node.module}.__init__"}
+        elif isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names if alias.name in MODULES}
+    return targets - {module_name(path)}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_room_imports_only_what_lies_below_it():
+    wrong = {
+        f"{module} -> {target}"
+        for module, path in MODULES.items()
+        for target in imports_of(path)
+        if room(module) != room(target) and room(target) not in MAY_IMPORT[room(module)]
+    }
+    assert not wrong, "move the name down, or hand the value in"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: imports_of(path) for module, path in MODULES.items()}
+    while free := {module for module, targets in left.items() if not targets & left.keys()}:
+        left = {module: targets for module, targets in left.items() if module not in free}
+    assert not left, f"these hold each other: {sorted(left)}"
+
+
+def test_chains_of_imports_are_at_most_ten_modules_long():
+    left, floors = {module: imports_of(path) for module, path in MODULES.items()}, 0
+    while free := {module for module, targets in left.items() if not targets & left.keys()}:
+        left = {module: targets for module, targets in left.items() if module not in free}
+        floors += 1
+    assert floors <= 10
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=module_name)
+def test_a_configuration_is_imported_without_torch(path):
+    if path.parent.name == "training":
+        pytest.skip("it inherits from TRL's configurations, which import torch")
+    code = f"import sys, {module_name(path)}; print(sorted({HEAVY} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
+def test_the_package_is_small_enough_to_be_seen():
+    assert len(MODULES) <= 85
+    longest = max(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values())
+    assert longest <= 400
+    recipes = [len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "recipes").glob("*.py")]
+    assert max(recipes) <= 200
