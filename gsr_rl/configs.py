@@ -247,6 +247,11 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubConfig):
     """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
 
+    min_num_candidates: int | None = field(
+        default=None,
+        metadata={"help": "Show a random number of candidates, from this one to num_candidates, drawn for each set."},
+    )
+
     student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
     teacher_model: str | None = field(
         default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}
@@ -354,6 +359,14 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
 @dataclass
 class GSRSFTConfig(RefinementConfig, SFTConfig):
     """Supervised warm start on solve rows and refine rows. Every key of TRL's SFTConfig keeps its meaning."""
+
+    min_num_candidates: int | None = field(
+        default=None,
+        metadata={
+            "help": "The fewest candidates that a row shows, where distillation drew their number, up to "
+            "num_candidates. Default: every row shows num_candidates."
+        },
+    )
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "SFT rows: a .jsonl, .json or .parquet file, or a data set on the Hub."}

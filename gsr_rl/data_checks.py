@@ -309,13 +309,20 @@ def check_distillation(c) -> list[str]:
 
 
 def check_candidate_choice(c) -> list[str]:
-    """The policy of the candidate sets, in distillation and in training."""
-    found = []
+    """Size and policy of the candidate sets, in distillation and in training."""
+    found = check_random_number(c)
     if c.candidate_choice not in POLICIES:
         found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
     if not 0 <= c.uniform_share <= 1:
         found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
     return found
+
+
+def check_random_number(c) -> list[str]:
+    """The range that the number of candidates is drawn from."""
+    if c.min_num_candidates is None or 1 <= c.min_num_candidates <= c.num_candidates:
+        return []
+    return [f"min_num_candidates={c.min_num_candidates}: from 1 to num_candidates={c.num_candidates} is expected"]
 
 
 def _check_shares(c) -> list[str]:

@@ -5,7 +5,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from gsr_rl.candidates import choice_seed
+from gsr_rl.candidates import choice_seed, range_text
 from gsr_rl.metrics import maj_correct
 from gsr_rl.prompts import candidate_text, get_template, solve_prompt
 
@@ -121,6 +121,9 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
         counts.funnel["refinements left out by num_correct_shares"] = sum(map(len, picks.values())) - len(found)
     for nc, group in picks.items():
         counts.by_nc[nc]["kept"] = len(set(group) & set(found))
+    for _, number, index in found:
+        unit = refinements[problems[number]["id"]]
+        counts.by_k[len(unit["sets"][unit["samples"][index]["set"]]["chosen"])]["kept"] += 1
     counts.funnel["refinement rows"] = len(found)
     wanted = round(config.direct_ratio * len(found))
     refined = {number for _, number, _ in found}
@@ -139,6 +142,7 @@ class _Counts:
     def __init__(self, config, problems: int):
         self.funnel: Counter = Counter(problems=problems)
         self.by_nc: dict[int, Counter] = defaultdict(Counter)
+        self.by_k: dict[int, Counter] = defaultdict(Counter)  # number of candidates shown
         self.policies: Counter = Counter()
         self.tokens: dict[str, Counter] = {"student": Counter(), "teacher": Counter()}
         self.lengths: dict[str, list[int]] = {
@@ -175,9 +179,10 @@ class _Counts:
             funnel["refinements sampled"] += 1
             self.lengths["refinements"].append(sample["tokens"])
             vote, right = votes[sample["set"]], sample["correct"] == 1.0
-            nc = self.by_nc[unit["sets"][sample["set"]]["num_correct"]]
-            nc.update(sampled=1, right=int(right), majority=vote)
-            nc.update(fixed=(1 - vote) * right, broken=vote * (not right))
+            shown = unit["sets"][sample["set"]]
+            for counter in (self.by_nc[shown["num_correct"]], self.by_k[len(shown["chosen"])]):
+                counter.update(sampled=1, right=int(right), majority=vote)
+                counter.update(fixed=(1 - vote) * right, broken=vote * (not right))
 
     def as_dict(self) -> dict:
         """All counts as plain values. Of lengths: mean, quantiles and a histogram."""
@@ -193,6 +198,7 @@ class _Counts:
         return {
             "funnel": dict(self.funnel),
             "by_num_correct": {str(key): dict(self.by_nc[key]) for key in sorted(self.by_nc)},
+            "by_num_candidates": {str(key): dict(self.by_k[key]) for key in sorted(self.by_k)},
             "policies": dict(self.policies),
             "tokens": {who: dict(one) for who, one in self.tokens.items()},
             "lengths": lengths,
@@ -269,7 +275,8 @@ def load_sft_rows(config) -> list[dict]:
         Rows with at least `prompt`, `completion` (lists of messages) and `stage`.
 
     Raises:
-        ValueError: A row that lacks one of the three, an unknown stage, or no row left.
+        ValueError: A row that lacks one of the three, an unknown stage, another number of candidates than the
+            configuration states, or no row left.
     """
     name = str(config.dataset_name)
     from gsr_rl.data_checks import LOCAL_SUFFIXES
@@ -297,6 +304,22 @@ def load_sft_rows(config) -> list[dict]:
     kept = [row for row in rows if row["stage"] in config.stages]
     if not kept:
         raise ValueError(f"{name}: no row of stages={config.stages}, {len(rows)} rows in all: change stages")
+    _check_numbers_shown(kept, config)
     if config.max_rows and config.max_rows < len(kept):
         kept = random.Random(choice_seed(config.seed, "max_rows")).sample(kept, config.max_rows)
     return kept
+
+
+def _check_numbers_shown(rows: list[dict], config) -> None:
+    """The numbers of candidates that rows show are those that gsr_config.json will say; rows may leave them out."""
+    numbers = {len(row["candidates"]) for row in rows if row["stage"] == "refinement" and row.get("candidates")}
+    most, least = config.num_candidates, config.min_num_candidates or config.num_candidates
+    if not numbers or least <= min(numbers) <= max(numbers) <= most:
+        return
+    mend = f"num_candidates to {max(numbers)}"
+    mend += f" and min_num_candidates to {min(numbers)}" if len(numbers) > 1 else ""
+    stated = f"num_candidates={most}" + (f", min_num_candidates={least}" if least < most else "")
+    raise ValueError(
+        f"{config.dataset_name}: its refinement rows show K = {range_text(min(numbers), max(numbers))}, but {stated}: "
+        f"set {mend}"
+    )
