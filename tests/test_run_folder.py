@@ -98,6 +98,7 @@ def test_refinement_settings_say_which_wording_they_belong_to(tmp_path):
     write_refinement_settings(tmp_path, RefinementConfig(num_candidates=3, prompt_template="tiny"))
     settings = read_refinement_settings(tmp_path)
     assert settings["num_candidates"] == 3 and settings["prompt_template_version"] == 1
+    assert "min_num_candidates" not in settings
     (tmp_path / "gsr_config.json").write_text(json.dumps(settings | {"prompt_template_version": 2}))
     with pytest.raises(ValueError, match="trained on prompt_template tiny, version 2; this gsr-rl has version 1"):
         read_refinement_settings(tmp_path)
@@ -112,6 +113,20 @@ def test_refinement_settings_hold_the_lengths_of_training_where_completions_are_
     write_refinement_settings(tmp_path, config)
     settings = read_refinement_settings(tmp_path)
     assert (settings["max_completion_length"], settings["max_refinement_length"]) == (40, 40)
+
+
+@pytest.mark.parametrize("program", ["sft", "grpo"])
+def test_refinement_settings_hold_the_range_that_the_number_of_candidates_was_drawn_from(tmp_path, program):
+    from gsr_rl.training.config import GSRConfig, GSRSFTConfig
+
+    keys = {"num_candidates": 4, "min_num_candidates": 2, "bf16": False}
+    if program == "sft":
+        config = GSRSFTConfig(str(tmp_path), dataset_name="someone/rows", **keys)
+    else:
+        config = GSRConfig(str(tmp_path), num_generations=4, per_device_train_batch_size=8, **keys)
+    write_refinement_settings(tmp_path, config)
+    settings = read_refinement_settings(tmp_path)
+    assert (settings["num_candidates"], settings["min_num_candidates"]) == (4, 2)
 
 
 @dataclass

@@ -110,6 +110,11 @@ def _check_shard(c) -> list[str]:
 class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubConfig):
     """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
 
+    min_num_candidates: int | None = field(
+        default=None,
+        metadata={"help": "Show a random number of candidates, from this one to num_candidates, drawn for each set."},
+    )
+
     student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
     teacher_model: str | None = field(
         default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}

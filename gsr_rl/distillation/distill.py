@@ -15,7 +15,7 @@ from gsr_rl.distillation.rows import Rows, make_rows
 from gsr_rl.engines.base import EngineError, Request, Sampling
 from gsr_rl.engines.jobs import ShardStore, Units, run_units
 from gsr_rl.engines.open import open_configured
-from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies
+from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies, set_sizes
 from gsr_rl.refinement.prompts import fit_prompts, get_template, prompt_token_ids, shown_texts, solve_prompt
 
 # Keys that change how fast units are made, where they are, or what is made of them later, and not what is in them.
@@ -212,7 +212,10 @@ def _refinement_units(engine, rows: list[dict], candidates: Units, config) -> It
 
 
 def _sets(group: list[dict], seed: int, config) -> Iterator[tuple[list[int], str, list[str]]]:
-    """The candidate sets of a problem: indices in the order in which they are shown, their policy, the shown texts."""
+    """The candidate sets of a problem: indices in the order in which they are shown, their policy, the shown texts.
+
+    A set for which there are too few usable candidates is left out.
+    """
     texts, finished = [one["text"] for one in group], [one["finished"] for one in group]
 
     def shown(chosen: list[int]) -> list[str]:
@@ -220,15 +223,16 @@ def _sets(group: list[dict], seed: int, config) -> Iterator[tuple[list[int], str
 
     usable = [one["correct"] is not None and bool(shown([index])) for index, one in enumerate(group)]
     policies = set_policies(config.candidate_choice, config.num_candidate_sets, config.uniform_share, seed)
+    sizes = set_sizes(config.num_candidates, config.num_candidate_sets, config.min_num_candidates, seed)
     sets = choose_candidate_sets(
         usable,
-        config.num_candidates,
+        sizes,
         config.num_candidate_sets,
         seed,
         correct=[one["correct"] for one in group],
         policy=config.candidate_choice,
         uniform_share=config.uniform_share,
     )
-    for chosen, policy in zip(sets, policies, strict=True):
-        if len(chosen) == config.num_candidates:
+    for chosen, policy, size in zip(sets, policies, sizes, strict=True):
+        if len(chosen) == size:
             yield chosen, policy, shown(chosen)

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+from gsr_rl.refinement.candidates import range_text
 from gsr_rl.report.markdown import markdown_table
 from gsr_rl.run_folder import atomic_write
 
@@ -25,7 +26,8 @@ def report_markdown(counts: dict, rows, config) -> str:
     lines = [
         "# Distillation",
         "",
-        f"Student {config.student_model}, teacher {config.teacher_model}, K = {config.num_candidates} of "
+        f"Student {config.student_model}, teacher {config.teacher_model}, "
+        f"K = {range_text(config.min_num_candidates, config.num_candidates)} of "
         f"{config.num_generations}, candidate choice {config.candidate_choice}, seed {config.seed}.",
         "",
     ]
@@ -46,8 +48,11 @@ def report_markdown(counts: dict, rows, config) -> str:
             lines.append(f"- {who}, {what}: {_share(funnel[f'{what} right'], sampled)} % right of {sampled:,}")
     sets = ", ".join(f"{count:,} {name}" for name, count in counts["policies"].items())
     lines += [f"- candidate sets: {sets or 'none'}", "", "## Refinements by number of right candidates", ""]
-    lines += [_by_num_correct(counts["by_num_correct"]), ""]
+    lines += [_by_number(counts["by_num_correct"], "right candidates"), ""]
     lines += ["Fixed: right where the majority of the set was wrong. Broken: wrong where it was right.", ""]
+    if config.min_num_candidates is not None:
+        table = _by_number(counts["by_num_candidates"], "candidates")
+        lines += ["## Refinements by number of candidates", "", table, ""]
     lines += ["## Lengths in tokens", ""]
     quantiles = ["mean", "p10", "p50", "p90", "p100"]
     table = [[name, *(f"{one[key]:,.0f}" for key in quantiles)] for name, one in counts["lengths"].items()]
@@ -63,8 +68,8 @@ def report_markdown(counts: dict, rows, config) -> str:
     return "\n".join(lines)
 
 
-def _by_num_correct(table: dict[str, dict]) -> str:
-    header = ["right candidates", "refinements", "right, %", "majority right, %", "fixed, %", "broken, %", "rows"]
+def _by_number(table: dict[str, dict], counted: str) -> str:
+    header = [counted, "refinements", "right, %", "majority right, %", "fixed, %", "broken, %", "rows"]
     rows = []
     whole: dict[str, float] = {}
     for number, one in table.items():

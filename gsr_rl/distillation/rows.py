@@ -121,6 +121,9 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
         counts.funnel["refinements left out by num_correct_shares"] = sum(map(len, picks.values())) - len(found)
     for nc, group in picks.items():
         counts.by_nc[nc]["kept"] = len(set(group) & set(found))
+    for _, number, index in found:
+        unit = refinements[problems[number]["id"]]
+        counts.by_k[len(unit["sets"][unit["samples"][index]["set"]]["chosen"])]["kept"] += 1
     counts.funnel["refinement rows"] = len(found)
     wanted = round(config.direct_ratio * len(found))
     refined = {number for _, number, _ in found}
@@ -139,6 +142,7 @@ class _Counts:
     def __init__(self, config, problems: int):
         self.funnel: Counter = Counter(problems=problems)
         self.by_nc: dict[int, Counter] = defaultdict(Counter)
+        self.by_k: dict[int, Counter] = defaultdict(Counter)  # number of candidates shown
         self.policies: Counter = Counter()
         self.tokens: dict[str, Counter] = {"student": Counter(), "teacher": Counter()}
         self.lengths: dict[str, list[int]] = {
@@ -175,9 +179,10 @@ class _Counts:
             funnel["refinements sampled"] += 1
             self.lengths["refinements"].append(sample["tokens"])
             vote, right = votes[sample["set"]], sample["correct"] == 1.0
-            nc = self.by_nc[unit["sets"][sample["set"]]["num_correct"]]
-            nc.update(sampled=1, right=int(right), majority=vote)
-            nc.update(fixed=(1 - vote) * right, broken=vote * (not right))
+            shown = unit["sets"][sample["set"]]
+            for counter in (self.by_nc[shown["num_correct"]], self.by_k[len(shown["chosen"])]):
+                counter.update(sampled=1, right=int(right), majority=vote)
+                counter.update(fixed=(1 - vote) * right, broken=vote * (not right))
 
     def as_dict(self) -> dict:
         """All counts as plain values. Of lengths: mean, quantiles and a histogram."""
@@ -193,6 +198,7 @@ class _Counts:
         return {
             "funnel": dict(self.funnel),
             "by_num_correct": {str(key): dict(self.by_nc[key]) for key in sorted(self.by_nc)},
+            "by_num_candidates": {str(key): dict(self.by_k[key]) for key in sorted(self.by_k)},
             "policies": dict(self.policies),
             "tokens": {who: dict(one) for who, one in self.tokens.items()},
             "lengths": lengths,
@@ -257,6 +263,3 @@ def _direct_picks(problems, candidates, refinements, config, refined: set[int], 
         for number, pool in group
         if depth < len(pool)
     ]
-
-
-# Reading them back ------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from gsr_rl.refinement.candidates import range_text
+
 SHARD_BYTES = 500_000_000
 
 
@@ -24,6 +26,7 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
     teacher = f"temperature {config.refinement_temperature}, top_p {config.refinement_top_p}, at most "
     teacher += f"{config.max_refinement_length} tokens"
     student = f"temperature {config.temperature}, top_p {config.top_p}, at most {config.max_completion_length} tokens"
+    shown = range_text(config.min_num_candidates, config.num_candidates)
     against = problem_config.decontaminate_against
     for model in (config.student_model, config.teacher_model):
         report = report.replace(model, _shown(model))
@@ -39,7 +42,7 @@ candidate solutions, a teacher's refinements of them, kept where the boxed answe
 - problems: {_shown(problem_config.dataset_name)}, split {problem_config.dataset_split}; mind their licence
 - student: {_shown(config.student_model)}, {config.num_generations} candidates a problem, {student}
 - teacher: {_shown(config.teacher_model)}, {config.refinements_per_set} refinements a candidate set, {teacher}
-- candidate sets: {config.num_candidates} candidates, choice `{config.candidate_choice}`, prompt template
+- candidate sets: {shown} candidates, choice `{config.candidate_choice}`, prompt template
   `{config.prompt_template}`
 - decontaminated against: {", ".join([against] if isinstance(against, str) else against) if against else "nothing"}
 - versions: {", ".join(f"{name} {version}" for name, version in versions().items())}

@@ -38,9 +38,28 @@ def set_policies(policy: str, num_sets: int, uniform_share: float, seed: int) ->
     return rng.sample(["uniform"] * number + [policy] * (num_sets - number), num_sets)
 
 
+def set_sizes(num_candidates: int, num_sets: int, min_num_candidates: int | None, seed: int) -> list[int]:
+    """How many candidates each of a problem's `num_sets` sets shows.
+
+    Args:
+        num_candidates: K, or with `min_num_candidates` the largest K.
+        min_num_candidates: The smallest K: each set's is drawn, every number alike. None: K for all.
+        seed: From `choice_seed`.
+    """
+    if min_num_candidates is None:
+        return [num_candidates] * num_sets
+    rng = random.Random(choice_seed(seed, "K"))
+    return [rng.randint(min_num_candidates, num_candidates) for _ in range(num_sets)]
+
+
+def range_text(least: int | None, most: int) -> str:
+    """A number of candidates in words: `4`, or `1 to 8`."""
+    return str(most) if least in (None, most) else f"{least} to {most}"
+
+
 def choose_candidate_sets(
     usable: list[bool],
-    num_candidates: int,
+    num_candidates: int | list[int],
     num_sets: int,
     seed: int,
     *,
@@ -52,7 +71,7 @@ def choose_candidate_sets(
 
     Args:
         usable: One flag a candidate, length G: scored, and finished or cut by rule.
-        num_candidates: K, the size of a set, 1 <= K <= G.
+        num_candidates: K, the size of a set, 1 <= K <= G; a list has each set's own.
         num_sets: M, the number of sets.
         seed: From `choice_seed`.
         correct: Correctness of each candidate, length G; looked at by every policy but `uniform`. A candidate is
@@ -69,6 +88,7 @@ def choose_candidate_sets(
         them; with none, every set is empty.
     """
     policies = set_policies(policy, num_sets, uniform_share, seed)
+    sizes = [num_candidates] * num_sets if isinstance(num_candidates, int) else num_candidates
     rng = random.Random(choice_seed(seed, "sets") if policy != "uniform" else seed)
     pool = [index for index, ok in enumerate(usable) if ok]
     sets: list[list[int]] = [[]] * num_sets
@@ -76,7 +96,7 @@ def choose_candidate_sets(
     # the uniform ones first: what another policy has left of a deck is no uniform draw
     for place in sorted(range(num_sets), key=lambda place: policies[place] != "uniform"):
         kind = policies[place]
-        size = min(num_candidates, len(pool))
+        size = min(sizes[place], len(pool))
         if len(deck) < size:  # used up: deal again behind what is left
             deck = deck + [index for index in rng.sample(pool, len(pool)) if index not in deck]
         chosen = deck[:size] if kind == "uniform" else _pick(deck, size, correct, kind, rng)
@@ -105,10 +125,17 @@ def candidate_sets(problem_id: str, number: int, k: int, num_sets: int, seed: in
 
 
 def check_candidate_choice(c) -> list[str]:
-    """The policy of the candidate sets, in distillation and in training."""
-    found = []
+    """Size and policy of the candidate sets, in distillation and in training."""
+    found = check_random_number(c)
     if c.candidate_choice not in POLICIES:
         found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
     if not 0 <= c.uniform_share <= 1:
         found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
     return found
+
+
+def check_random_number(c) -> list[str]:
+    """The range that the number of candidates is drawn from."""
+    if c.min_num_candidates is None or 1 <= c.min_num_candidates <= c.num_candidates:
+        return []
+    return [f"min_num_candidates={c.min_num_candidates}: from 1 to num_candidates={c.num_candidates} is expected"]

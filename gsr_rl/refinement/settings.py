@@ -115,13 +115,14 @@ class RefinementConfig:
 def write_refinement_settings(folder: str | Path, config: object) -> None:
     """Write `gsr_config.json` beside a model: how candidates must be shown to it.
 
-    It holds the fields of `RefinementConfig`, `prompt_template_version`, and the lengths that completions had in
-    training where the program samples.
+    It holds the fields of `RefinementConfig`, `prompt_template_version`, `min_num_candidates` where the number of
+    candidates was drawn, and the lengths that completions had in training where the program samples.
     """
     from gsr_rl.refinement.prompts import get_template
 
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RefinementConfig)}
-    settings |= {name: getattr(config, name) for name in COMPLETION_LENGTHS if getattr(config, name, None)}
+    optional = ("min_num_candidates", *COMPLETION_LENGTHS)
+    settings |= {name: getattr(config, name) for name in optional if getattr(config, name, None)}
     settings["prompt_template_version"] = get_template(settings["prompt_template"]).version
     atomic_write(Path(folder) / "gsr_config.json", json.dumps(settings, indent=1) + "\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gsr_rl.data.sources import from_hub
 from gsr_rl.hub.config import check_hub
 from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
-from gsr_rl.refinement.candidates import check_candidate_choice
+from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
 from gsr_rl.training.trl_checks import (
     check_best_checkpoint,
@@ -117,10 +117,6 @@ def _check_ranges(c) -> list[str]:
 def _check_choice(c) -> list[str]:
     """Which candidates are shown, and which problems are taken."""
     found = check_candidate_choice(c)
-    if c.min_num_candidates is not None and not 1 <= c.min_num_candidates <= c.num_candidates:
-        found.append(
-            f"min_num_candidates={c.min_num_candidates}: from 1 to num_candidates={c.num_candidates} is expected"
-        )
     if c.candidate_credit and (c.num_candidate_sets < 2 or c.candidate_choice != "uniform"):
         found.append(
             f"candidate_credit={c.candidate_credit} compares uniformly chosen candidate sets of a problem: set "
@@ -231,7 +227,7 @@ def check_sft(c) -> list[str]:
     """The keys of `GSRSFTConfig`."""
     if wrong := finite(c):
         return wrong
-    found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
+    found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path") + check_random_number(c)
     found += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps", "seed")
     found += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
     name = c.dataset_name

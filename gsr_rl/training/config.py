@@ -225,6 +225,14 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 class GSRSFTConfig(RefinementConfig, SFTConfig):
     """Supervised warm start on solve rows and refine rows. Every key of TRL's SFTConfig keeps its meaning."""
 
+    min_num_candidates: int | None = field(
+        default=None,
+        metadata={
+            "help": "The fewest candidates that a row shows, where distillation drew their number, up to "
+            "num_candidates. Default: every row shows num_candidates."
+        },
+    )
+
     dataset_name: str | None = field(
         default=None, metadata={"help": "SFT rows: a .jsonl, .json or .parquet file, or a data set on the Hub."}
     )

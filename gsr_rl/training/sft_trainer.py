@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from trl import SFTTrainer
 
-from gsr_rl.refinement.candidates import choice_seed
+from gsr_rl.refinement.candidates import choice_seed, range_text
 from gsr_rl.training.checkpoints import WholeCheckpoints
 from gsr_rl.training.pushing import PushesToHub
 from gsr_rl.training.sharding import warn_of_lost_updates
@@ -88,7 +88,8 @@ def load_sft_rows(config) -> list[dict]:
         Rows with at least `prompt`, `completion` (lists of messages) and `stage`.
 
     Raises:
-        ValueError: A row that lacks one of the three, an unknown stage, or no row left.
+        ValueError: A row that lacks one of the three, an unknown stage, more candidates than the configuration
+            states, or no row left.
     """
     name = str(config.dataset_name)
     from gsr_rl.data.sources import LOCAL_SUFFIXES
@@ -116,6 +117,18 @@ def load_sft_rows(config) -> list[dict]:
     kept = [row for row in rows if row["stage"] in config.stages]
     if not kept:
         raise ValueError(f"{name}: no row of stages={config.stages}, {len(rows)} rows in all: change stages")
+    _check_numbers_shown(kept, config)
     if config.max_rows and config.max_rows < len(kept):
         kept = random.Random(choice_seed(config.seed, "max_rows")).sample(kept, config.max_rows)
     return kept
+
+
+def _check_numbers_shown(rows: list[dict], config) -> None:
+    """No row shows more candidates than gsr_config.json will say; fewer are shown where some were unfinished."""
+    numbers = {len(row["candidates"]) for row in rows if row["stage"] == "refinement" and row.get("candidates")}
+    if numbers and max(numbers) > config.num_candidates:
+        raise ValueError(
+            f"{config.dataset_name}: its refinement rows show K = {range_text(min(numbers), max(numbers))}, but "
+            f"num_candidates={config.num_candidates}: set num_candidates to {max(numbers)}, and min_num_candidates to "
+            "the fewest if their number was drawn"
+        )

@@ -35,7 +35,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("recipes/tiny/models"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden_size", type=int, default=128, help="Width of the models, a multiple of 32.")
-    parser.add_argument("--base_only", action="store_true", help="Make no teacher.")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--base_only", action="store_true", help="Make no teacher.")
+    parts.add_argument("--base", type=Path, help="Make a teacher of this base, and no base.")
+    parser.add_argument("--num_candidates", type=int, default=NUM_CANDIDATES, help="K: candidates that it reads.")
+    parser.add_argument("--min_num_candidates", type=int, help="It reads a random number of them, from this one to K.")
     parser.add_argument("--threads", type=int, default=1, help="One makes a run repeatable on a machine.")
     parser.add_argument("--stop_at", type=float, default=0.3, help="Chain pass@1 at which the base is wound up.")
     parser.add_argument("--num_eval", type=int, default=2000, help="Validation problems behind the figures.")
@@ -139,11 +143,16 @@ def train_teacher(model, args: argparse.Namespace) -> None:
     corpus = []  # (refinements a step, [(row, its candidates)]) of each family
     for family, batch_size in {"chain": 16, "guess": 24}.items():
         rows = tiny_world.generate(family, "teacher", 4000, args.seed)
-        corpus.append((batch_size, list(zip(rows, sample(model, solve_ids(rows), NUM_CANDIDATES), strict=True))))
+        corpus.append((batch_size, list(zip(rows, sample(model, solve_ids(rows), args.num_candidates), strict=True))))
+
+    def shown(candidates):
+        if args.min_num_candidates is None:
+            return candidates
+        return rng.sample(candidates, rng.randint(args.min_num_candidates, args.num_candidates))
 
     def losses(step):
         for batch_size, pairs in corpus:
-            rows, candidates = zip(*rng.sample(pairs, batch_size), strict=True)
+            rows, candidates = zip(*((row, shown(c)) for row, c in rng.sample(pairs, batch_size)), strict=True)
             texts = [tiny_world.refine(row, c, rng) for row, c in zip(rows, candidates, strict=True)]
             yield completion_loss(model, refine_ids(rows, candidates), texts)
             rows = [row for row, _ in rng.sample(pairs, 8)]
@@ -179,13 +188,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, seconds, started = build_model(args.seed, args.hidden_size), {}, time.time()
     trained = {"base": train_base} if args.base_only else {"base": train_base, "teacher": train_teacher}
+    if args.base:
+        del trained["base"]
+        model = LlamaForCausalLM.from_pretrained(args.base)
     for name, train_model in trained.items():
         train_model(model, args)
         seconds[name] = round(time.time() - started)
         model.generation_config.update(do_sample=True, temperature=1.0)
-        in_llama_layout(model).save_pretrained(args.output_dir / name)
+        made = model if args.base else in_llama_layout(model)
+        made.save_pretrained(args.output_dir / name)
         TOKENIZER.save_pretrained(args.output_dir / name)
-    models = {name: LlamaForCausalLM.from_pretrained(args.output_dir / name) for name in trained}
+    folders = {name: args.output_dir / name for name in trained} | ({"base": args.base} if args.base else {})
+    models = {name: LlamaForCausalLM.from_pretrained(folder) for name, folder in folders.items()}
     setting = {"split": "validation", "num_problems": args.num_eval, "temperature": 1.0, "seed": args.seed}
     report = {"setting": setting, "difficulty": tiny_world.DIFFICULTY, "parameters": model.num_parameters()}
     report |= {"seconds": seconds, "accuracy": measure(models, args.num_eval, args.seed)}

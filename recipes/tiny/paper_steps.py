@@ -46,7 +46,8 @@ class Seed:
         arm = self.config["arms"][name]
         if "program" not in arm:
             return arm["model"] if "model" in arm else self.model(arm["from"])
-        return f"{self.args.state_dir / name}/base" if arm["program"] == "base" else str(self.out / name)
+        made = arm["program"] in ("base", "teacher")
+        return f"{self.args.state_dir / name}/{arm['program']}" if made else str(self.out / name)
 
     def rows(self, name: str) -> str:
         """The file of the SFT rows of this name."""
@@ -68,9 +69,10 @@ class Seed:
             command = ["python", "recipes/tiny/select_rows.py", *words(keys)]
             before = [step for source in sources.values() for step in self.row_steps(source)]
             return [*before, Step(folder.name, "rows", command, self.out)]
-        if "student" in spec:
-            student = spec.pop("student")
-            before, spec["student_model"] = self.model_steps(student), self.model(student)
+        for role in ("student", "teacher"):
+            if role in spec:
+                arm = spec.pop(role)
+                before, spec[f"{role}_model"] = [*before, *self.model_steps(arm)], self.model(arm)
         command = chain.distill(self.out / name, self.number, *words(spec))
         return [*before, Step(name, "distill", command, self.out)]
 
@@ -81,10 +83,11 @@ class Seed:
         before = self.model_steps(arm["from"]) if "from" in arm else []
         if program is None:
             return before
-        if program == "base":  # one for all seeds
-            command = ["python", "recipes/tiny/make_models.py", "--base_only"]
+        if program in ("base", "teacher"):  # one for all seeds
+            part = ["--base_only"] if program == "base" else ["--base", self.model(arm["from"])]
+            command = ["python", "recipes/tiny/make_models.py", *part]
             command += ["--output_dir", str(self.args.state_dir / name), *keys]
-            return [Step(name, "base", command, self.args.state_dir)]
+            return [*before, Step(name, program, command, self.args.state_dir)]
         start = self.model(arm["from"])
         if program == "sft":
             rows = arm.get("rows", "distill")

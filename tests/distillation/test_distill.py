@@ -1,5 +1,6 @@
 """Distillation: which rows are kept, in which format, and that no kill loses or doubles a unit."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +72,54 @@ def test_candidate_sets_hold_k_finished_candidates(whole):
             group = candidates[identity]["samples"]
             assert len(set(one["chosen"])) == 3 and all(group[i]["finished"] for i in one["chosen"])
             assert one["candidates"] == [group[i]["text"] for i in one["chosen"]]
+
+
+def test_each_set_draws_its_number_of_candidates_and_shows_as_many(whole, rows, tmp_path):
+    drawn = run(tmp_path, num_candidates=5, min_num_candidates=1)
+    _, refinements = units(drawn)
+    sets = [one for unit in refinements.values() for one in unit["sets"]]
+    sizes = Counter(len(one["chosen"]) for one in sets)
+    assert set(sizes) == {1, 2, 3, 4, 5}
+    assert all(one["prompt"][0]["content"].count("\n#") == len(one["candidates"]) for one in sets)
+    refine = Counter(len(row["candidates"]) for row in drawn.rows if row["stage"] == "refinement")
+    table = drawn.counts["by_num_candidates"]
+    assert {int(number): one.get("kept", 0) for number, one in table.items()} == refine
+    assert {int(number): one["sampled"] for number, one in table.items()} == {k: 3 * sizes[k] for k in sizes}
+    assert set(whole.counts["by_num_candidates"]) == {"3"}
+
+
+def test_the_numbers_drawn_are_those_of_the_problem_whatever_the_order_of_work(whole, rows, tmp_path):
+    def sizes(order) -> dict[str, list[int]]:
+        folder = tmp_path / str(order)
+        folder.mkdir()
+        keys = {"num_candidates": 5, "min_num_candidates": 2, "max_completion_length": 40}
+        distill(rows[::order], problem_config(), config(folder, **keys), open_engine=FixedEngine)
+        _, refinements = units(SimpleNamespace(folder=folder))
+        return {name: [len(one["chosen"]) for one in unit["sets"]] for name, unit in refinements.items()}
+
+    assert sizes(1) == sizes(-1) and len({tuple(one) for one in sizes(2).values()}) > 3
+
+
+def test_a_set_with_too_few_usable_candidates_for_its_number_is_left_out(rows, tmp_path):
+    class Ending(FixedEngine):
+        """Only every other candidate ends."""
+
+        def _step(self):
+            (result,) = super()._step()
+            if result.key[1] is not None:  # refinements
+                return [result]
+            texts = enumerate(result.completions)
+            return [
+                dataclasses.replace(
+                    result, completions=[dataclasses.replace(one, finished=place % 2 == 0) for place, one in texts]
+                )
+            ]
+
+    one = config(tmp_path, num_candidates=6, min_num_candidates=1)
+    distill(rows, problem_config(), one, open_engine=Ending)
+    _, refinements = units(SimpleNamespace(folder=tmp_path))
+    sizes = Counter(len(one["chosen"]) for unit in refinements.values() for one in unit["sets"])
+    assert set(sizes) == {1, 2, 3} and sum(sizes.values()) < 2 * len(rows)
 
 
 # Resuming ---------------------------------------------------------------------------------------------------
@@ -284,6 +334,7 @@ def test_the_program_writes_rows_that_sft_reads(tmp_path, monkeypatch, capsys):
     assert "| candidates sampled " in report and "## refinement" in report
     path = tmp_path / "run" / "sft_rows.jsonl"
     values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
+    values |= {"num_candidates": 3, "min_num_candidates": None}
     both = load_sft_rows(SimpleNamespace(**values))
     refine = load_sft_rows(SimpleNamespace(**(values | {"stages": ["refinement"], "max_rows": 5})))
     assert len(both) == len(path.read_text().splitlines()) and len(refine) == 5

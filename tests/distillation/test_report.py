@@ -47,6 +47,20 @@ def test_the_report_holds_the_counts_and_five_rows_to_read(whole):
     assert cells(text, "student")[1:] == ["30", f"{tokens['prompt tokens']:,}", f"{tokens['completion tokens']:,}"]
 
 
+def test_with_a_random_number_of_candidates_the_report_counts_rows_by_number(whole, tmp_path):
+    drawn = run(tmp_path, num_candidates=4, min_num_candidates=2)
+    text = report_markdown(drawn.counts, drawn.rows, drawn.config)
+    assert "K = 2 to 4 of 6" in text
+    table = text.split("## Refinements by number of candidates")[1]
+    for number, one in drawn.counts["by_num_candidates"].items():
+        assert cells(table, number)[1] == f"{one['sampled']:,}" and cells(table, number)[-1] == f"{one['kept']:,}"
+    assert cells(table, "all")[-1] == f"{drawn.counts['funnel']['refinement rows']:,}"
+    assert "by number of candidates" not in report_markdown(whole.counts, whole.rows, whole.config)
+    assert "K = 3 of 6" in report_markdown(whole.counts, whole.rows, whole.config)
+    card = card_text("me/set", drawn.counts, text, drawn.config, problem_config())
+    assert "- candidate sets: 2 to 4 candidates" in card
+
+
 def test_a_text_with_a_fence_does_not_break_the_report(whole):
     row = whole.rows[0] | {"completion": [{"role": "assistant", "content": "```python\n1\n```"}]}
     assert "````\n```python\n1\n```\n````" in report_markdown(whole.counts, [row], whole.config)
@@ -130,6 +144,8 @@ def test_the_plan_of_a_part_is_that_of_its_problems(tmp_path):
         ({"teacher_price": [1.0]}, "teacher_price=[1.0]: two numbers"),
         ({"expected": {"tokens": 1}}, "with keys of problems, fitting"),
         ({"uniform_share": 1.5}, "uniform_share=1.5"),
+        ({"min_num_candidates": 0}, "min_num_candidates=0: from 1 to num_candidates=4 is expected"),
+        ({"min_num_candidates": 5}, "min_num_candidates=5: from 1 to num_candidates=4 is expected"),
     ],
 )
 def test_a_bad_key_is_named_before_anything_is_loaded(values, message):

@@ -83,7 +83,34 @@ def test_a_bad_sft_row_is_named(tmp_path, row, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
+    values |= {"num_candidates": 3, "min_num_candidates": None}
     with pytest.raises(ValueError, match=message):
+        load_sft_rows(SimpleNamespace(**values))
+
+
+@pytest.mark.parametrize(
+    ("shown", "stated", "mend"),
+    [
+        ([4, 4], (4, None), None),
+        ([1, 8], (8, 1), None),
+        ([2, 7], (8, 1), None),
+        ([3, 4], (4, None), None),  # an unfinished candidate is not shown
+        ([8, 8], (4, None), "show K = 8, but num_candidates=4: set num_candidates to 8"),
+        ([1, 8], (4, None), "show K = 1 to 8, but num_candidates=4: set num_candidates to 8, and min_num_candidates"),
+        ([None, None], (4, None), None),
+    ],
+)
+def test_rows_show_no_more_candidates_than_the_models_settings_will_say(tmp_path, shown, stated, mend):
+    row = {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}
+    found = [row | {"stage": "refinement", "candidates": number and ["c"] * number} for number in shown]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*found, row | {"stage": "candidate"}]))
+    values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
+    values |= {"num_candidates": stated[0], "min_num_candidates": stated[1]}
+    if mend is None:
+        assert len(load_sft_rows(SimpleNamespace(**values))) == 3
+        return
+    with pytest.raises(ValueError, match=mend):
         load_sft_rows(SimpleNamespace(**values))
 
 
@@ -162,6 +189,7 @@ def test_with_thinking_rows_that_think_otherwise_differ_and_sft_reads_them_all(t
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in found))
     values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
+    values |= {"num_candidates": 1, "min_num_candidates": None}
     assert len(load_sft_rows(SimpleNamespace(**values))) == 8
 
 

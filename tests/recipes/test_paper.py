@@ -189,7 +189,8 @@ def test_every_arms_commands_pass_the_checks_of_their_programs(paper, clone):
 
     seed = another(clone, results_dir=clone.out)
     for name in CONFIG["arms"]:
-        for model in (seed.out / name, seed.args.state_dir / name / "base"):
+        shared = seed.args.state_dir / name
+        for model in (seed.out / name, shared / "base", shared / "teacher"):
             model.parent.mkdir(parents=True, exist_ok=True)
             model.symlink_to(TINY / "models" / "base")
     for name in CONFIG["rows"]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.refinement.candidates import POLICIES, choice_seed, choose_candidate_sets, set_policies
+from gsr_rl.refinement.candidates import POLICIES, choice_seed, choose_candidate_sets, set_policies, set_sizes
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=16), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99))
@@ -21,6 +21,23 @@ def test_sets_hold_only_usable_candidates_and_none_twice(usable, k, m, seed):
 def test_sets_share_no_candidate_while_enough_are_left(k, m, seed):
     sets = choose_candidate_sets([True] * (k * m), k, m, seed)
     assert sorted(index for chosen in sets for index in chosen) == list(range(k * m))
+
+
+def test_a_drawn_number_of_candidates_is_every_one_of_its_range_equally_often():
+    assert set_sizes(4, 3, None, 0) == [4, 4, 4]
+    assert set_sizes(8, 5, 1, 7) == set_sizes(8, 5, 1, 7)
+    sizes = Counter(size for seed in range(1000) for size in set_sizes(5, 4, 2, seed))
+    assert set(sizes) == {2, 3, 4, 5} and all(abs(count - 1000) < 140 for count in sizes.values())
+    pairs = Counter(tuple(set_sizes(3, 2, 2, seed)) for seed in range(1000))
+    assert len(pairs) == 4 and min(pairs.values()) > 180, "the sets of a problem are drawn apart"
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=16), st.lists(st.integers(1, 8), min_size=1, max_size=5))
+def test_each_set_may_have_a_size_of_its_own(usable, sizes):
+    sets = choose_candidate_sets(usable, sizes, len(sizes), 0)
+    assert [len(set(chosen)) for chosen in sets] == [min(size, sum(usable)) for size in sizes]
+    if sum(sizes) <= sum(usable):
+        assert len({index for chosen in sets for index in chosen}) == sum(sizes)
 
 
 def test_every_candidate_is_chosen_equally_often_at_every_place():
