@@ -2,10 +2,11 @@
 
 import itertools
 import re
+from fractions import Fraction
 
-from rewards import arithmetic, roles, structure, symbolic, units, wording
+from rewards import arithmetic, choices, parameters, roles, structure, symbolic, units, wording
 from rewards.normalisation import balanced, clean, compact, words
-from rewards.numeric import read_number, same_number, split_percent
+from rewards.numeric import Number, read_number, same_number, split_percent
 
 MAX_PARTS = 1000  # elements of a list
 MAX_PAIRED = 24  # elements of a list that need more than a look at their spelling
@@ -46,20 +47,26 @@ def same(gold: str, answer: str, depth: int = 0) -> bool:
     if who is not None:
         return roles.roles(answer) == who
     gold, answer = clean(gold), clean(answer)
-    choice = structure.gold_choice(gold)
+    choice = choices.gold_choice(gold)
     if choice:
         letter, text = choice
-        if structure.chosen_letter(answer) == letter:
+        if choices.chosen_letter(answer) == letter:
             return True
         if compact(answer).strip("()") == letter:
             return True
         if text is None:
             return len(gold) == 1 and _same_parts(gold, answer, depth)
-        own = structure.gold_choice(answer)
+        own = choices.gold_choice(answer)
         if own and own[0] != letter:
             return False
         return same(text, own[1] if own and own[1] else answer, depth + 1) if depth < MAX_DEPTH else False
-    return _same_parts(gold, answer, depth)
+    if _same_parts(gold, answer, depth):
+        return True
+    value = choices.labelled(answer)
+    if value and depth < MAX_DEPTH and same(gold, value, depth + 1):
+        return True
+    letter = choices.settled(gold)
+    return letter is not None and letter == choices.chosen_letter(answer)
 
 
 def _same_parts(gold: str, answer: str, depth: int) -> bool:
@@ -74,6 +81,15 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     numbers = read_number(gold), read_number(answer)
     if all(numbers):
         return same_number(*numbers)
+    for step in (wording.same_row, units.same_compound):
+        verdict = step(gold, answer)
+        if verdict is not None:
+            return verdict
+    sides = parameters.aligned(*(wording.without_remark(side) for side in (gold, wording.without_reason(answer))))
+    if sides is None:
+        return False
+    if sides != (gold, answer):
+        return _same_parts(*sides, depth + 1)
     gold, answer = (structure.without_membership(structure.without_approximation(side)) for side in (gold, answer))
     gold, answer = (
         structure.spread(side) if other.count("=") > 1 else side for side, other in ((gold, answer), (answer, gold))
@@ -99,7 +115,9 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     if comma:
         return True
     inner = [structure.bracketed(side) for side in (gold, answer)]
-    if len(answer_parts) == 1 and inner[1] and inner[1][0] in "{([":  # "1, 2" against "{1, 2}" or, in order, "(1, 2)"
+    pair = inner[1] and inner[1][0] + inner[1][2]
+    if len(answer_parts) == 1 and pair in ("{}", "()", "[]") and (pair != "[]" or len(gold_parts) > 2):
+        # "1, 2" against "{1, 2}" or, in order, "(1, 2)"; but "[1, 2]" is an interval
         return _same_list(gold_parts, structure.elements(inner[1][1]), inner[1][0] != "{", depth)
     if len(gold_parts) == 1 and inner[0] and (inner[0][0] in "{(" and inner[0][2] in "})"):
         return _same_list(structure.elements(inner[0][1]), answer_parts, inner[0][0] != "{", depth)
@@ -167,11 +185,12 @@ def _same_one(gold: str, answer: str, depth: int) -> bool:
     if all(numbers):
         return same_number(*numbers)
     verdict = _same_named_text(gold, answer, depth)
-    for step in (wording.same_words, wording.same_time, wording.same_digits, wording.same_row):
+    for step in (wording.same_words, wording.same_time, wording.same_digits):
         verdict = step(gold, answer) if verdict is None else verdict
     if verdict is not None:
         return verdict
     for step in (
+        _same_congruence,
         _same_with_names,
         _same_ratio,
         _same_matrix,
@@ -203,6 +222,9 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
         return _same_parts(left, right, depth + 1)
     left, right = structure.assignment(gold), structure.assignment(answer)
     if left and right:
+        value = parameters.with_arguments_of(left[0], right[0], right[1])
+        if value is not None:
+            return _same_parts(left[1], value, depth + 1)
         if left[0] == right[0] or all(re.fullmatch(r"y|[a-zA-Z]\([a-z]\)", name) for name in (left[0], right[0])):
             return _same_parts(left[1], right[1], depth + 1)
         if ("(" in left[0] and "(" in right[0]) or not (structure.is_equation(gold) and structure.is_equation(answer)):
@@ -213,11 +235,43 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
     if left and not structure.is_equation(answer) and not structure.is_relation(answer):
         return _same_parts(left[1], answer, depth + 1)
     if structure.is_equation(answer) and not structure.is_equation(gold) and not structure.is_relation(answer):
-        return _same_parts(gold, answer.rsplit("=", 1)[1].strip(), depth + 1)
+        return _stated(answer) is not None and _same_parts(gold, _stated(answer), depth + 1)
     if structure.is_equation(gold) != structure.is_equation(answer) and not structure.is_relation(gold):
         chain = structure.split_top(gold, ("=",))
         return len(chain) > 2 and _same_parts(chain[-1], answer, depth + 1)
     return None
+
+
+def _stated(equation: str) -> str | None:
+    """What an equation says that something is: 6 of "f(2) = 6"; None of "2x = 6", "3 = 6" and the like."""
+    *left, right = structure.split_top(equation, ("=",))
+    if structure.is_name(right) and read_number(left[0]):
+        left, right = [right], left[0]
+    values = [arithmetic.constant(side) for side in (*left, right)]
+    if any(value is not None and values[-1] is not None and not _near(value, values[-1]) for value in values):
+        return None
+    return right if all(map(structure.states, left[:1])) else None
+
+
+def _near(value, other) -> bool:
+    """Whether two values agree but for what a writer rounds."""
+    return abs(value - other) <= abs(other) / 100
+
+
+_CONGRUENCE = re.compile(r"(?:([a-zA-Z])\s*\\equiv)?\s*([^()=]+?)\s*\(?\s*\\?b?mod\s*(\w+)\s*\)?")
+
+
+def _same_congruence(gold: str, answer: str, depth: int) -> bool | None:
+    """ "x \\equiv 3 (mod 7)" by residue; the letter counts where both name one."""
+    if "mod" not in gold or not (left := _CONGRUENCE.fullmatch(gold)):
+        return None
+    right = _CONGRUENCE.fullmatch(answer)
+    if not right or left[3] != right[3] or (left[1] and right[1] and left[1] != right[1]):
+        return False
+    values = [read_number(match[2]) for match in (left, right)]
+    if all(values) and left[3].isdigit() and int(left[3]):
+        return (values[0].value - values[1].value) % int(left[3]) == 0
+    return _same_one(left[2], right[2], depth + 1)
 
 
 def _same_ratio(gold: str, answer: str, depth: int) -> bool | None:
@@ -234,7 +288,15 @@ def _same_ratio(gold: str, answer: str, depth: int) -> bool | None:
 
 
 def _same_matrix(gold: str, answer: str, depth: int) -> bool | None:
-    """Matrices entry by entry; a column or row against a tuple too."""
+    """Matrices entry by entry; a column or row against a tuple too, and "2i + 3j" against either."""
+    axes = [structure.components(side) for side in (gold, answer)]
+    if any(axes) and (
+        all(axes) or structure.bracketed(gold) or structure.bracketed(answer) or "\\begin" in gold + answer
+    ):
+        gold, answer = (
+            f"({', '.join(entries)})" if entries else side for entries, side in zip(axes, (gold, answer), strict=True)
+        )
+        return _same_one(gold, answer, depth + 1)
     brackets = [structure.bracketed(side) for side in (gold, answer)]
     left, right = (
         structure.matrix_rows(inner[1])
@@ -338,13 +400,20 @@ def _same_with_unit(gold: str, answer: str, depth: int) -> bool | None:
     (left, unit), (right, other) = units.split_unit(gold), units.split_unit(answer)
     if not unit and not other:
         return None
-    known = units.dimension(unit) if unit else None, units.dimension(other) if other else None
-    if all(known) and known[0] != known[1]:
-        if known[0][0] != known[1][0]:
-            return False
-        numbers = read_number(left), read_number(right)
-        return all(numbers) and numbers[0].value * known[0][1] == numbers[1].value * known[1][1]
-    return _same_one(left, right, depth + 1)
+    factors = units.conversions(unit, other)
+    if factors is None:
+        return _same_one(left, right, depth + 1)
+    return any(_same_scaled(left, factor, right, depth) for factor in factors)
+
+
+def _same_scaled(gold: str, factor: Fraction, answer: str, depth: int) -> bool:
+    """Whether the gold value times `factor` is the answer."""
+    if factor == 1:
+        return _same_one(gold, answer, depth + 1)
+    left, right = read_number(gold), read_number(answer)
+    if left and right:
+        return same_number(Number(left.value * factor), right) or same_number(left, Number(right.value / factor))
+    return _same_one(f"\\frac{{{factor.numerator}}}{{{factor.denominator}}} \\cdot ({gold})", answer, depth + 1)
 
 
 def _same_formula(gold: str, answer: str, numbers: tuple) -> bool:

@@ -169,8 +169,8 @@ _NOUNS = (
 _PHRASE = re.compile(
     r"\banswers?\b[^.:：\n=$]{0,60}?(?:\b(?:is|are|was|would be|be|equals)\b|[:：=])\s*[:：]?"
     r"|\banswer\b(?=\s*(?:\$|\\[(\[]|\d))"
-    rf"|(?<!\w)(?:{_NOUNS})[^.:：\n=$\d]{{0,30}}?(?:は|是|为|為|هي|هو|है|হল|คือ|\b(?:ist|lautet|es|est|è|é|is|jest|är|adalah|là)\b|[—–:：=]|\s-\s)\s*[:：]?"
-    rf"|(?<!\w)(?:{_NOUNS})\s*",
+    rf"|(?:(?<!\w)(?:{_NOUNS})|答案|答え|คำตอบ)[^.:：\n=$\d]{{0,30}}?(?:は|是|为|為|هي|هو|है|হল|คือ|\b(?:ist|lautet|es|est|è|é|is|jest|är|adalah|là)\b|[—–:：=]|\s-\s)\s*[:：]?"
+    rf"|(?:(?<!\w)(?:{_NOUNS})|答案|答え|คำตอบ)\s*",
     re.IGNORECASE,
 )
 _IS_ANSWER = re.compile(r"([^\n]{1,200}?)\s+is\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
@@ -189,7 +189,7 @@ _VALUE = re.compile(
 _BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives\b|\bget\b)[\s*]*$", re.IGNORECASE)
 _REMARK = re.compile(r"(?<=\w) \(([^()]{1,200})\)$")
 _STATED = re.compile(r"\b(?:is|are|equals)\s+([^\s,;:$][^,;:$]{0,80})$")
-_SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！]|\n")
+_SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！।]|\n")
 _NO_LANGUAGE = re.compile(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}")
 
 

@@ -2,12 +2,25 @@
 
 import re
 
-from rewards import roles, structure
+from rewards import choices, roles
 from rewards.extraction import MAX_ANSWER, answer_of_kind, boxed_answer
 from rewards.normalisation import balanced, clean, language, words
 from rewards.numeric import read_number
 
 _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
+
+_NO_GOLD = re.compile(
+    r"(?:an? |the )?(?:proof|answer|solution)?(?: (?:is|was))? ?(?:omitted|left to the reader|not (?:found|available|given|provided)|missing"
+    r"|unavailable)|(?:the )?proof|n/?a|nan|null|nil|tb[dac]|todo|q\.?e\.?d|unknown|undetermined|not ?found|no ?answer|invalid|error|placeholder|xxx+"
+    r"|(?:see|refer to|check|given in|as in|as) (?:the )?(?:above|below|solutions?|proof|explanation|figure|diagram|picture|attachment|text|answer(?: key)?)"
+    r"|(?:answers?|results?) (?:may |will )?var(?:y|ies)",
+    re.IGNORECASE,
+)
+
+
+def no_gold(text: str) -> bool:
+    """Whether a text stands where a gold answer is missing: "TBD", "proof", "see solution", "N/A"."""
+    return bool(_NO_GOLD.fullmatch(re.sub(r"[\s_.:!()\[\]<>-]+", " ", clean(text)).strip()))
 
 
 def read_gold(gold) -> str | None:
@@ -20,7 +33,7 @@ def read_gold(gold) -> str | None:
     elif _SOLUTION.search(text) and (len(text) > 12 or "####" in text):
         found = answer_of_kind(text, "words")
         text = found if found else text
-    return None if len(text) <= MAX_ANSWER and unreadable(text) else text
+    return None if len(text) <= MAX_ANSWER and (no_gold(text) or unreadable(text)) else text
 
 
 def _unclosed(text: str) -> str:
@@ -38,7 +51,7 @@ def unreadable(gold: str) -> str | None:
         return "the gold answer is empty"
     if not balanced(text):
         return "the gold answer has braces that do not close"
-    if words(text) or read_number(text) or structure.gold_choice(text):
+    if words(text) or read_number(text) or choices.gold_choice(text):
         return None
     if re.search(r"\\frac\s*(?:$|[^{\s])|\\frac\s*\{[^{}]*\}\s*$|\\sqrt\s*$|[\^_=+*/-]\s*$|\{\s*\}\s*$", text):
         return "the gold answer breaks off"
@@ -52,7 +65,7 @@ def kind_of(gold: str) -> str:
     if roles.roles(gold) is not None:
         return "roles"
     text = clean(gold)
-    if structure.gold_choice(text):
+    if choices.gold_choice(text):
         return "choice"
     said = language(text)
     if not said or re.search(r"[=^]|\\[a-zA-Z]", text):

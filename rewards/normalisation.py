@@ -4,62 +4,23 @@ import functools
 import re
 import unicodedata
 
+from rewards import layout
+from rewards.magnitudes import worked_out
+
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
 SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
 _SUPERSCRIPT = re.compile("[" + "".join(SUPERSCRIPTS) + "]+")
 _SUBSCRIPT = re.compile("[" + "".join(SUBSCRIPTS) + "]+")
 _VULGAR = re.compile(r"(\d?)\s*([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒])")
 _SYMBOLS = {
-    "−": "-",
-    "–": "-",
-    "—": "-",
-    "‐": "-",
-    "‑": "-",
-    "﹣": "-",
-    "⁄": "/",
-    "∕": "/",
-    "÷": "/",
-    "×": "\\times ",
-    "·": "\\cdot ",
-    "⋅": "\\cdot ",
-    "∙": "\\cdot ",
-    "٫": ".",
-    "٬": ",",
-    "،": ",",
-    "、": ",",
-    "؛": ";",
-    "٪": "%",
-    "∞": "\\infty ",
-    "√": "\\sqrt",
-    "∛": "\\sqrt[3]",
-    "≤": "\\le ",
-    "≥": "\\ge ",
-    "⩽": "\\le ",
-    "⩾": "\\ge ",
-    "≠": "\\ne ",
-    "≈": "\\approx ",
-    "±": "\\pm ",
-    "∓": "\\mp ",
-    "∪": "\\cup ",
-    "∩": "\\cap ",
-    "∈": "\\in ",
-    "∅": "\\emptyset ",
-    "ℝ": "\\mathbb{R}",
-    "°": "^\\circ ",
-    "º": "^\\circ ",
-    "⟨": "\\langle ",
-    "⟩": "\\rangle ",
-    "⌊": "\\lfloor ",
-    "⌋": "\\rfloor ",
-    "⌈": "\\lceil ",
-    "⌉": "\\rceil ",
-    "→": "\\to ",
-    "。": ".",
-    "‘": "'",
-    "’": "'",
-    "“": '"',
-    "”": '"',
-}
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "⁄": "/", "∕": "/", "÷": "/", "×": "\\times ",
+    "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "٫": ".", "٬": ",", "،": ",", "、": ",", "؛": ";", "٪": "%",
+    "∞": "\\infty ", "√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ",
+    "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
+    "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "°": "^\\circ ", "º": "^\\circ ", "⟨": "\\langle ", "⟩": "\\rangle ",
+    "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "→": "\\to ", "。": ".", "‘": "'",
+    "’": "'", "“": '"', "”": '"',
+}  # fmt: skip
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho s sigma tau upsilon phi chi psi"
     " omega"
@@ -79,7 +40,7 @@ def plain(text: str) -> str:
     text = _VULGAR.sub(
         lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
     )
-    text = re.sub(r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}", text)
+    text = re.sub(r"([√∛∜])\s*(\d+|[a-zA-Z])", r"\1{\2}", text)
     text = _SUPERSCRIPT.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[char] for char in m[0]) + "}", text)
     text = _SUBSCRIPT.sub(lambda m: "_{" + "".join(SUBSCRIPTS[char] for char in m[0]) + "}", text)
     out = []
@@ -98,23 +59,21 @@ _FONTS = re.compile(
     r"|operatorname\*?|mbox|hbox|emph|underline|rm|bf|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])"
 )
 _DROPPED = re.compile(
-    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|phantom"
-    r"|hfill|newline|noindent)(?![a-zA-Z])\.?"
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut"
+    r"|hfill|newline|noindent|tiny|scriptsize|footnotesize|small|normalsize|[lL]arge|LARGE|[hH]uge|nonumber|notag)(?![a-zA-Z])\.?"
 )
-_SPACES = re.compile(
-    r"(?<!\\)\\(?:[,;:!> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z])|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~"
+_INVISIBLE = re.compile(
+    r"\\(?:[hv]?phantom|tag|label|(?:text|page)?color|colorbox)\*?\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\vspace\*?\s*\{[^{}]*\}"
 )
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;:!> ]|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$\$|(?<!\\)\$")
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
 _JOIN = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_CURRENCY = re.compile(
-    r"\\\$|\\(?:pounds|euro|yen|textdollar)(?![a-zA-Z])|[$€£¥₹₽₩₺₫฿]|\b(?:US|USD|EUR|GBP)(?=\s*\$?\d)|\bRs\.?(?=\s*\d)"
-)
 _SHORT_FRACTION = re.compile(
-    r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(\{[^{}]*\})|(\{[^{}]*\})\s*(\d)|(\d|\\?[a-zA-Z])\s*(\\?[a-zA-Z]|\d))"
+    r"\\(frac|binom)\s*(?:(\d)\s*(\d)|(\d)\s*(\{[^{}]*\})|(\{[^{}]*\})\s*(\d)|(\d|\\?[a-zA-Z])\s*(\\?[a-zA-Z]|\d))"
 )
-_SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])")
+_SHORT_ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]]*\])?\s*(\d|[a-zA-Z])")
 _FIGURE = re.compile(
     r"\\(?:overline|overleftrightarrow|overrightarrow|widehat)\s*\{\s*([A-Z]{2,3})\s*\}|\\(?:triangle|angle)\s*(?=[A-Z])"
 )
@@ -129,11 +88,29 @@ def clean(text: str) -> str:
     if match:
         text = match[2]
     text = text.replace("**", "") if text.count("**") % 2 == 0 and "\\" not in text and text.startswith("**") else text
-    if "\\\\" in text and not re.search(r"matrix|array|cases|aligned", text):  # a backslash escaped twice
-        text = re.sub(r"\\\\(?=[a-zA-Z{}])", r"\\", text)
+    text = layout.systems_as_lists(_without_escapes(text))
     text = re.sub(r"\.{3,}|…|\\[lc]?dots(?![a-zA-Z])", r"\\dots ", text)
     text = _THOUSANDS.sub("", text)
-    text = _CURRENCY.sub(" ", _DELIMITERS.sub(" ", text.replace("\\$", "€")))
+    text = text.replace("\\$", layout.DOLLAR)
+    if text.count("$") == 1:
+        text = re.sub(r"\$(?=\s*[-+]?[\d.])", layout.DOLLAR, text)
+    text = _commands(_DELIMITERS.sub(" ", text))
+    for _ in range(3):  # nested ones
+        text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
+    return _signs(text)
+
+
+def _without_escapes(text: str) -> str:
+    """`text` with single backslashes, where each was escaped."""
+    if "\\\\" in text and not re.search(layout.SYSTEMS, text):
+        text = re.sub(r"\\\\(?=[a-zA-Z]{2}|[{}])", r"\\", text)
+    return text
+
+
+def _commands(text: str) -> str:
+    """One command for each that has several names; none for layout."""
+    text = re.sub(r"\\q?quad(?![a-zA-Z])|\\hspace\*?\s*\{[^{}]*\}", layout.WIDE, text)
+    text = _INVISIBLE.sub("", text)
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\lbrack", "[").replace("\\rbrack", "]")
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
@@ -145,22 +122,27 @@ def clean(text: str) -> str:
     text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
     text = _FIGURE.sub(lambda m: f" {m[1] or ''}", text)
     text = re.sub(r"\\(?:implies|Longrightarrow|Rightarrow)(?![a-zA-Z])", r"\\to ", text)
-    if "\\equiv" in text:
-        text = re.sub(r"\(?\s*(?:\\[pb]?mod|\bmod)(?![a-z])\s*\{?\s*(\w+)\s*\}?\s*\)?", r" (mod \1)", text)
-    if "{cases}" in text and "&" not in text:  # a system of equations is a list
-        text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text).replace("\\\\", ", ")
-    for _ in range(3):  # nested ones
-        text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
+    if "mod" in text:
+        text = re.sub(r"\(?\s*\\p?mod(?![a-z])\s*\{?\s*(\w+)\s*\}?\s*\)?", r" (mod \1)", text)
+    return text
+
+
+def _signs(text: str) -> str:
+    """What is left once text has been unwrapped: words, currency, binomials, fractions, roots, brackets."""
+    text = layout.wide_spaces(worked_out(re.sub(r"\s+", " ", text)))
+    text = layout.combinations_as_binomials(layout.currency_as_unit(text))
     text = re.sub(r"\{([^{}]{1,60})\\choose(?![a-zA-Z])([^{}]{1,60})\}", r"\\binom{\1}{\2}", text)
     text = re.sub(r"\b(?:negative|minus) (?=[\d\\]|infinity)", "-", text)
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
     text = re.sub(r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\s*\{?(?:\+|>\s*0)\}?)", r"(0,\\infty)", text)
-    text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+    text = re.sub(r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}", text)
+    text = _SHORT_ROOT.sub(r"\\sqrt\1{\2}", text)
+    text = re.sub(r"(?<![\\_]\{)(?<=\{)\d{1,3}(?:,\d{3})+(?=\})", lambda m: m[0].replace(",", ""), text)
     for _ in range(3):
         text = _SHORT_FRACTION.sub(_whole_fraction, text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "^\\\\circ", text)
-    text = text.replace("\\%", "%")
-    return re.sub(r"\s+", " ", text).rstrip(" .,;:\\").strip()
+    text = re.sub(r"\s+", " ", text.replace("\\%", "%")).rstrip(" .,;:\\").strip()
+    return layout.commas_in_brackets(text)
 
 
 _RELATIONS = {"leq": "\\le ", "geq": "\\ge ", "neq": "\\ne ", "lt": "<", "gt": ">"}
@@ -171,13 +153,17 @@ def _braced(text: str, position: int) -> bool:
 
 
 def _whole_fraction(match: re.Match) -> str:
-    parts = [part for part in match.groups() if part is not None]
-    return "\\frac" + "".join(part if part.startswith("{") else "{" + part + "}" for part in parts)
+    command, *parts = [part for part in match.groups() if part is not None]
+    return f"\\{command}" + "".join(part if part.startswith("{") else "{" + part + "}" for part in parts)
 
 
 def compact(text: str) -> str:
     """`clean` text without meaningless spaces: the key under which trivially identical answers are equal."""
-    return re.sub(r"(\\[a-zA-Z]+) (?=[a-zA-Z])", r"\1\0", text).replace(" ", "").replace("\0", " ")
+    return (
+        re.sub(r"(\\[a-zA-Z]+|[\d.]) (?=[a-zA-Z](?<=[a-z] .)|[\d.](?<=[\d.] .))", r"\1\0", text)
+        .replace(" ", "")
+        .replace("\0", " ")
+    )
 
 
 _FUNCTIONS = frozenset(
@@ -191,6 +177,11 @@ _FUNCTIONS = frozenset(
 _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 
 
+def is_function(word: str) -> bool:
+    """Whether a word names a function or a command, so is neither language nor a product of letters."""
+    return word.lstrip("\\").lower() in _FUNCTIONS
+
+
 def words(text: str) -> list[str]:
     """The words of `clean` text that are language, not names of functions or commands."""
     return [match[0] for match in language(text)]
@@ -198,7 +189,7 @@ def words(text: str) -> list[str]:
 
 def language(text: str) -> list[re.Match]:
     """Where `words` stand in `text`."""
-    return [match for match in _WORD.finditer(text) if match[0].lower() not in _FUNCTIONS and match[0].isalpha()]
+    return [match for match in _WORD.finditer(text) if not is_function(match[0]) and match[0].isalpha()]
 
 
 def balanced(text: str) -> bool:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards.magnitudes import PARTS, SCALES
+
 MAX_DIGITS = 400
 MAX_EXPONENT = 400
 ENOUGH_DIGITS = 5  # a decimal with so many significant digits may stand for the number that it rounds
@@ -25,43 +27,24 @@ _MIXED = re.compile(
     r"|\s*\\frac\s*\{\s*(?P<fabove>\d{1,20})\s*\}\s*\{\s*(?P<fbelow>\d{1,20})\s*\})"
 )
 _REPEATING = re.compile(
-    r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,40})\.(?P<decimals>\d{0,40})(?:\\overline\s*\{\s*(?P<over>\d{1,40})\s*\}|\((?P<paren>\d{1,40})\)|\\dot\s*\{?(?P<dot>\d)\}?)"
+    r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,40})\.(?P<decimals>\d{0,40})(?:\\overline\s*\{\s*(?P<over>\d{1,40})\s*\}|\((?P<paren>\d{1,40})\)|\\dot\s*\{?(?P<dot>\d)\}?(?:(?P<middle>\d*)\s*\\dot\s*\{?(?P<last>\d)\}?)?)"
 )
-_WORDS = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100}
+_GROUPED = re.compile(
+    r"([+-]?[1-9]\d{0,2}(?:([ .'])\d{3})(?:\2\d{3})*)(?:,(\d+))?(\.\d+)?"
+)  # "12 345,67", "1.234.567"
+_UP_TO_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen twenty"
+)
+_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
+_WORDS = {word: value for value, word in enumerate(_UP_TO_TWENTY.split())} | {
+    word: 10 * value for value, word in enumerate(_TENS.split(), 3)
+}
 _WORD_NUMBER = re.compile(
     r"(?:(?P<hundreds>one|two|three|four|five|six|seven|eight|nine) hundred(?: and)?)? ?"
     r"(?P<tens>twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)?[- ]?(?P<ones>[a-z]+)?"
 )
-_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
-_SCALED = re.compile(r"(.+?)\s*(thousand|million|billion|trillion)", re.IGNORECASE)
-_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(rf"(.+?)\s*({'|'.join(SCALES)})", re.IGNORECASE)
 _HEXADECIMAL = re.compile(r"[+-]?0x[0-9a-f]+", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(?:%|\bpercent(?:age)?\b|\bpct\b|\bper cent\b)(?:\s*points?)?\s*$", re.IGNORECASE)
 
@@ -93,7 +76,11 @@ def read_number(text: str) -> Number | None:
     text, percent = split_percent(text)
     text = text.strip()
     while (
-        len(text) > 2 and text[0] in "({" and text[-1] == {"(": ")", "{": "}"}[text[0]] and text[1:-1].count("(") == 0
+        len(text) > 2
+        and text[0] in "({"
+        and text[-1] == {"(": ")", "{": "}"}[text[0]]
+        and text[1:-1].count("(") == 0
+        and (text[0] == "{" or "," not in text)
     ):
         text = text[1:-1].strip()
     found = _read(text)
@@ -103,9 +90,9 @@ def read_number(text: str) -> Number | None:
 def _read(text: str) -> tuple[Fraction, int | None] | None:
     if not text:
         return None
-    if (match := _SCALED.fullmatch(text)) and (found := _read(match[1])):
-        return _scaled(found[0], str(_SCALES[match[2].lower()]), "", found[1])
     if text[0].isalpha():
+        if (match := _SCALED.fullmatch(text)) and (number := _in_words(match[1].lower())):
+            return number[0] * SCALES[match[2].lower()], None
         return _in_words(text.lower())
     if _HEXADECIMAL.fullmatch(text):
         return Fraction(int(text, 16)), None
@@ -127,11 +114,11 @@ def _read(text: str) -> tuple[Fraction, int | None] | None:
         value = int(match["whole"].replace(" ", "")) + Fraction(above, below)
         return (-value if match["sign"] == "-" else value), None
     if match := _REPEATING.fullmatch(text):
-        period = match["over"] or match["paren"] or match["dot"]
+        period = match["over"] or match["paren"] or match["dot"] + (match["middle"] or "") + (match["last"] or "")
         value = Fraction((match["whole"] or "0") + "." + (match["decimals"] or "0"))
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(match["decimals"]))
         return (-value if match["sign"] == "-" else value), None
-    match = _NUMBER.fullmatch(text)
+    match = _NUMBER.fullmatch(_with_point(text))
     if not match or not (match["whole"] or match["decimals"]):
         return None
     whole = (match["whole"] or "0").replace(",", "").replace(" ", "")
@@ -141,10 +128,22 @@ def _read(text: str) -> tuple[Fraction, int | None] | None:
     return _scaled(value, exponent or "0", match["sign"], decimals)
 
 
+def _with_point(text: str) -> str:
+    """ "12 345,67", "12.345,67", "1.234.567" and "12'345.6" with a decimal point, and digits in one group."""
+    match = _GROUPED.fullmatch(text)
+    if (
+        not match
+        or (match[2] == "." and (match[4] or (not match[3] and text.count(".") == 1)))
+        or (match[3] and match[4])
+    ):
+        return text
+    return match[1].replace(match[2], "") + (f".{match[3]}" if match[3] else match[4] or "")
+
+
 def _in_words(text: str) -> tuple[Fraction, None] | None:
     """ "seven", "forty-two", "three hundred and five", "two thirds"."""
     above, _, part = text.replace("-", " ").partition(" ")
-    if part := _PARTS.get(part.rstrip("s").replace("halve", "half")):
+    if part := PARTS.get(part.rstrip("s").replace("halve", "half")):
         return (Fraction(_WORDS[above], part), None) if above in _WORDS else None
     match = _WORD_NUMBER.fullmatch(text)
     if text in _WORDS:

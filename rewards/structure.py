@@ -84,7 +84,7 @@ def ascending(text: str) -> list[str]:
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
     """(opening, inside, closing) if one pair of brackets surrounds all of `text`; mixed pairs as in (0, 1] count."""
-    text = text.strip()
+    text = re.sub(rf"(?<=[)\]])\s*{TRANSPOSE}$", "", text.strip())
     for opening, closing in (("\\{", "\\}"), ("\\langle", "\\rangle")):
         if text.startswith(opening) and text.endswith(closing):
             inside = text[len(opening) : -len(closing)]
@@ -131,8 +131,10 @@ def without_group(text: str) -> str:
 _PLAIN = {"(": ")", "{": "}"}
 
 
+TRANSPOSE = r"\^\s*\{?\s*(?:T|t|\\top|\\intercal|\\prime)\s*\}?"
 _MATRIX = re.compile(
-    r"(?:[\[(|]\s*)?\\begin\{(?:[pbvBV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\{(?:[pbvBV]?matrix|smallmatrix|array)\}\s*(?:[\])|]|\^T)?",
+    r"(?:[\[(|]\s*)?\\begin\{(?:[pbvBV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\{(?:[pbvBV]?matrix|smallmatrix|array)\}"
+    rf"\s*[\])|]?(?P<turned>\s*{TRANSPOSE})?",
     re.DOTALL,
 )
 
@@ -144,7 +146,30 @@ def matrix_rows(text: str) -> list[list[str]] | None:
         return None
     rows = [row.strip() for row in re.split(r"\\\\(?:\s*\[[^\]]*\])?", match[1])]
     rows = [[entry.strip() for entry in split_top(row, ("&",))] for row in rows if row.strip()]
-    return rows if rows and len({len(row) for row in rows}) == 1 else None
+    if not rows or len({len(row) for row in rows}) > 1:
+        return None
+    return [list(column) for column in zip(*rows, strict=True)] if match["turned"] else rows
+
+
+_AXIS = r"(?:\\(?:hat|vec|overline|bar)\s*\{?\s*)?\\?([ijk])(?:math)?\s*\}?"
+_COMPONENT = re.compile(
+    rf"\s*([+-]?)\s*(?:((?:[^+\-(){{}}]|\([^()]*\)|\{{[^{{}}]*\}})*?)\s*(?:\\cdot\s*)?){_AXIS}\s*(?=[+-]|$)"
+)
+
+
+def components(text: str) -> list[str] | None:
+    """Coefficients of "2i - j + 4k", with or without hats; two of them if k does not occur. None for anything else."""
+    text = text.replace("\\imath", "i").replace("\\jmath", "j")
+    matches, position = [], 0
+    while position < len(text) and (match := _COMPONENT.match(text, position)):
+        matches.append(match)
+        position = match.end()
+    entries = {match[3]: f"{match[1]}{match[2].strip() or '1'}" for match in matches}
+    if position < len(text) or len(entries) != len(matches) or not entries.keys() & {"j", "k"}:
+        return None
+    if len(entries) == 1 and "\\" not in text:  # "2k" is no vector
+        return None
+    return [entries.get(axis, "0").removeprefix("+") for axis in ("ijk" if "k" in entries else "ij")]
 
 
 _NAME = (
@@ -160,6 +185,7 @@ _APPROX = re.compile(r"\\(?:approx|simeq|sim|doteq|thickapprox|approxeq)(?![a-zA
 _CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
 _FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|arc\w+)(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
+_ARGUMENTS = re.compile(r"(?<=[a-zA-Z}])\([^()]*\)")
 _MEMBER = re.compile(
     rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
 )
@@ -168,11 +194,39 @@ _MEMBER = re.compile(
 def assignment(text: str) -> tuple[str, str] | None:
     """(name, value) of "x = 3", "f(x) = x + 1", "(x, y) = (1, 2)", "x = 2 + 1 = 3"; None for any other equation."""
     match = _ASSIGNMENT.fullmatch(text.strip())
-    if not match or _RELATION.search(text) or _CODE.match(text) or _FUNCTION.match(match[1]):
+    if not match or is_relation(text) or _CODE.match(text) or _FUNCTION.match(match[1]):
         return None
     if "=" in match[2] and len(split_top(text, (",", ";"))) > 1:
         return None  # "x = 1, y = 2" is a list
     return re.sub(r"\s", "", match[1]), split_top(match[2], ("=",))[-1]
+
+
+_STATED = re.compile(
+    r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|arc\w+|sum|prod|int|lim|det|gcd|max|min|arg|deg|Pr|mathbb|operatorname|Re|Im|binom)"
+    r"|[a-zA-Z]'*\s*[(\[]|\|(?!\s*[xyntkm]\s*\|)[^|]+\||\\\|"
+)
+_LETTER = re.compile(r"\\[a-zA-Z]+|[^\W\d_](?:_\{?\w+\}?)?|\d")
+_NO_LETTERS = re.compile(r"\\(?:frac|sqrt|pi|cdot|times|left|right|binom)|[ei\d]")
+
+
+def states(name: str) -> bool:
+    """Whether an equation with `name` on its left says what that is: "a+b", "f(2)", "\\sin x", but not "2x" or "x^2".
+
+    The left side of an equation to be solved has one unknown, and more than its name.
+    """
+    if is_name(name) or _STATED.match(name.strip()) or language_in(name):
+        return True
+    return len({letter for letter in _LETTER.findall(name) if not _NO_LETTERS.fullmatch(letter)}) != 1
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is the name of a quantity: "x", "f(x)", "AB"."""
+    return bool(re.fullmatch(_NAME, text.strip()))
+
+
+def language_in(text: str) -> bool:
+    """Whether `text` holds a word."""
+    return any(len(word) > 2 for word in words(text))
 
 
 def spread(text: str) -> str:
@@ -221,7 +275,8 @@ def is_equation(text: str) -> bool:
 
 
 def is_relation(text: str) -> bool:
-    return bool(_RELATION.search(text))
+    """Whether `text` has a sign of order or membership, but for those in arguments, as in `P(X>1)`."""
+    return bool(_RELATION.search(_ARGUMENTS.sub("", text)))
 
 
 def without_approximation(text: str) -> str:
@@ -241,7 +296,10 @@ _BUILDER = re.compile(
 
 def without_membership(text: str) -> str:
     """ "x \\in [0, 1]" as "[0, 1]", and "\\{x : x > 2\\}" as "x > 2"."""
-    match = _BUILDER.fullmatch(text.strip()) or _MEMBER.fullmatch(text.strip())
+    if match := _BUILDER.fullmatch(text.strip()):
+        interval = inequality_interval(match[1])
+        return "{}{}, {}{}".format(*interval) if interval else match[1].strip()
+    match = _MEMBER.fullmatch(text.strip())
     return match[1].strip() if match else text
 
 
@@ -274,66 +332,3 @@ def inequality_interval(text: str) -> tuple[str, str, str, str] | None:
     if one not in ("<", "\\le") or two not in ("<", "\\le"):
         return None
     return ("(" if one == "<" else "["), left, right, (")" if two == "<" else "]")
-
-
-_LETTERS = str.maketrans("АВСЕНأبجدঅবডঢ", "ABCEHABCDABCD")
-_LOCAL_LETTER = re.compile(r"(?<!\w)[АВСЕНأبجدঅবডঢ](?!\w)")
-_CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
-_CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(\S.*)", re.DOTALL)
-
-
-def gold_choice(text: str) -> tuple[str, str | None] | None:
-    """(letter, its text or None) if a gold answer is "C", "(C)", "(C) 42" or "C. 42"."""
-    match = _CHOICE_GOLD.fullmatch(text.strip())
-    if match:
-        return match[1], None
-    match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
-    if match:
-        return match[1] or match[2], match[3].strip()
-    match = re.fullmatch(r"([A-J]) ([A-Z][a-z]+.*)", text.strip(), re.DOTALL)
-    return (match[1], match[2]) if match else None
-
-
-_LEAD = re.compile(
-    r"\(?\s*(?:(?:option|choice|answer|letter|选项|选)\s*:?\s*)?\(?\s*([A-J])(?![a-zA-Z'’])\s*(?:[).:,;\]]|$|[^\x00-\x7f]|=>|(?<=\s)[a-zA-Z(\"'$])",
-    re.IGNORECASE,
-)
-_AFTER = re.compile(
-    r"(?:\b(?i:answer|option|choice|choose|pick|select\w*|correct|it's|it is|is|be"
-    r"|antwort|respuesta|réponse|risposta|resposta|ist|est|es|é|è|adalah|là)\b"
-    r"|(?i:ответ|الجواب|الإجابة|答案|选|正确|答え|选择|정답))"
-    r"[^A-Za-z\d]{0,12}"
-    r"(?:(?i:is|are|est|es|ist|for sure|definitely|clearly|option|choice|letter|是|为|は|هو|هي)[^A-Za-z\d]{0,12}){0,3}"
-    r"\(?([A-J])(?![a-zA-Z'’])"
-)
-_SEVERAL = re.compile(r"\(?[A-J]\)?\s*(?:[,/&;]|\bor\b|\band\b|\s|(?<=\)))\s*\(?[A-J](?![a-zA-Z'’])")
-_RULED_OUT = re.compile(
-    r"(?:n['’]t|\bnot|\bcannot|\bnor|\bnon|\bpas|不是)\s+(?:be\s+)?\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|nor|and)\s*\(?[A-J]\)?(?![a-zA-Z]))*"
-)
-_ALONE = re.compile(r"(?<![A-Za-z\d'’])([A-J])(?![A-Za-z\d'’])")
-
-
-def chosen_letter(text: str) -> str | None:
-    """The letter that a statement chooses: the one it begins with, else the one after "answer is", else the last."""
-    text = _LOCAL_LETTER.sub(lambda m: m[0].translate(_LETTERS), text).strip().strip("*")
-    if _SEVERAL.match(text):
-        return None
-    match = _LEAD.match(text)
-    if match and match[1].isupper() and not re.match(r"(?:A|I)\s+(?!is (?:the )?(?:right|correct|answer))[a-z]", text):
-        return match[1]
-    match = re.search(r"(?:\A|\b(?i:answer|option|choice)\s*(?:is|:)?\s*)\(?([a-j])\)?[.\s*]*\Z", text)
-    if match:
-        return match[1].upper()
-    text = _RULED_OUT.sub(" ", text)
-    matches = list(_AFTER.finditer(text))
-    if any(_SEVERAL.match(text, match.start(1)) for match in matches):
-        return None
-    found = [match[1] for match in matches]
-    if found:
-        return found[0] if re.match(r"(?i:answer|antwort|respuesta|réponse|ответ)", text) else found[-1]
-    if match := re.fullmatch(r"[^:：]{1,40}[:：]\s*\(?([A-J])\)?[.\s]*", text):
-        return match[1]
-    found = re.findall(r"\(([A-J])\)", text)
-    if not found and len(words(text)) > 1:
-        found = [letter for letter in _ALONE.findall(text) if letter not in "AI"]
-    return found[-1] if found and (len(words(text)) > 2 or len(set(found)) == 1) else None

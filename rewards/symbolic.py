@@ -70,6 +70,7 @@ def _mixed(match: re.Match) -> str:
 @lru_cache(maxsize=1024)
 def parse(text: str):
     """The sympy object that `clean` text stands for. Raises Unreadable."""
+    text = re.sub(r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d ])", lambda m: m[0].replace(" ", ""), text)
     if not text.strip() or len(text) > MAX_FORMULA or not normalisation.balanced(text) or _tangled(text):
         raise Unreadable(text)
     source = latex(text)
@@ -98,6 +99,8 @@ def _tangled(text: str) -> bool:
     for char in text:
         depth += (char in "([{") - (char in ")]}")
         deepest = max(deepest, depth)
+    if re.search(r"(?<![\d.^_])\d+(?:\.\d+)? \d", text):  # side by side, no product
+        return True
     return deepest > MAX_NESTING or bool(re.search(r"([-+!|^_'~])(?:\s*\1){11}", text))
 
 

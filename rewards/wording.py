@@ -2,8 +2,9 @@
 
 import re
 
-from rewards.normalisation import words
-from rewards.numeric import read_number
+from rewards import units
+from rewards.normalisation import compact, words
+from rewards.numeric import read_number, split_percent
 
 _ARTICLES = re.compile(r"\b(?:a|an|the|it|is|are|answer|final|of|there|exactly)\b")
 
@@ -13,6 +14,8 @@ def same_words(gold: str, answer: str) -> bool | None:
     said = words(gold)
     if not said and words(answer) and _SYNONYMS.get(bag_of_words(gold), "") == _SYNONYMS.get(bag_of_words(answer)):
         return True
+    if _DAY.search(gold.casefold()):
+        return bag_of_words(gold) == bag_of_words(answer)
     if not said or re.search(r"\d|\\(?!text)[a-zA-Z]|[=<>^]", gold):
         return None
     left, right = (bag_of_words(side) for side in (gold, answer))
@@ -23,27 +26,10 @@ def same_words(gold: str, answer: str) -> bool | None:
         return True
     if read_number(gold) or "none" in synonym or "infty" in synonym:
         return None
-    return False if any(len(word) > 3 or word.lower() in _SHORT_WORDS for word in said) else None
+    return False if any(len(word) > 3 or _SHORT_WORDS.fullmatch(word.lower()) for word in said) else None
 
 
-_SHORT_WORDS = (
-    "yes",
-    "no",
-    "odd",
-    "one",
-    "two",
-    "six",
-    "ten",
-    "all",
-    "not",
-    "sat",
-    "sun",
-    "mon",
-    "tue",
-    "wed",
-    "thu",
-    "fri",
-)
+_SHORT_WORDS = re.compile("yes|no|odd|one|two|six|ten|all|not|sat|sun|mon|tue|wed|thu|fri")
 
 
 _SYNONYMS = {
@@ -56,11 +42,57 @@ _SYNONYMS = {
 }  # fmt: skip
 
 
+_NONE = re.compile(
+    r"(?:(?:\w+ )?has )?no (?:\w+ ){0,2}?(?:solutions?|roots?|values?|integers?|numbers?|such \w+)(?: (?:exists?|possible|works?))?|none exists?"
+)
+_REALS = re.compile(r"(?:[a-z] )?(?:can be |in )?(?:set )?(?:all |any |every )?(?:real numbers?|reals?|real values?)")
+_MONTH = r"(january|february|march|april|may|june|july|august|september|october|november|december)"
+_DAY = re.compile(rf"\b(\d{{1,2}})(?: |st |nd |rd |th ){{1,2}}{_MONTH}|{_MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b")
+_INTERVAL = re.compile(r"([(\[])[^()\[\]]*(?:\d|infty)[^()\[\]]*([)\]])")
+
+
 def bag_of_words(text: str) -> str:
-    """The words of `text` without case, articles and punctuation."""
+    """The words of `text` without case, articles and punctuation. The brackets of intervals count."""
     text = text.casefold()
-    plain = re.sub(r"\s+", " ", _ARTICLES.sub(" ", re.sub(r"[\"'`*.,;:!?(){}\[\]-]", " ", text))).strip()
-    return plain if words(plain) else re.sub(r"\s+", "", text)
+    if not words(text):
+        return "all reals" if compact(text).replace("+", "") == r"(-\infty,\infty)" else compact(text)
+    brackets = "".join(match[1] + match[2] for match in _INTERVAL.finditer(text) if "," in match[0])
+    text = re.sub(r"[\"'`*;:!?(){}\[\]]|[-.,](?!\d)", " ", text)
+    plain = re.sub(r"\s+", " ", _ARTICLES.sub(" ", text)).strip()
+    plain = _DAY.sub(lambda m: f"{m[2]} {m[1]}" if m[1] else f"{m[3]} {m[4]}", plain)
+    plain = "no solution" if _NONE.fullmatch(plain) else "all reals" if _REALS.fullmatch(plain) else plain
+    return plain + brackets
+
+
+_REMARK = re.compile(r"(.*[\w}%)\]])(?:\s+\(|(?<=[\d}%)\]])\()([^()]{1,200})\)", re.DOTALL)
+_NO_REMARK = re.compile(r"\s*(?:or|and|also|not|maybe|perhaps|possibly|mod|base|if|for|when|where)\b", re.IGNORECASE)
+_ASIDE = re.compile(r"\s*(?:\\approx(?![a-zA-Z])|i\.?\s?e\b)")
+
+
+def without_remark(text: str) -> str:
+    """ "7 (units)", "7 (i.e. 7)", "\\pi (\\approx 3.14)" without what stands in brackets; "7 (cm)" as "7 cm"."""
+    match = _REMARK.fullmatch(text) if text.endswith(")") else None
+    if not match or not re.search(r"\d|\\[a-z]", match[1]) or _NO_REMARK.match(match[2]):
+        return text
+    head, inside = match[1].strip(), re.sub(r"^\s*(?:in|i\.?\s?e\.?,?)\s+", "", match[2])
+    if units.dimension(inside) and not units.split_unit(head)[1]:
+        return f"{head} {inside}"
+    numbers = read_number(head), read_number(inside)
+    if (
+        not _ASIDE.match(match[2])
+        and not any(len(word) > 3 for word in words(inside))
+        and not split_percent(inside)[1]
+    ):
+        return text
+    return text if all(numbers) and numbers[0] != numbers[1] else head
+
+
+_REASON = re.compile(r"(yes|no|true|false)\b[\s,.;:]*(?:because|since|as)\s+\S.*", re.IGNORECASE | re.DOTALL)
+
+
+def without_reason(text: str) -> str:
+    """ "No, because 2 divides it" as "No"."""
+    return match[1] if (match := _REASON.fullmatch(text)) else text
 
 
 _TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
@@ -111,11 +143,11 @@ def same_digits(gold: str, answer: str) -> bool | None:
     return None
 
 
-_ROW = re.compile(r"\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+")
+_ROW = re.compile(r"(?!\d{1,3}(?: \d{3})+$)\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+")
 
 
 def same_row(gold: str, answer: str) -> bool | None:
     """Numbers side by side, as the rows of a grid have them: no product, so each is compared in its place."""
-    if not _ROW.fullmatch(gold.strip()):
-        return None
-    return re.split(r"[\s,;|\[\]]+", answer.strip(" ,;|[]")) == gold.split()
+    if _ROW.fullmatch(gold.strip()):
+        return re.split(r"[\s,;|\[\]]+", answer.strip(" ,;|[]")) == gold.split()
+    return False if _ROW.fullmatch(answer.strip()) and read_number(gold) else None
