@@ -38,9 +38,9 @@ SETTINGS = {
 
 def sample(model: str, options: dict) -> None:
     """The child: load, sample, print seconds to load and tokens a second."""
-    from gsr_rl.engines.base import cpu_environment
+    from gsr_rl.engines.local import set_vllm_environment
 
-    cpu_environment()
+    set_vllm_environment()
     start = time.perf_counter()
     from vllm import LLM, SamplingParams
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from gsr_rl.engines.base import cpu_environment
+from gsr_rl.engines.local import set_vllm_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / "runs" / "SmolLM2-135M-Instruct"
@@ -28,7 +28,7 @@ LIMIT, PROMPT_LIMIT, WINDOW, K = 512, 1400, 2048, 4
 
 def load_engine(max_num_seqs: int):
     """vLLM with SmolLM2 in bfloat16; without prefix reuse between the two sides' equal prompts."""
-    cpu_environment()
+    set_vllm_environment()
     from vllm import LLM
 
     return LLM(

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsr_rl.engines.config import EngineConfig, _check_engine, check_sampling
+from gsr_rl.engines.config import EngineConfig, check_engine, check_sampling
 from gsr_rl.hub.config import DataSetHubConfig, check_hub
 from gsr_rl.keys import at_least, check_model, mapping, raise_if_any
 from gsr_rl.refinement.candidates import check_candidate_choice
@@ -47,7 +47,7 @@ EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "r
 
 def check_distillation(c) -> list[str]:
     """The keys of `DistillConfig` that it does not share with others."""
-    found = _check_engine(c, "teacher_")
+    found = check_engine(c, "teacher_")
     if c.engine != "endpoint":
         found += check_model(c, "student_model")
     elif not c.student_model:

@@ -9,13 +9,15 @@ engine.close()
 The engines themselves: gsr_rl/engines/local.py, data_parallel.py (several of them), endpoints.py (over HTTP).
 """
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 KINDS = ("vllm", "transformers", "endpoint")
+# Reasons, in the words of vLLM and of other servers, for which a completion ended by itself: an end token or a stop
+# string, not its limit.
+FINISHED = {"stop", "stop_sequence", "end_turn", "eos", "eos_token"}
 
 
 class EngineError(RuntimeError):
@@ -34,7 +36,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: its text without special tokens, its token ids, and whether it ended by itself."""
+    """One completion: its text without special tokens, its token ids, and whether it ended by itself (`FINISHED`)."""
 
     text: str
     token_ids: list[int]
@@ -43,7 +45,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to sample from: its token ids, and the chat that they were made of (a chat endpoint is sent that).
+    """One prompt to sample from: its token ids, and the chat that they were made of (which a chat endpoint is sent).
 
     `on_text(index, text)` is called inside `Engine.step` with each new piece of the completion's text at this index,
     by engines whose `streams` is true.
@@ -70,8 +72,8 @@ class Engine:
 
     Attributes:
         tokenizer: The model's.
-        max_model_length: Longest prompt plus completion, in tokens.
-        window: The load that is kept in the engine.
+        max_model_length: The context length: longest prompt plus completion, in tokens.
+        capacity: The `load` that `stream` keeps in the engine.
         streams: Whether requests' `on_text` is called; it is ignored otherwise.
         counts: `requests`, `prompt_tokens` and `completion_tokens` since the engine was opened; endpoints add
             `retries`.
@@ -79,7 +81,7 @@ class Engine:
 
     tokenizer = None
     max_model_length: int
-    window: int = 512
+    capacity: int = 512
     streams: bool = False
 
     def __init__(self):
@@ -109,13 +111,13 @@ class Engine:
         return sum(request.sampling.n for request in self._in_flight.values())
 
     def check(self, token_ids: list[int], sampling: Sampling, name: object) -> None:
-        """Raise `ValueError` for a prompt that is empty or leaves no room for `max_tokens` in the engine's window."""
+        """Raise `ValueError` for a prompt that is empty or leaves no room for `max_tokens` in the context."""
         if not token_ids:
             raise ValueError(f"prompt {name} is empty: a prompt needs at least one token")
         if len(token_ids) + sampling.max_tokens > self.max_model_length:
             raise ValueError(
                 f"prompt {name} has {len(token_ids)} tokens, with max_tokens={sampling.max_tokens} more than the "
-                f"engine's window of {self.max_model_length}: shorten one or raise max_model_length"
+                f"engine's context of {self.max_model_length} tokens: shorten one or raise max_model_length"
             )
 
     def submit(self, request: Request) -> None:
@@ -138,7 +140,7 @@ class Engine:
                 completions = completions[:1] * request.sampling.n
             self.counts["requests"] += 1
             self.counts["prompt_tokens"] += len(request.token_ids)
-            self.counts["completion_tokens"] += sum(len(one.token_ids) for one in result.completions)
+            self.counts["completion_tokens"] += sum(len(c.token_ids) for c in result.completions)
             results.append(replace(result, completions=completions))
         return results
 
@@ -147,7 +149,7 @@ class Engine:
         requests = iter(requests)
         request = next(requests, None)
         while request is not None or self._in_flight:
-            while request is not None and self.load < self.window:
+            while request is not None and self.load < self.capacity:
                 self.submit(request)
                 request = next(requests, None)
             yield from self.step()
@@ -159,7 +161,7 @@ class Engine:
             messages: The chats that the prompts were made of, which a chat endpoint needs.
 
         Raises:
-            ValueError: A prompt is empty, or leaves no room for `max_tokens` in the engine's window.
+            ValueError: A prompt is empty, or leaves no room for `max_tokens` in the context.
             EngineError: An endpoint gave no answer to a request.
         """
         for index, ids in enumerate(prompt_token_ids):
@@ -167,14 +169,14 @@ class Engine:
         chats = messages or [None] * len(prompt_token_ids)
         pairs = zip(prompt_token_ids, chats, strict=True)
         requests = [Request(index, ids, sampling, chat) for index, (ids, chat) in enumerate(pairs)]
-        found: dict[int, list[Completion]] = {}
+        completions: dict[int, list[Completion]] = {}
         with progress_bar(len(requests), "prompts") as bar:
             for result in self.stream(requests):
                 if result.error:
                     raise EngineError(f"prompt {result.key}: {result.error}")
-                found[result.key] = result.completions
+                completions[result.key] = result.completions
                 bar.update()
-        return [found[index] for index in range(len(requests))]
+        return [completions[index] for index in range(len(requests))]
 
     def _completions(self, token_ids: list[list[int]], finished: list[bool]) -> list[Completion]:
         """Decode rows in one call."""
@@ -187,23 +189,3 @@ def progress_bar(total: int, unit: str, initial: int = 0):
     from tqdm import tqdm
 
     return tqdm(total=total, initial=initial, unit=f" {unit}", mininterval=0.5 if sys.stderr.isatty() else 30)
-
-
-def cpu_environment() -> bool:
-    """Without a CUDA device, set the environment that vLLM needs on a CPU, where it is not set yet.
-
-    Returns:
-        True if there is no CUDA device. Call it before vLLM is imported.
-    """
-    import torch
-
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if torch.cuda.is_available():
-        return False
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    # Even in eager mode vLLM compiles its sampler, anew for each batch size: minutes for what takes seconds.
-    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-    if "torch._dynamo.config" in sys.modules:  # it has read the environment already
-        sys.modules["torch._dynamo.config"].disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"
-    return True

@@ -58,14 +58,14 @@ class DataParallelEngine(Engine):
                 if "error" in answer:
                     self.close()
                     raise EngineError(f"{model}: a copy could not be loaded: {answer['error']}")
-                self.max_model_length, copy.window = answer["max_model_length"], answer["window"]
+                self.max_model_length, copy.capacity = answer["max_model_length"], answer["capacity"]
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.window = sum(copy.window for copy in self._copies)
+        self.capacity = sum(copy.capacity for copy in self._copies)
 
     def _submit(self, request: Request) -> None:
-        copy = min(self._copies, key=lambda one: one.sequences())
+        copy = min(self._copies, key=lambda copy: copy.sequences())
         copy.held[request.key] = request
         try:
             copy.pipe.send(request)
@@ -101,7 +101,7 @@ class DataParallelEngine(Engine):
         if not self._copies:
             raise EngineError(f"every copy of the engine has died, the last one of: {why}")
         print(f"{copy.process.name} has died ({why}); {len(self._copies)} left take its {len(copy.held)} requests")
-        self.window = sum(one.window for one in self._copies)
+        self.capacity = sum(other.capacity for other in self._copies)
         for request in copy.held.values():
             self._submit(request)
 
@@ -121,7 +121,7 @@ class _Copy:
     """One process, our end of its pipe, and the requests that it holds."""
 
     def __init__(self, process, pipe):
-        self.process, self.pipe, self.window = process, pipe, 0
+        self.process, self.pipe, self.capacity = process, pipe, 0
         self.held: dict = {}
 
     def sequences(self) -> int:
@@ -158,7 +158,7 @@ def _serve(pipe, kind: str, model: str, options: dict, visible: str | None, copi
     waiting: queue.SimpleQueue = queue.SimpleQueue()  # read by a thread, so that neither side waits for the other
     try:
         engine = open_local(kind, model, **options)
-        pipe.send({"max_model_length": engine.max_model_length, "window": engine.window})
+        pipe.send({"max_model_length": engine.max_model_length, "capacity": engine.capacity})
         threading.Thread(target=_receive, args=(pipe, waiting), daemon=True).start()
         with engine:
             while True:

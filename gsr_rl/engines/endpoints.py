@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 
-from gsr_rl.engines.base import Completion, Engine, EngineError, Request, Result
+from gsr_rl.engines.base import FINISHED, Completion, Engine, EngineError, Request, Result
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other, and shaken
 LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
 START_SECONDS = 60.0  # how long an endpoint may take to answer for the first time
 FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, end the job
 RETRIED = {408, 409, 425, 429}  # and 500 and above
-FINISHED = {"stop", "stop_sequence", "end_turn", "eos", "eos_token"}  # by the model itself, in servers' words
 BROKEN = {"abort", "error"}  # finish reasons of a completion that the server gave up
 HOPELESS = {401, 403, 404}  # the next request would meet the same; 403 after an answer is about one prompt
 
@@ -92,7 +91,7 @@ class EndpointEngine(Engine):
     Raises:
         EngineError: An endpoint does not answer at the start, refuses the key or does not know the model; or
             `FAILED_IN_ROW` requests in a row got no answer.
-        ValueError: The model's window is not known.
+        ValueError: The model's context length is not known.
     """
 
     streams = True
@@ -104,7 +103,7 @@ class EndpointEngine(Engine):
         self._model, self._settings = model, settings
         self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
-        self.window = settings.max_requests_in_flight
+        self.capacity = settings.max_requests_in_flight
         self._results: queue.SimpleQueue = queue.SimpleQueue()
         self._failed_in_row, self._next_slot, self._answered = 0, 0.0, False
         self._loop = asyncio.new_event_loop()

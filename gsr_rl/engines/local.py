@@ -2,8 +2,32 @@
 
 import contextlib
 import gc
+import os
+import sys
 
-from gsr_rl.engines.base import Engine, Result, cpu_environment
+from gsr_rl.engines.base import FINISHED, Engine, Result
+
+
+def set_vllm_environment() -> bool:
+    """Set the environment variables that vLLM needs, where they are not set yet. Call it before vLLM is imported.
+
+    The one place for such rules, of CPUs and of CUDA devices: vLLM reads most of its variables at its import.
+
+    Returns:
+        Whether vLLM runs on the CPU, because there is no CUDA device.
+    """
+    import torch
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if torch.cuda.is_available():
+        return False
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Even in eager mode vLLM compiles its sampler, anew for each batch size: minutes for what takes seconds.
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if "torch._dynamo.config" in sys.modules:  # it has read the environment already
+        sys.modules["torch._dynamo.config"].disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"
+    return True
 
 
 class VLLMEngine(Engine):
@@ -14,7 +38,7 @@ class VLLMEngine(Engine):
     def __init__(self, model, seed=0, max_model_length=None, dtype="auto", max_num_seqs=None,
                  gpu_memory_utilization=0.9, tensor_parallel_size=1, enforce_eager=None):  # fmt: skip
         super().__init__()
-        on_cpu = cpu_environment()
+        on_cpu = set_vllm_environment()
         import vllm
 
         options = {} if on_cpu else {"gpu_memory_utilization": gpu_memory_utilization}
@@ -31,7 +55,7 @@ class VLLMEngine(Engine):
         )
         self.tokenizer = self._llm.get_tokenizer()
         self.max_model_length = self._llm.llm_engine.model_config.max_model_len
-        self.window = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self.capacity = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._keys: dict[str, object] = {}  # vLLM's request id -> ours
         self._streamed: dict[str, _Streamed] = {}
         self._number = 0
@@ -64,8 +88,8 @@ class VLLMEngine(Engine):
                 self._streamed[output.request_id].take(output)
         done = [output for output in outputs if output.finished]
         rows = [self._rows(output) for output in done]
-        flat = [one for row in rows for one in row]
-        completions = iter(self._completions([ids for ids, _ in flat], [end for _, end in flat]) if flat else [])
+        flat = [pair for row in rows for pair in row]
+        completions = iter(self._completions([ids for ids, _ in flat], [ended for _, ended in flat]) if flat else [])
         return [
             Result(self._keys.pop(output.request_id), [next(completions) for _ in row])
             for output, row in zip(done, rows, strict=True)
@@ -75,8 +99,8 @@ class VLLMEngine(Engine):
         """Token ids, and whether they ended by themselves, of a finished request's completions."""
         if streamed := self._streamed.pop(output.request_id, None):
             return list(zip(streamed.token_ids, streamed.ended, strict=True))
-        rows = sorted(output.outputs, key=lambda one: one.index)
-        return [(list(one.token_ids), one.finish_reason == "stop") for one in rows]
+        rows = sorted(output.outputs, key=lambda row: row.index)
+        return [(list(row.token_ids), row.finish_reason in FINISHED) for row in rows]
 
     def close(self) -> None:
         """Free the weights, the cache and the process groups, so that another engine can be opened."""
@@ -100,11 +124,11 @@ class _Streamed:
         self._on_text = request.on_text
 
     def take(self, output) -> None:
-        for one in output.outputs:
-            self.token_ids[one.index] += one.token_ids
-            self.ended[one.index] |= one.finish_reason == "stop"
-            if one.text:
-                self._on_text(one.index, one.text)
+        for piece in output.outputs:
+            self.token_ids[piece.index] += piece.token_ids
+            self.ended[piece.index] |= piece.finish_reason in FINISHED
+            if piece.text:
+                self._on_text(piece.index, piece.text)
 
 
 class TransformersEngine(Engine):
@@ -124,7 +148,7 @@ class TransformersEngine(Engine):
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.max_model_length = max_model_length or self._model.config.max_position_embeddings
         self._rows = max_num_seqs or 64
-        self.window = 16 * self._rows  # so many to choose prompts of one length from
+        self.capacity = 16 * self._rows  # so many to choose prompts of one length from
         self._waiting = []
         ends = self._model.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
@@ -139,7 +163,7 @@ class TransformersEngine(Engine):
         alike = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.token_ids))
         batch = alike[: max(1, self._rows // sampling.n)]
         self._waiting = [request for request in self._waiting if request not in batch]
-        streamer = _Streamer(batch, self.tokenizer, self._ends) if any(one.on_text for one in batch) else None
+        streamer = _Streamer(batch, self.tokenizer, self._ends) if any(request.on_text for request in batch) else None
         rows = self._sample([request.token_ids for request in batch], sampling, streamer)
         completions = self._completions(rows, [bool(row) and row[-1] in self._ends for row in rows])
         n = sampling.n
@@ -179,7 +203,7 @@ class _Streamer:
     """Gives the text of a batch's rows to its requests as transformers makes it, one token of each row a call."""
 
     def __init__(self, batch, tokenizer, ends):
-        self._targets = [(one.on_text, place) for one in batch for place in range(one.sampling.n)]
+        self._targets = [(request.on_text, index) for request in batch for index in range(request.sampling.n)]
         self._rows, self._shown = [[] for _ in self._targets], [""] * len(self._targets)
         self._tokenizer, self._ends, self._prompt = tokenizer, ends, True
 

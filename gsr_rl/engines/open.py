@@ -46,15 +46,17 @@ def copies_that_fit(tensor_parallel_size: int) -> int:
     return max(1, gpus // tensor_parallel_size)
 
 
-def open_configured(config, model: str, seed: int, teacher: bool = False, opener=None) -> Engine:
-    """The engine that an `EngineConfig` asks for. A `DistillConfig` may name another one for its `teacher`.
+def open_configured(config, model: str, seed: int, *, teacher: bool = False, opener=None) -> Engine:
+    """The engine that an `EngineConfig` asks for.
 
-    `opener` stands in for `open_engine`.
+    Args:
+        teacher: Whether it is the teacher's: where a `DistillConfig` has a `teacher_` key of a name, that one counts.
+        opener: Stands in for `open_engine`.
     """
 
     def value(name: str):
-        own = getattr(config, f"teacher_{name}", None) if teacher else None
-        return getattr(config, name) if own is None else own
+        teachers = getattr(config, f"teacher_{name}", None) if teacher else None
+        return getattr(config, name) if teachers is None else teachers
 
     kind, endpoint = value("engine"), None
     if kind == "endpoint":

@@ -97,7 +97,7 @@ class Solver:
         running: dict[int, _Running] = {}
         upcoming = next(problems, None)
         while upcoming is not None or running:
-            while upcoming is not None and self.engine.load < self.engine.window:
+            while upcoming is not None and self.engine.load < self.engine.capacity:
                 place, problem = upcoming
                 one = running[place] = _Running(self, place, problem, watcher)
                 one.advance(None)

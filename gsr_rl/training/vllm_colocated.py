@@ -192,11 +192,11 @@ def engine_in_place(args: GSRConfig):
         )
     elif args.use_vllm:
         pass
-        from gsr_rl.engines.base import cpu_environment
+        from gsr_rl.engines.local import set_vllm_environment
 
         on_cpu = not torch.cuda.is_available()
         if on_cpu:
-            cpu_environment()
+            set_vllm_environment()
         eager = on_cpu if args.vllm_enforce_eager is None else args.vllm_enforce_eager
         options = {"dtype": args.vllm_dtype, "enforce_eager": eager}
         grpo_trainer.VLLMGeneration = partial(ColocatedVLLM, seed=args.seed, engine_options=options)

@@ -284,7 +284,10 @@ def findings(**values) -> str:
         ),
         ({"endpoints": ["http://host/v1"], "endpoint_api": "responses"}, "use chat or completions"),
         ({"endpoints": ["http://host/v1"], "request_timeout": 0}, "request_timeout=0: a positive number"),
-        ({"teacher_engine": "magic", "endpoints": ["http://h/v1"]}, "teacher_engine='magic' is not known"),
+        (
+            {"teacher_engine": "magic", "endpoints": ["http://h/v1"]},
+            "teacher_engine='magic': use vllm, transformers or endpoint",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_without_showing_secrets(values, message):

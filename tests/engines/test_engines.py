@@ -26,7 +26,7 @@ def check_engine(engine):
     greedy = engine.generate(PROMPTS, Sampling(n=2, temperature=0.0, max_tokens=5))
     assert [[a.token_ids == b.token_ids for a, b in [group]] for group in greedy] == [[True]] * 3
     assert engine.generate(PROMPTS[::-1], Sampling(n=1, temperature=0.0, max_tokens=5))[0][0] == greedy[2][0]
-    with pytest.raises(ValueError, match=r"prompt 1 has 30 tokens, with max_tokens=500 .* window of 512"):
+    with pytest.raises(ValueError, match=r"prompt 1 has 30 tokens, with max_tokens=500 .* context of 512 tokens"):
         engine.generate(PROMPTS, Sampling(max_tokens=500))
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         engine.generate([[]], Sampling())
@@ -78,7 +78,7 @@ def test_a_stream_reads_requests_only_as_there_is_room_and_gives_each_back_once(
             yield Request(index, tokenizer_ids("38+1"), Sampling(n=1 + index % 7))
 
     engine, seen = FixedEngine(), []
-    engine.window = 12
+    engine.capacity = 12
     for result in engine.stream(requests()):
         seen.append(result.key)
         assert len(result.completions) == 1 + result.key % 7

@@ -65,7 +65,7 @@ def test_problems_are_read_only_as_there_is_room():
         nonlocal read
         for problem in PROBLEMS * 5:
             read += 1
-            assert engine.load < engine.window + 4, "one problem is read ahead"
+            assert engine.load < engine.capacity + 4, "one problem is read ahead"
             yield problem
 
     with Solver(TINY, engine, **KEYS) as solver:
