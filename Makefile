@@ -42,8 +42,11 @@ lint: install ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: install lint ## lint, format and the tests, one case an axis
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+WORKERS ?= 2
+
+test: install lint ## lint, format and the tests, one case an axis; those that assert seconds run alone at the end
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu and not clock"
+	$(BIN)/python -m pytest -m "clock and not slow and not gpu"
 
 test-all: install lint ## the full matrix; resumes where it stopped, results in .test-all/
 	$(BIN)/python tests/run_all.py

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch and vLLM are imported: one thread per worker, and a GiB of cache per engine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -12,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.support.paths import for_cpu  # noqa: E402
+from tests.support.programs import environment  # noqa: E402
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -89,11 +94,10 @@ def launch(tmp_path_factory):
                 config = for_cpu(config, tmp_path_factory.mktemp("accelerate"))
             prefix += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0"]
             prefix += ["--num_processes", "2"] if two_on_cpu else []
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [*prefix, *map(str, command)],
             cwd=ROOT,
-            env=environment | (env or {}),
+            env=environment(**(env or {})),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -104,3 +108,12 @@ def launch(tmp_path_factory):
         return done.stdout
 
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, and on one worker what shares a module's fixtures or would run two programs of two at once."""
+    for item in items:
+        group = "pair" if item.get_closest_marker("distributed") else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    weight = {"pair": 0}
+    items.sort(key=lambda item: weight.get(item.get_closest_marker("xdist_group").args[0], 1))

@@ -8,17 +8,8 @@ import pytest
 import yaml
 
 from gsr_rl import cli
+from tests.support.findings import GRPO, TINY, findings
 from tests.support.paths import ROOT
-
-TINY = "recipes/tiny/models/base"
-GRPO = {"dataset_name": "tiny/mix", "per_device_train_batch_size": 16, "num_generations": 8}
-GRPO |= {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"}
-
-
-def findings(program: str = "grpo", **values) -> str:
-    with pytest.raises(ValueError) as caught:
-        cli.check_values(program, GRPO | values)
-    return str(caught.value)
 
 
 def test_a_sound_configuration_passes():

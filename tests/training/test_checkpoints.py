@@ -1,7 +1,6 @@
 """A run that is killed at any moment goes on from a whole checkpoint and ends as if nothing had happened."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,16 +15,17 @@ from peft import LoraConfig, get_peft_model
 
 from gsr_rl.training.checkpoints import STOPPED, expected_size, resume_point
 from tests.support.paths import ROOT
+from tests.support.programs import Program, environment
 
 PROGRAM = ROOT / "tests" / "programs" / "killable_run.py"
 
 
-def start(out, model, expect, kill="", overrides=None, **environment):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KILL": kill} | environment
-    command = [sys.executable, str(PROGRAM), str(out), model, json.dumps(overrides or {})]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert done.returncode in expect, done.stderr[-3000:]
-    return done
+def start(out, model, expect, kill="", overrides=None, **environment) -> tuple[int, str]:
+    """The exit code, which is one of those expected, and the output."""
+    program = Program(PROGRAM, out, model, json.dumps(overrides or {}), KILL=kill, **environment)
+    code = program.wait(timeout=300)
+    assert code in expect, program.output()[-3000:]
+    return code, program.output()
 
 
 def whole(folder: Path) -> list[str]:
@@ -59,9 +59,9 @@ def run_through(out, model, kills):
     """Start the same command again and again, killed as told; returns the folder's checkpoints after each kill."""
     seen = []
     for kill in kills:
-        done = start(out, model, {0, -signal.SIGKILL}, kill)
+        code, _ = start(out, model, {0, -signal.SIGKILL}, kill)
         seen.append(whole(Path(f"{out}_run")))
-        if done.returncode == 0:
+        if code == 0:
             return seen
     start(out, model, {0})
     return seen
@@ -98,9 +98,7 @@ def test_what_the_order_of_problems_depends_on_is_resumed(tiny_model, tmp_path, 
 
 def test_sigterm_saves_and_exits_with_the_stated_code(uninterrupted, tiny_model, tmp_path):
     out = tmp_path / "run.pt"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(PROGRAM), str(out), tiny_model, json.dumps({"save_steps": 100})]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    process = Program(PROGRAM, out, tiny_model, json.dumps({"save_steps": 100}))
     metrics = Path(f"{out}_run/metrics.jsonl")
     deadline = time.monotonic() + 120
     while not metrics.is_file() and time.monotonic() < deadline:
@@ -116,8 +114,8 @@ def test_sigterm_saves_and_exits_with_the_stated_code(uninterrupted, tiny_model,
 def test_a_full_disk_is_a_clear_error_and_leaves_the_checkpoints_before(tiny_model, tmp_path):
     out = tmp_path / "run.pt"
     start(out, tiny_model, {0}, overrides={"max_steps": 4})
-    done = start(out, tiny_model, {1}, DISK_FULL="1")
-    assert "checkpoint checkpoint-6 could not be written" in done.stderr and "make room" in done.stderr
+    _, output = start(out, tiny_model, {1}, DISK_FULL="1")
+    assert "checkpoint checkpoint-6 could not be written" in output and "make room" in output
     assert whole(Path(f"{out}_run")) == ["checkpoint-2", "checkpoint-4"]
     assert not Path(f"{out}_run/checkpoint-saving").exists()
 
@@ -171,8 +169,7 @@ def test_sigterm_to_the_launcher_of_two_zero_processes_leaves_a_checkpoint_to_go
     keys += ["--resume_from_checkpoint", "true", "--num_examples", "0"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    process = subprocess.Popen(command, env=environment(), cwd=ROOT)
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 300
     while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -4,11 +4,16 @@ import json
 
 import pytest
 
+from tests.support.programs import Program
+
+pytestmark = pytest.mark.clock
+
 
 @pytest.fixture(scope="module")
-def step(launch, tiny_model, tmp_path_factory):
+def step(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("hostile") / "out.json"
-    launch("tests/programs/hostile_step.py", out, tiny_model)
+    program = Program("tests/programs/hostile_step.py", out, tiny_model)
+    assert program.wait(timeout=400) == 0, program.output()[-6000:]
     return json.loads(out.read_text())
 
 

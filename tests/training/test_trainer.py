@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.programs import train_fixed
+
 PROGRAMS = "tests/programs"
 BASE = "recipes/tiny/models/base"
 
@@ -17,8 +19,12 @@ def gradient(run: dict, step: int) -> torch.Tensor:
 
 
 def fixed_run(launch, folder, model, accelerate=None, **overrides) -> dict:
+    """A run of two processes under an accelerate configuration; without one, in this process."""
     out = folder / f"{accelerate}.pt"
-    launch(f"{PROGRAMS}/train_fixed.py", out, model, json.dumps(overrides), accelerate=accelerate)
+    if accelerate is None:
+        train_fixed.main(str(out), model, json.dumps(overrides))
+    else:
+        launch(f"{PROGRAMS}/train_fixed.py", out, model, json.dumps(overrides), accelerate=accelerate)
     return torch.load(out)
 
 

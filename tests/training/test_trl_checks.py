@@ -10,8 +10,8 @@ from gsr_rl import cli
 from gsr_rl.data.config import held_out_keys
 from gsr_rl.training.sharding import warn_of_lost_updates
 from gsr_rl.training.trl_checks import check_reporting
+from tests.support.findings import GRPO, TINY, findings
 from tests.support.paths import ROOT
-from tests.test_cli import GRPO, TINY, findings
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_dataset_name": "tiny/mix"}
 BEST = EVERY_STEP | {"load_best_model_at_end": True}
