@@ -96,6 +96,7 @@ def test_a_box_that_is_ascribed_to_others_gives_way(text):
     ],
     ids=lambda text: text[:12],
 )
+@pytest.mark.clock
 @pytest.mark.parametrize("require_box", [True, False])
 def test_extraction_never_takes_long(text, require_box):
     began = time.monotonic()

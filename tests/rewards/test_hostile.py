@@ -8,6 +8,8 @@ import pytest
 
 import rewards
 
+pytestmark = pytest.mark.clock
+
 MARKER = "/tmp/gsr-rl-was-executed"
 SECONDS = 10.0
 
@@ -141,8 +143,19 @@ def in_thread(rows, timeout):
     return found[0]
 
 
-@pytest.mark.parametrize("where", [run, in_thread], ids=["main", "thread"])
-@pytest.mark.parametrize("rows", [HANGS_A_SOLVER, HUGE, ODD], ids=["hangs", "huge", "odd"])
+@pytest.mark.parametrize(
+    ("rows", "where"),
+    [
+        pytest.param(HANGS_A_SOLVER, run, id="hangs-main"),
+        pytest.param(HANGS_A_SOLVER[:3], in_thread, id="three hangs-thread"),
+        pytest.param(HANGS_A_SOLVER[3:], in_thread, id="the other hangs-thread", marks=pytest.mark.slow),
+        *(
+            pytest.param(rows, where, id=f"{name}-{place}")
+            for name, rows in (("huge", HUGE), ("odd", ODD))
+            for place, where in (("main", run), ("thread", in_thread))
+        ),
+    ],
+)
 def test_hostile_answers_are_graded_right_and_in_time(rows, where):
     assert where(rows, 1.5) == []
 

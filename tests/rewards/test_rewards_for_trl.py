@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 
@@ -145,23 +146,18 @@ def test_each_reward_takes_what_trl_passes():
         assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
-def test_the_command_says_why():
-    run = subprocess.run(
-        [sys.executable, "-m", "rewards", "--gold", r"\frac12", "--completion", r"so \boxed{0.5}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "right (1.0)" in run.stdout
-    assert "extracted: 0.5" in run.stdout
-    run = subprocess.run(
-        [sys.executable, "-m", "rewards", "--gold", "x+1", "--completion", r"so \boxed{x+2}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "wrong (0.0)" in run.stdout
-    assert "the formula x+2" in run.stdout
+def test_the_command_says_why(monkeypatch, capsys):
+    def output(gold: str, completion: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["rewards", "--gold", gold, "--completion", completion])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("rewards", run_name="__main__")
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    right = output(r"\frac12", r"so \boxed{0.5}")
+    assert "right (1.0)" in right and "extracted: 0.5" in right
+    wrong = output("x+1", r"so \boxed{x+2}")
+    assert "wrong (0.0)" in wrong and "the formula x+2" in wrong
 
 
 def test_importing_loads_neither_sympy_nor_torch():

@@ -14,6 +14,8 @@ import pytest
 import rewards
 from rewards import grading, verifier
 
+pytestmark = pytest.mark.clock
+
 HANGS = r"\boxed{\prod_{k=1}^{10^9} (k+%s)}"
 
 

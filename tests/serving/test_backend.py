@@ -79,6 +79,7 @@ def test_tries_are_used_up():
         assert server.seen["500"] == 3
 
 
+@pytest.mark.clock
 def test_candidates_that_are_there_in_time_are_used_and_answers_are_all_needed():
     with FaultyServer({"none": 1, "hang": 1}, hang=30, seed=3) as server:
         start = time.monotonic()

@@ -13,6 +13,8 @@ from gsr_rl.serving.config import ServeConfig
 from gsr_rl.serving.limits import allow_files
 from tests.support.serving import Serving, ToldBackend, wait_until
 
+pytestmark = pytest.mark.clock
+
 ASK = {"model": "letters", "messages": [{"role": "user", "content": "1+1"}]}
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 

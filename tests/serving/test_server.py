@@ -83,6 +83,7 @@ def test_a_stream_holds_the_same_answer_its_usage_and_its_end(served):
     assert used.completion_tokens == 3 + 2 * 4 and ours["degraded"] is None
 
 
+@pytest.mark.clock
 def test_a_stream_speaks_while_it_is_sampled(served, backend):
     backend.delay = {"refinement": 0.6}
     stream = served.client().chat.completions.create(**ASK, stream=True)
@@ -287,6 +288,7 @@ def test_a_stream_that_breaks_off_says_so(served, backend):
     wait_until(lambda: counted(served) == {"503": 1, "200": 1}, 5, "the count")
 
 
+@pytest.mark.clock
 def test_the_time_limit_is_kept_and_shared_by_the_stages(backend):
     with Serving(backend, request_seconds=0.6) as served:
         backend.delay = {"candidate": 5}
@@ -301,6 +303,7 @@ def test_the_time_limit_is_kept_and_shared_by_the_stages(backend):
         assert 0.5 < time.monotonic() - start < 1.5
 
 
+@pytest.mark.clock
 def test_waiting_for_a_place_counts_as_time(backend):
     backend.delay = {"candidate": 0.9, "refinement": 0.9}
     with Serving(backend, request_seconds=2, max_running=1) as served:
@@ -339,6 +342,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream_ends_the_work(served, back
     wait_until(lambda: counted(served) == {"499": 1}, 5, "the count")
 
 
+@pytest.mark.clock
 def test_a_slow_stream_is_kept_alive_by_comments(backend):
     backend.delay = {"candidate": 0.8}
     with Serving(backend, keep_alive_seconds=0.2) as served:

@@ -249,6 +249,7 @@ def test_bad_input_ends_with_two_and_one_message(capsys):
         assert capsys.readouterr().err.startswith("gsr-solve: error: ")
 
 
+@pytest.mark.clock
 def test_help_is_quick_and_loads_nothing():
     code = (
         "import sys; from gsr_rl.serving.solve_cli import parser; parser().format_help();"
@@ -300,8 +301,8 @@ def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
     assert all(f"the end of {index}" in "".join(shown) for index in range(refinements))
 
 
-SOLVE = [sys.executable, "-m", "gsr_rl.serving.solve_cli", "--model", TINY, "--prompt-template", "tiny"]
-SOLVE += ["--max-completion-length", "40", "--engine", "transformers"]
+WORDS = ["--model", TINY, "--prompt-template", "tiny", "--max-completion-length", "40", "--engine", "transformers"]
+SOLVE = [sys.executable, "-m", "gsr_rl.serving.solve_cli", *WORDS]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "LINES": "40"}
 
 
@@ -318,13 +319,15 @@ def test_json_is_one_object_a_problem_and_nothing_else(tmp_path):
         assert one["usage"]["completion_tokens"] > 0
 
 
-def test_a_pipe_gets_plain_text():
-    done = subprocess.run(SOLVE, cwd=ROOT, env=ENVIRONMENT, timeout=120, capture_output=True, text=True,
-                          input=PROBLEMS[0])  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout and f"Problem: {PROBLEMS[0]}" in done.stdout
+def test_a_pipe_gets_plain_text(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROBLEMS[0]))
+    with pytest.raises(SystemExit) as end:
+        main(WORDS)
+    output, errors = capfd.readouterr()
+    assert end.value.code == 0, errors
+    assert "\x1b" not in output and f"Problem: {PROBLEMS[0]}" in output
     for words in ("Candidate 4: answer ", "Votes: ", "Answer: ", "Cost: 4 candidates: "):
-        assert words in done.stdout
+        assert words in output
 
 
 def _drain(terminal: int) -> None:
