@@ -22,12 +22,14 @@ def main() -> None:
     problem_args, args = parse("distill")
     configs = {"problems": problem_args, "distillation": args}
 
-    from gsr_rl.data.problems import read_problems
+    from gsr_rl.data.problems import check_file, read_problems
     from gsr_rl.distillation.plan import plan, stated_problems
     from gsr_rl.run_folder import append_json_line, atomic_path, atomic_write, print_dry_run, write_run_info
 
     # Problems, decontaminated. A dry run takes their number from the configuration if it stands there.
     if args.dry_run and (stated := stated_problems(problem_args, args)):
+        with clear_errors("distill"):
+            check_file(problem_args)
         return print_dry_run(configs, plan(stated, args))
     with clear_errors("distill"):
         problems = read_problems(problem_args)

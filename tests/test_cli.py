@@ -130,20 +130,6 @@ def test_a_missing_file_is_named():
     assert "no/such.jsonl: there is no such file" in findings(dataset_name="no/such.jsonl")
 
 
-def test_a_row_without_an_answer_is_named_by_its_line(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "answer": ""}\n')
-    message = findings(dataset_name=str(path))
-    assert "rows.jsonl, line 2: no answer" in message and "--answer_column" in message
-    path = tmp_path / "rows.csv"
-    path.write_text("problem,answer\n1+1,2\n1+2,\n")
-    assert "rows.csv, row 2: no answer" in findings(dataset_name=str(path))
-    path.write_text("problem,answer\n")
-    assert "rows.csv: it has no rows" in findings(dataset_name=str(path))
-    path.write_bytes("problem,answer\né,1\n".encode("latin-1"))
-    assert "rows.csv: it is not UTF-8 text" in findings(dataset_name=str(path))
-
-
 def test_a_number_that_is_no_number_is_named():
     assert "num_generations='many': a whole number is expected" in findings(num_generations="many")
 

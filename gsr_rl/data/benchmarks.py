@@ -1,6 +1,6 @@
 """Benchmarks by name: their problems from the Hub, from a local file or generated, checked against the manifest.
 
-    aime24, amc23, math500, ...      a set of gsr_rl/data/hub_sets.py, or one of its aliases
+    aime24, amc23, math500, ...      a set of the manifest `BENCHMARKS`, or one of its aliases
     knights_knaves/4[/choice]        generated, with 4 inhabitants; as multiple choice
     reasoning_gym/TASK, tiny/mix     generated
     path/to/rows.jsonl, USER/NAME    a local file, a data set on the Hub; path/to/aime24.jsonl is checked as aime24
@@ -12,16 +12,20 @@ same in capitals, and with other or no dashes: `AMC-2023`, `Knights-Knaves/4`.
 import difflib
 import hashlib
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
-from gsr_rl.data import hub_sets, knights_knaves
-from gsr_rl.data.gym_tasks import installed
-from gsr_rl.data.hub_sets import BENCHMARKS, FORMS, Benchmark
-from gsr_rl.data.problems import ANSWER_COLUMNS, PROBLEM_COLUMNS, plain_config, read_problems
-from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES
+from gsr_rl.data import gym_tasks
+from gsr_rl.data.problems import plain_config, print_left_out, read_problems
+from gsr_rl.data.sources import (
+    ANSWER_COLUMNS,
+    GENERATED,
+    HUB_SETS,
+    LOCAL_SUFFIXES,
+    PROBLEM_COLUMNS,
+    HubSet,
+    source_of,
+)
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
@@ -29,12 +33,87 @@ USABLE = 0.95  # of the rows of a set of the manifest, at least; all where it kn
 _KNIGHTS = re.compile(r"knights_?(?:and_?)?knaves(?:/(\d+))?(/choice)?(?:@(\w+))?")
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """An entry of the manifest.
+
+    Attributes:
+        hub: Data set on the Hub; what it holds is in its last split.
+        rows: Accepted numbers of problems.
+        form: Of its answers, a key of `FORMS`.
+        about: What it is, in words.
+        layout: Of a set that is not in `HUB_SETS`.
+        answers: Fingerprint of its sorted answers, for sets of integers whose answers are known here.
+        aliases: Other names that are understood; capitals, dashes and underscores make no difference.
+    """
+
+    hub: str
+    rows: tuple[int, ...]
+    form: str
+    about: str
+    layout: HubSet | None = None
+    answers: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> HubSet:
+        """Splits, configurations and columns on the Hub."""
+        return self.layout or HUB_SETS[self.hub]
+
+    @property
+    def split(self) -> str:
+        return self.columns.splits[-1]
+
+
+FORMS = {  # name -> (pattern of the answer, or None for any that the verifier reads; in words)
+    "integer from 0 to 999": (r"0*\d{1,3}(\.0+)?", "an integer from 0 to 999"),
+    "integer": (r"-?\d[\d,]*(\.0+)?", "an integer"),
+    "latex": (None, "an answer that the verifier can read"),
+}
+
+BENCHMARKS = {
+    "aime24": Benchmark(
+        "HuggingFaceH4/aime_2024", (30,), "integer from 0 to 999", "AIME I and II of 2024",
+        answers="a4c126aaa6c9", aliases=("aime2024",),
+    ),
+    "aime25": Benchmark(
+        "math-ai/aime25", (30,), "integer from 0 to 999", "AIME I and II of 2025",
+        answers="50cbd2487eb2", aliases=("aime2025",),
+    ),
+    "amc23": Benchmark(
+        "math-ai/amc23", (40,), "integer", "AMC 12 of 2023, the problems with integer answers",
+        answers="401a4e1e1c97", aliases=("amc2023",),
+    ),
+    "amc22-23": Benchmark(
+        "AI-MO/aimo-validation-amc", (83,), "integer", "AMC 12 of 2022 and 2023", HubSet(("train",)),
+        aliases=("amc", "amc2022-23", "amc2022-2023", "aimo-validation-amc"),
+    ),
+    "math500": Benchmark("HuggingFaceH4/MATH-500", (500,), "latex", "500 problems of MATH's test split"),
+    "olympiadbench": Benchmark(
+        "Hothan/OlympiadBench", (674, 675), "latex",
+        "OlympiadBench, open-ended, maths, English, text only (OE_TO_maths_en_COMP)",
+        aliases=("olympiad", "OE_TO_maths_en_COMP"),
+    ),
+    "gsm8k": Benchmark(
+        "openai/gsm8k", (1319,), "integer", "GSM8K's test split", answers="991b0202b079", aliases=("gsm8k_test",),
+    ),
+    "minerva": Benchmark(
+        "math-ai/minervamath", (272,), "latex", "the science and engineering problems of Minerva's paper",
+        HubSet(("test",), problem="question"), aliases=("minervamath",),
+    ),
+    "hmmt": Benchmark(
+        "MathArena/hmmt_feb_2025", (30,), "latex", "Harvard-MIT Mathematics Tournament, February 2025",
+        HubSet(("train",)), aliases=("hmmt25", "hmmt2025", "hmmt_feb_2025", "hmmt_feb25"),
+    ),
+}  # fmt: skip
+
+
 def _plain(name: str) -> str:
     """A name without what spellings of it differ in."""
     return re.sub(r"[-_ ]", "", name.lower())
 
 
-_ALIASES = {_plain(alias): name for name, one in BENCHMARKS.items() for alias in (name, *one.aliases)}
+_NAMES = {_plain(name): key for key, entry in BENCHMARKS.items() for name in (key, *entry.aliases)}
 
 
 @dataclass(frozen=True)
@@ -54,8 +133,13 @@ class Source:
         return bool(self.file) or self.people is not None or self.name.startswith(GENERATED)
 
     @property
+    def place(self) -> str:
+        """Where the rows of a set of the manifest come from."""
+        return self.file or self.known.hub
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """Which keys of `ProblemConfig` about one set's rows have a say in this one."""
+        """Which keys of `ProblemConfig` about one set's rows are read for this one; the others are ignored."""
         if self.name.startswith(GENERATED):
             return ("dataset_kwargs",)
         columns = ("problem_column", "answer_column")
@@ -80,9 +164,9 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     if Path(name).suffix in LOCAL_SUFFIXES:
         stem = Path(name).stem
         return resolve(stem, {stem: name}) if is_name(stem) else Source(stem, file=name)
-    if prefix := next((one for one in GENERATED if name.lower().replace("-", "_").startswith(one)), None):
-        return Source(prefix + name[len(prefix) :].lower().replace("-", "_"))
-    if known := _ALIASES.get(_plain(name)):
+    if (generated := name.lower().replace("-", "_")).startswith(GENERATED):
+        return Source(generated)
+    if known := _NAMES.get(_plain(name)):
         return Source(known, BENCHMARKS[known], named.get(known))
     if _plain(name).startswith(("knightsknaves", "knightsandknaves")):
         raise ValueError(
@@ -91,8 +175,8 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     if "/" in name:
         return Source(name, file=named.get(name))
     names = [*BENCHMARKS, "knights_knaves", "reasoning_gym/TASK", "tiny/mix"]
-    near = difflib.get_close_matches(_plain(name), [*_ALIASES, "knightsknaves"], n=1, cutoff=0.5)
-    hint = f"did you mean {_ALIASES.get(near[0], 'knights_knaves')}? " if near else ""
+    near = difflib.get_close_matches(_plain(name), [*_NAMES, "knightsknaves"], n=1, cutoff=0.5)
+    hint = f"did you mean {_NAMES.get(near[0], 'knights_knaves')}? " if near else ""
     raise ValueError(
         f"benchmarks: {name!r} is not known: {hint}Use {', '.join(names)}, a local file or a name on the Hub"
     )
@@ -100,13 +184,13 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
 
 def is_name(name: str) -> bool:
     """Whether a benchmark that is checked goes by this name: one of the manifest, an alias, Knights and Knaves."""
-    return _plain(name) in _ALIASES or bool(_knights_of(name))
+    return _plain(name) in _NAMES or bool(_knights_of(name))
 
 
 def _canonical(name: str) -> str:
     """The one spelling of a benchmark's name; what is none stays as it is."""
     match = _knights_of(name)
-    return _knights_name(match) if match else _ALIASES.get(_plain(name), name)
+    return _knights_name(match) if match else _NAMES.get(_plain(name), name)
 
 
 def _knights_of(name: str) -> re.Match | None:
@@ -128,9 +212,9 @@ def _knights_source(name: str, match: re.Match, named: dict[str, str]) -> Source
             file, people = known, int(match[1] or number)
     if match[1] and people < 2:
         raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
-    if not file and people > knights_knaves.MOST_PEOPLE:
+    if not file and people > gym_tasks.MAX_PEOPLE:
         raise ValueError(
-            f"benchmarks: {name}: puzzles of at most {knights_knaves.MOST_PEOPLE} inhabitants are generated, "
+            f"benchmarks: {name}: puzzles of at most {gym_tasks.MAX_PEOPLE} inhabitants are generated, "
             f"larger ones can come from a file: --benchmark_files '{{{name}: FILE.jsonl}}'"
         )
     if file and match[3]:
@@ -176,24 +260,23 @@ def _read(source: Source, name: str, **values):
             f"benchmarks: {source.name} cannot be read from {name} ({type(error).__name__}: {error}): give a local "
             f"file by --benchmark_files '{{{source.name}: FILE.jsonl}}'"
         ) from None
-    for reason, count in problems.counts.items():
-        if count and reason not in ("rows read", "problems"):
-            print(f"{source.name}: left out {count} rows {reason}", file=sys.stderr)
+    print_left_out(source.name, problems.counts)
     return problems
 
 
 def _known(source: Source, problem_config) -> list[dict]:
-    known = source.known
+    """A set of the manifest, which `check_rows` finds to be that one."""
+    layout = source.known.columns
     if source.file:
         columns = {
-            "problem_column": list(dict.fromkeys([known.problem, *PROBLEM_COLUMNS])),
-            "answer_column": list(dict.fromkeys([known.answer, *ANSWER_COLUMNS])),
+            "problem_column": list(dict.fromkeys([layout.problem, *PROBLEM_COLUMNS])),
+            "answer_column": list(dict.fromkeys([layout.answer, *ANSWER_COLUMNS])),
         }
         problems = _read(source, source.file, **columns | _keys_of_a_file(problem_config))
     else:
-        columns = {"problem_column": known.problem, "answer_column": known.answer}
-        how = {"dataset_split": known.split, "dataset_config": known.config, "unusable_rows": "drop"}
-        problems = _read(source, known.hub, **columns, **how)
+        columns = {"problem_column": layout.problem, "answer_column": layout.answer}
+        part = {"dataset_split": layout.splits[-1], "dataset_config": next(iter(layout.configs), None)}
+        problems = _read(source, source.known.hub, **columns, **part, unusable_rows="drop")
     for message in check_rows(source, problems.counts["rows read"], problems.rows):
         raise ValueError(message)
     return problems.rows
@@ -206,7 +289,7 @@ def _keys_of_a_file(problem_config) -> dict:
 
 
 def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
-    """What is wrong with the rows of a set of the manifest.
+    """The first thing that is wrong with the rows of a set of the manifest, as one message; none if nothing is.
 
     Of the answers only integers are known here, by their fingerprint.
 
@@ -215,13 +298,17 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
         number: Rows that were read, also those that were not usable.
         rows: The usable ones.
     """
-    known, where = source.known, source.file or source.known.hub
+    return _check_number(source, number, rows) or _check_form(source, rows) or _check_answers(source, rows)
+
+
+def _check_number(source: Source, number: int, rows: list[dict]) -> list[str]:
+    known, where = source.known, source.place
     if number not in known.rows:
         wanted = " or ".join(map(str, known.rows))
-        other = [name for name, one in BENCHMARKS.items() if number in one.rows and name != source.name]
-        mend = f"that is the number of {', '.join(other)}" if other else "no benchmark here has that many"
+        others = [name for name, entry in BENCHMARKS.items() if number in entry.rows and name != source.name]
+        fix = f"that is the number of {', '.join(others)}" if others else "no benchmark here has that many"
         return [
-            f"benchmarks: {source.name} has {wanted} problems ({known.about}), {where} has {number}: {mend}. Give the "
+            f"benchmarks: {source.name} has {wanted} problems ({known.about}), {where} has {number}: {fix}. Give the "
             f"right file, or evaluate this one under another name (rename the file, and give it in benchmarks)"
         ]
     if len(rows) < (number if known.answers else USABLE * number):
@@ -229,29 +316,38 @@ def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
             f"benchmarks: {source.name} has {number} rows in {where}, of which only {len(rows)} are usable and "
             "different: another column holds the answers, or problems repeat"
         ]
-    pattern, words = FORMS[known.form]
-    for place, row in enumerate(rows, 1):
-        if pattern and not re.fullmatch(pattern, row["answer"].strip()):
-            return [
-                f"benchmarks: an answer of {source.name} is {words}, but that of problem {place} of {where} "
-                f"({row['id']}) is {row['answer'][:60]!r}: it is another set, or another column holds the answers"
-            ]
+    return []
+
+
+def _check_form(source: Source, rows: list[dict]) -> list[str]:
+    pattern, words = FORMS[source.known.form]
+    return [
+        f"benchmarks: an answer of {source.name} is {words}, but that of problem {number} of {source.place} "
+        f"({row['id']}) is {row['answer'][:60]!r}: it is another set, or another column holds the answers"
+        for number, row in enumerate(rows, 1)
+        if pattern and not re.fullmatch(pattern, row["answer"].strip())
+    ][:1]
+
+
+def _check_answers(source: Source, rows: list[dict]) -> list[str]:
+    known, where = source.known, source.place
     answers = [row["answer"] for row in rows]
     if not all(re.fullmatch(FORMS["integer"][0], answer.strip()) for answer in answers):
         return []
-    found = answers_fingerprint(answers)
-    if found == known.answers:
+    fingerprint = answers_fingerprint(answers)
+    if fingerprint == known.answers:
         return []
-    for name, one in BENCHMARKS.items():
-        if found == one.answers:
+    for name, entry in BENCHMARKS.items():
+        if fingerprint == entry.answers:
             return [f"benchmarks: {where} holds the answers of {name}, not of {source.name}: name it {name}"]
-    if not known.answers and pattern:
+    of_integers = FORMS[known.form][0] is not None
+    if not known.answers and of_integers:
         return []
-    has = "other answers than" if pattern else "integers alone as answers, unlike"
-    own = "rename the file, and give that" if source.file else f"--benchmarks {where}@{known.split}"
+    has = "other answers than" if of_integers else "integers alone as answers, unlike"
+    renamed = "rename the file, and give that" if source.file else f"--benchmarks {where}@{known.split}"
     return [
         f"benchmarks: {where} has {has} {source.name} ({known.about}): give the right file, or evaluate this one "
-        f"under another name ({own})"
+        f"under another name ({renamed})"
     ]
 
 
@@ -262,11 +358,12 @@ def answers_fingerprint(answers: list[str]) -> str:
 
 
 def _knights(source: Source, problem_config) -> list[dict]:
+    """Knights and Knaves, generated or from a file."""
     if source.file:
         rows = _read(source, source.file, **_keys_of_a_file(problem_config)).rows
-        rows = [knights_knaves.with_roles(row) for row in rows]
+        rows = [gym_tasks.with_roles(row) for row in rows]
         for place, row in enumerate(rows, 1):
-            count = len(knights_knaves.people(row))
+            count = len(gym_tasks.people(row))
             if not count or (source.people and count != source.people):
                 wanted = f"{source.people} inhabitants" if source.people else "who is a knight and who is a knave"
                 raise ValueError(
@@ -276,43 +373,16 @@ def _knights(source: Source, problem_config) -> list[dict]:
                 )
     else:
         number = problem_config.max_problems or DEFAULT_KNIGHTS
-        rows = generate_knights_knaves(source.people, number, source.split, problem_config.problem_seed)
-    return [knights_knaves.as_choice(row) for row in rows] if source.choice else rows
-
-
-def generate_knights_knaves(num_people: int, number: int, split: str, seed: int) -> list[dict]:
-    """`number` problems with `num_people` inhabitants and one solution each, by reasoning-gym's task.
-
-    Returns:
-        Rows `{"id", "problem", "answer", "names", "is_knight"}`.
-
-    Raises:
-        ValueError: As `problems.read_problems` for a generated set.
-    """
-
-    installed("knights_knaves")
-    from reasoning_gym.logic.knights_knaves import KnightsKnavesDataset
-
-    config = plain_config("reasoning_gym/knights_knaves", dataset_split=split, max_problems=number,
-                          problem_seed=seed, dataset_kwargs={"n_people": num_people})  # fmt: skip
-    with mock.patch.object(KnightsKnavesDataset, "find_solution", staticmethod(knights_knaves.find_solutions)):
-        problems = read_problems(config)
-    rows = []
-    for row in problems.rows:
-        roles = knights_knaves.read_roles(knights_knaves.in_one_wording(row["answer"], row["problem"]))
-        more = {"names": list(roles), "is_knight": list(roles.values()), "answer": knights_knaves.answer_text(roles)}
-        rows.append(row | {"problem": knights_knaves.in_one_wording(row["problem"], row["problem"])} | more)
-    return rows
+        rows = gym_tasks.generate_knights_knaves(source.people, source.split, number, problem_config.problem_seed)
+    return [gym_tasks.as_choice(row) for row in rows] if source.choice else rows
 
 
 def _other(source: Source, problem_config) -> list[dict]:
     """A generated set, a local file, or a set of the Hub that the manifest does not hold."""
-    base, _, split = (source.file, "", "") if source.file else source.name.partition("@")
-    known = hub_sets.HUB_SETS.get(base)
-    split = split or (known.splits[-1] if known else "test")
+    name, split = (source.file, "test") if source.file else source_of(source.name)
     keys = ("dataset_config", "problem_column", "answer_column", "max_problems", "problem_seed", "dataset_kwargs")
     values = {key: getattr(problem_config, key) for key in (*keys, "row_filters", "unusable_rows")}
-    return _read(source, base, dataset_split=split, **values).rows
+    return _read(source, name, dataset_split=split, **values).rows
 
 
 def describe(name: str, files: dict[str, str] | None, problem_config) -> tuple[str, list[dict] | int | None]:

@@ -55,10 +55,10 @@ def tokens_of(text: str) -> list[str]:
     text = _LOWERED.sub(r" _\g<0> ", _RAISED.sub(r" ^\g<0> ", text))
     text = unicodedata.normalize("NFKC", re.sub("[≤≥≠×·⋅−–…°π∞√‘’“”]", lambda sign: f" {_SAME[sign[0]]} ", text))
     text = re.sub(r"\^[\s{]*(?=\\(?:circ|degree)(?![a-zA-Z]))", "", text)
-    found = [_SAME.get(token, token).casefold() for token in _TOKEN.findall(text)]
-    while found and found[-1] in (".", "?"):
-        found.pop()
-    return [token.replace(",", "") if token[0].isdigit() else token for token in found]
+    tokens = [_SAME.get(token, token).casefold() for token in _TOKEN.findall(text)]
+    while tokens and tokens[-1] in (".", "?"):
+        tokens.pop()
+    return [token.replace(",", "") if token[0].isdigit() else token for token in tokens]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,42 @@ class Finding:
     evaluation_set: str
     evaluation_id: str
     evaluation_problem: str
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A problem of an evaluation set."""
+
+    evaluation_set: str
+    row: dict
+    tokens: list[str]
+
+
+class _Index:
+    """Problems of evaluation sets, to be found by their texts and by their n-grams.
+
+    Args:
+        texts: Tokens of the training problems, which say with the others what a common phrase is.
+    """
+
+    def __init__(self, problems: list[_Problem], texts: list[list[str]], n: int):
+        self._problems, self._n = problems, n
+        self._exact = {tuple(problem.tokens): place for place, problem in reversed(list(enumerate(problems)))}
+        self._places = _places([problem.tokens for problem in problems], texts, n)
+        self._sizes = Counter(place for places in self._places.values() for place in places)
+
+    def find(self, tokens: list[str], threshold: float) -> tuple[_Problem, str, float] | None:
+        """The problem that a training problem is or holds, with reason and overlap: the first of the most alike."""
+        if (place := self._exact.get(tuple(tokens))) is not None:
+            return self._problems[place], "exact", 1.0
+        grams = _grams(tokens, self._n)
+        shared = Counter(place for gram in grams for place in self._places.get(gram, ()))
+        shares = {place: count / min(len(grams), self._sizes[place]) for place, count in shared.items()}
+        copied = [p for p, share in shares.items() if share >= _threshold(tokens, self._problems[p].tokens, threshold)]
+        if not copied:
+            return None
+        place = max(copied, key=lambda place: (shares[place], -place))
+        return self._problems[place], "overlap", shares[place]
 
 
 def decontaminate(
@@ -94,28 +130,19 @@ def decontaminate(
     Returns:
         The clean rows in their order, and a `Finding` as a mapping for each row removed.
     """
-    others = [(name, row, tokens_of(row["problem"])) for name, found in evaluation.items() for row in found]
+    problems = [_Problem(name, row, tokens_of(row["problem"])) for name, held in evaluation.items() for row in held]
     texts = [tokens_of(row["problem"]) for row in rows]
-    exact = {tuple(tokens): place for place, (_, _, tokens) in reversed(list(enumerate(others)))}
-    places = _places([tokens for _, _, tokens in others], texts, n)
-    sizes = Counter(place for found in places.values() for place in found)
+    index = _Index(problems, texts, n)
     clean, removed = [], []
     for row, tokens in zip(rows, texts, strict=True):
-        place, overlap = exact.get(tuple(tokens)), 1.0
-        reason = "exact"
-        if place is None:
-            reason = "overlap"
-            grams = _grams(tokens, n)
-            shared = Counter(other for gram in grams for other in places.get(gram, ()))
-            shares = {other: count / min(len(grams), sizes[other]) for other, count in shared.items()}
-            copied = [o for o, share in shares.items() if share >= _threshold(tokens, others[o][2], threshold)]
-            place = max(copied, key=lambda other: (shares[other], -other), default=None)
-            overlap = shares.get(place, 0.0)
-        if place is None:
+        if not (match := index.find(tokens, threshold)):
             clean.append(row)
             continue
-        name, other, _ = others[place]
-        finding = Finding(row["id"], row["problem"], reason, round(overlap, 4), name, other["id"], other["problem"])
+        problem, reason, overlap = match
+        set_name, other = problem.evaluation_set, problem.row
+        finding = Finding(
+            row["id"], row["problem"], reason, round(overlap, 4), set_name, other["id"], other["problem"]
+        )
         removed.append(asdict(finding))
     return clean, removed
 
@@ -124,9 +151,9 @@ def _grams(tokens: list[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)}
 
 
-def _threshold(one: list[str], other: list[str], threshold: float) -> float:
+def _threshold(tokens: list[str], other: list[str], threshold: float) -> float:
     """The share of n-grams from which on two texts are one problem; with other numbers they never are."""
-    left, right = (Counter(token for token in tokens if token[0].isdigit()) for tokens in (one, other))
+    left, right = (Counter(token for token in text if token[0].isdigit()) for text in (tokens, other))
     if not left or not right:
         return max(threshold, WITHOUT_NUMBERS)
     return threshold if left <= right or right <= left else math.inf
@@ -138,8 +165,8 @@ def _places(others: list[list[str]], texts: list[list[str]], n: int) -> dict[tup
     for place, tokens in enumerate(others):
         for gram in _grams(tokens, n):
             places.setdefault(gram, []).append(place)
-    counts = Counter({gram: len(found) for gram, found in places.items()})
+    counts = Counter({gram: len(holders) for gram, holders in places.items()})
     for tokens in map(list, dict.fromkeys(map(tuple, texts))):
         counts.update(gram for gram in _grams(tokens, n) if gram in places)
     limit = max(COMMON_COUNT, COMMON_SHARE * (len(others) + len(texts)))
-    return {gram: found for gram, found in places.items() if counts[gram] <= limit}
+    return {gram: holders for gram, holders in places.items() if counts[gram] <= limit}

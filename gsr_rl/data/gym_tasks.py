@@ -1,9 +1,19 @@
-"""Problems of reasoning-gym's tasks: splits that share no text, and answers that rewards can grade."""
+"""Problems by reasoning-gym: its tasks, and Knights and Knaves as benchmarks have it.
+
+Of a task, splits share no text, and only such answers come out as rewards can grade. Knights and Knaves: rows of the
+published sets and generated ones in one wording, and both as multiple choice.
+"""
 
 import difflib
+import itertools
+import random
+import re
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 
-DEFAULT_PROBLEMS = 1000  # of a generated set without max_problems
+from gsr_rl.data.sources import problem_id
+from gsr_rl.refinement.candidates import choice_seed
+from rewards.golds import read_gold
 
 # A problem of these has several right answers, or one in any order: only the task's own scorer could tell.
 SEVERAL_RIGHT = {
@@ -28,8 +38,17 @@ GYM_SPLITS = {
     "validation": (60, 80),
     "test": (80, 100),
 }
-_SEEDS_A_SPLIT = 1_000_000_000
-_SEEDS_A_RUN = 1_000_000
+_SEEDS_PER_SPLIT = 1_000_000_000
+_SEEDS_PER_RUN = 1_000_000
+
+_WORDS = re.compile(r"inhabited only by (\w+)s and (\w+)s\.")
+_FORMAT = re.compile(r"\s*\(Format your answer like: .*?\)", re.DOTALL)
+_PERSON = re.compile(r"([^\W\d_][\w'-]*) is a (knight|knave)")
+LETTERS = "ABCD"
+MAX_PEOPLE = 51  # as many names as reasoning-gym has
+
+
+# Tasks --------------------------------------------------------------------------------------------------------
 
 
 def installed(name: str) -> ModuleType:
@@ -41,20 +60,32 @@ def installed(name: str) -> ModuleType:
     return reasoning_gym
 
 
-def generate(config, task: str, options: dict) -> list[dict]:
-    """Rows of a reasoning-gym task, as `problems.read_problems` gives them.
+def generate(task: str, split: str, number: int, seed: int, options: dict) -> list[dict]:
+    """`number` different problems of a reasoning-gym task, the same ones for the same arguments.
 
-    reasoning-gym seeds row i with seed + i, and small tasks repeat texts at any distance of seeds. So a split has its
-    own far range of seeds, and keeps only the texts that its hash buckets hold.
+    Args:
+        split: A key of `GYM_SPLITS`.
+        seed: `problem_seed`, from 0 on: another one draws other problems of the same split.
+        options: The task's own arguments, such as its difficulty.
+
+    Returns:
+        Rows `{"id", "problem", "answer", "task"}`.
 
     Raises:
         ValueError: No such task, split, seed or options, too few problems, or answers that the verifier cannot grade.
     """
-    from gsr_rl.data.sources import problem_id
-    from rewards.golds import read_gold
+    gym = installed(f"reasoning_gym/{task}")
+    _check_task(task, gym)
+    seeds = _seeds(split, number, seed)
+    try:
+        entries = gym.create_dataset(task, seed=seeds.start, size=len(seeds), **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"dataset_kwargs={options}: reasoning_gym/{task} does not take them: {error}") from None
+    return _distinct_rows(entries, task, split, number, len(seeds))
 
-    reasoning_gym = installed(config.dataset_name)
-    if task not in (known := reasoning_gym.factory.DATASETS):
+
+def _check_task(task: str, gym: ModuleType) -> None:
+    if task not in (known := gym.factory.DATASETS):
         near = difflib.get_close_matches(task, known, n=1)
         hint = f", did you mean reasoning_gym/{near[0]}" if near else ""
         raise ValueError(f"reasoning_gym/{task}: reasoning-gym has no such task{hint}")
@@ -67,22 +98,29 @@ def generate(config, task: str, options: dict) -> list[dict]:
             f"reasoning_gym/{task}: its problems {why}: take another task, or write its rows into a file and grade "
             "them by a reward function of your own"
         )
-    if config.dataset_split not in GYM_SPLITS:
-        raise ValueError(f"dataset_split={config.dataset_split!r}: use one of {sorted(GYM_SPLITS)}")
-    if not 0 <= config.problem_seed < _SEEDS_A_SPLIT // _SEEDS_A_RUN:
-        raise ValueError(f"problem_seed={config.problem_seed}: 0 to {_SEEDS_A_SPLIT // _SEEDS_A_RUN - 1} is expected")
-    wanted = config.max_problems or DEFAULT_PROBLEMS
-    place = {"validation": 1, "test": 2}.get(config.dataset_split, 0)
-    start = place * _SEEDS_A_SPLIT + config.problem_seed * _SEEDS_A_RUN
-    low, high = GYM_SPLITS[config.dataset_split]
-    size = min(_SEEDS_A_RUN, 20 * wanted * 100 // (high - low) + 1000)
-    try:
-        source = reasoning_gym.create_dataset(task, seed=start, size=size, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"dataset_kwargs={options}: reasoning_gym/{task} does not take them: {error}") from None
+
+
+def _seeds(split: str, number: int, seed: int) -> range:
+    """The seeds of a split's entries, one each.
+
+    reasoning-gym seeds entry i with seed + i, and small tasks repeat texts at any distance of seeds. So a split has a
+    far range of seeds to itself, and keeps only the texts that its hash buckets hold.
+    """
+    if split not in GYM_SPLITS:
+        raise ValueError(f"dataset_split={split!r}: use one of {sorted(GYM_SPLITS)}")
+    if not 0 <= seed < _SEEDS_PER_SPLIT // _SEEDS_PER_RUN:
+        raise ValueError(f"problem_seed={seed}: 0 to {_SEEDS_PER_SPLIT // _SEEDS_PER_RUN - 1} is expected")
+    start = {"validation": 1, "test": 2}.get(split, 0) * _SEEDS_PER_SPLIT + seed * _SEEDS_PER_RUN
+    low, high = GYM_SPLITS[split]
+    return range(start, start + min(_SEEDS_PER_RUN, 20 * number * 100 // (high - low) + 1000))
+
+
+def _distinct_rows(entries: Iterable[dict], task: str, split: str, number: int, size: int) -> list[dict]:
+    """The first `number` rows of different texts that belong to the split, of `size` entries."""
+    low, high = GYM_SPLITS[split]
     rows: dict[str, dict] = {}
     unreadable: dict[str, str] = {}
-    for entry in source:
+    for entry in entries:
         text = entry["question"]
         key = problem_id(text)
         if entry["answer"] is None or key in rows or not low <= int(key, 16) % 100 < high:
@@ -91,7 +129,7 @@ def generate(config, task: str, options: dict) -> list[dict]:
             unreadable[key] = str(entry["answer"])
             continue
         rows[key] = {"id": f"{task}-{key}", "problem": text, "answer": str(entry["answer"]), "task": task}
-        if len(rows) == wanted:
+        if len(rows) == number:
             return list(rows.values())
     if unreadable:
         raise ValueError(
@@ -99,6 +137,173 @@ def generate(config, task: str, options: dict) -> list[dict]:
             f"such as {next(iter(unreadable.values()))[:60]!r}: take another task"
         )
     raise ValueError(
-        f"max_problems={wanted}: reasoning_gym/{task} has only {len(rows)} different problems in {size} rows of its "
-        f"{config.dataset_split} split: lower max_problems or make the task harder by dataset_kwargs"
+        f"max_problems={number}: reasoning_gym/{task} has only {len(rows)} different problems in {size} rows of its "
+        f"{split} split: lower max_problems or make the task harder by dataset_kwargs"
     )
+
+
+# Knights and Knaves -------------------------------------------------------------------------------------------
+
+
+def generate_knights_knaves(num_people: int, split: str, number: int, seed: int) -> list[dict]:
+    """`number` problems with `num_people` inhabitants and one solution each: reasoning-gym's, in one wording.
+
+    Returns:
+        Rows `{"id", "problem", "answer", "task", "names", "is_knight"}`.
+
+    Raises:
+        ValueError: As `generate`.
+    """
+    installed("knights_knaves")
+    seeds = _seeds(split, number, seed)
+    rows = _distinct_rows(_knights_knaves(num_people, seeds), "knights_knaves", split, number, len(seeds))
+    for row in rows:
+        roles = read_roles(in_one_wording(row["answer"], row["problem"]))
+        row["problem"], row["answer"] = in_one_wording(row["problem"], row["problem"]), answer_text(roles)
+        row |= {"names": list(roles), "is_knight": list(roles.values())}
+    return rows
+
+
+def _knights_knaves(num_people: int, seeds: range) -> Iterator[dict]:
+    """The entries of reasoning-gym's `KnightsKnavesDataset`, solved by `find_solutions`: that tries all roles."""
+    from reasoning_gym.logic.knights_knaves import KKProblemFormatter, KKProblemSampler
+
+    for seed in seeds:
+        rng = random.Random(seed)
+        sampler = KKProblemSampler(rng.randint(0, 2**32), num_people)
+        solutions = []
+        while len(solutions) != 1:
+            statements = sampler.sample()
+            solutions = find_solutions(statements)
+        puzzle = {"statements": statements, "solution": solutions[0]}
+        shown = KKProblemFormatter(rng.randint(0, 2**32), puzzle).format_problem()
+        yield {"question": shown["quiz"], "answer": shown["solution_text"]}
+
+
+def answer_text(is_knight: dict[str, bool]) -> str:
+    """`Zoe is a knight, Max is a knave`: what the verifier reads as roles."""
+    return ", ".join(f"{name} is a {'knight' if knight else 'knave'}" for name, knight in is_knight.items())
+
+
+def people(row: dict) -> dict[str, bool]:
+    """Who is a knight, by name: of a row's `names` and truth values, or of its `answer`, in the order of the text."""
+    return _truth_of(row) or read_roles(row["answer"])
+
+
+def with_roles(row: dict) -> dict:
+    """The row with an `answer` that says who is what where it gives names and truth values, whatever it was."""
+    truth = _truth_of(row)
+    if not truth or read_roles(row["answer"]) == truth:
+        return row
+    return row | {"answer": answer_text(truth)}
+
+
+def read_roles(answer: str) -> dict[str, bool]:
+    """Who is a knight, by name, of an answer's text: `Zoe is a knight, Max is a knave`."""
+    return {name: role == "knight" for name, role in _PERSON.findall(answer)}
+
+
+def _truth_of(row: dict) -> dict[str, bool]:
+    """Who is a knight, by name, where the row gives `names` and one truth value per name; {} where it does not."""
+    names = row.get("names")
+    truth = row.get("is_knight") if row.get("is_knight") is not None else row.get("solution")
+    if not isinstance(names, list) or not isinstance(truth, list) or len(names) != len(truth):
+        return {}
+    return dict(zip(names, truth, strict=True)) if all(isinstance(value, bool) for value in truth) else {}
+
+
+def with_answer(row: dict) -> dict:
+    """A row of a published set with `problem` and `answer`; any other row as it is.
+
+    The sets give `names` and one truth value per name, as `is_knight` or `solution`; one calls its text `quiz`.
+    """
+    truth = _truth_of(row)
+    if row.get("answer") or not truth:
+        return row
+    return {**row, "problem": row.get("problem") or row.get("quiz"), "answer": answer_text(truth)}
+
+
+def in_one_wording(text: str, island: str) -> str:
+    """`text` with an island's own names of its two kinds (heroes and villains, say) made knights and knaves.
+
+    Args:
+        text: The problem or its answer.
+        island: The problem, which says what the kinds are called.
+    """
+    match = _WORDS.search(island)
+    if not match:
+        return text
+    for word, kind in zip(match.groups(), ("knight", "knave"), strict=True):
+
+        def renamed(match: re.Match, kind: str = kind) -> str:
+            name = kind.capitalize() if match["word"][0].isupper() else kind
+            return ("a " if match["article"] else "") + name + (match["plural"] or "")
+
+        pattern = rf"\b(?P<article>an? )?(?P<word>{re.escape(word)})(?P<plural>s)?\b"
+        text = re.sub(pattern, renamed, text, flags=re.IGNORECASE)
+    return text
+
+
+def find_solutions(statements: tuple) -> list[tuple[bool, ...]]:
+    """All assignments of roles under which each person's statement is true if and only if that person is a knight.
+
+    The same as reasoning-gym's `KnightsKnavesDataset.find_solution`, in the same order. That tries 2^n assignments;
+    here a person comes in when a statement names them, and each statement leaves about half of the cases at once.
+
+    Args:
+        statements: One nested tuple per person, in reasoning-gym's language.
+    """
+    import numpy as np  # not at the top: problems.py and so the checks of configurations import this module
+
+    roles: dict[int, np.ndarray] = {}  # person -> whether a knight, in each case that is left: (cases,)
+
+    def holds(statement: tuple) -> np.ndarray:
+        kind, *parts = statement
+        if kind in ("telling-truth", "lying"):
+            return roles[parts[0]] == (kind == "telling-truth")
+        values = [holds(part) for part in parts]
+        if kind == "not":
+            return ~values[0]
+        if kind == "->":
+            return ~values[0] | values[1]
+        if kind == "<=>":
+            return values[0] == values[1]
+        return {"and": np.logical_and, "or": np.logical_or}[kind].reduce(values)
+
+    left = {person: _named(statement) | {person} for person, statement in enumerate(statements)}
+    while left:
+        person = min(left, key=lambda person: len(left[person] - roles.keys()))
+        for new in left.pop(person) - roles.keys():
+            size = len(next(iter(roles.values()), [None]))
+            roles = {known: np.repeat(values, 2) for known, values in roles.items()}
+            roles[new] = np.tile([True, False], size)
+        keep = holds(statements[person]) == roles[person]
+        roles = {known: values[keep] for known, values in roles.items()}
+    cases = zip(*(roles[person].tolist() for person in range(len(statements))), strict=True)
+    return sorted(cases, reverse=True)
+
+
+def _named(statement: tuple) -> set[int]:
+    """The persons that a statement names."""
+    kind, *parts = statement
+    return {parts[0]} if kind in ("telling-truth", "lying") else set().union(*map(_named, parts))
+
+
+def as_choice(row: dict) -> dict:
+    """The row as multiple choice: up to four assignments of roles, one of them right; the answer is its letter.
+
+    The wrong options and their order are drawn by the row's id, so they are the same in every run.
+    """
+    is_knight = people(row)
+    right = tuple(is_knight.values())
+    rng = random.Random(choice_seed(0, row["id"], "options"))
+    first = right[:12]  # 2^12 wrong options are enough
+    others = [roles for roles in itertools.product((True, False), repeat=len(first)) if roles != first]
+    wrong = [roles + right[12:] for roles in rng.sample(others, min(len(LETTERS) - 1, len(others)))]
+    options = rng.sample([right, *wrong], len(wrong) + 1)
+    texts = [answer_text(dict(zip(is_knight, roles, strict=True))) for roles in options]
+    shown = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+    text = (
+        _FORMAT.sub("", row["problem"]) + "\n\n" + "\n".join(shown) + "\n\nAnswer with the letter of the right option."
+    )
+    return row | {"problem": text, "answer": LETTERS[options.index(right)]}

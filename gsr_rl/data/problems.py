@@ -1,6 +1,7 @@
-"""Where problems come from: local files, the Hugging Face Hub, reasoning-gym tasks and the tiny world.
+"""Read problems: from local files, the Hugging Face Hub, reasoning-gym tasks and the tiny world.
 
-Every row that comes out has `id`, `problem` and `answer` as non-empty strings; other keys are kept.
+Every row that comes out has `id`, `problem` and `answer` as non-empty strings; other keys are kept. What a
+configuration names is read here once, before any model is loaded, so this is also where bad files are refused.
 """
 
 import csv
@@ -13,13 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from gsr_rl.data import gym_tasks, hub_sets
-from gsr_rl.data.knights_knaves import with_answer
-from gsr_rl.data.sources import LOCAL_SUFFIXES, LONGEST_FIELD, as_list, normalise_text, problem_id, source_of
+from gsr_rl.data import gym_tasks, sources, tiny_world
+from gsr_rl.data.decontamination import decontaminate
+from gsr_rl.data.sources import (
+    GENERATED,
+    LOCAL_SUFFIXES,
+    PROBLEM_COLUMNS,
+    as_list,
+    normalise_text,
+    problem_id,
+    source_of,
+)
 from gsr_rl.refinement.prompts import get_template, solve_prompt
+from rewards import extract_answer
+from rewards.golds import read_gold
 
-PROBLEM_COLUMNS = ("problem", "question")
-ANSWER_COLUMNS = ("answer", "solution")
+DEFAULT_PROBLEMS = 1000  # of a generated set where max_problems is not set
+LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
 # What tables hold where there is no answer; "none" in small letters is one: there is no solution.
 MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
 
@@ -29,7 +40,14 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class Problems:
-    """Problem rows, how many became of what was read, what decontamination removed (its findings), and the columns."""
+    """What was read.
+
+    Attributes:
+        rows: Problem rows.
+        counts: `rows read`, the rows left out by reason, and `problems`, those that are left.
+        removed: Of each row that decontamination removed a `Finding` as a mapping.
+        columns: Of the rows read.
+    """
 
     rows: list[dict]
     counts: dict[str, int] = field(default_factory=dict)
@@ -38,10 +56,25 @@ class Problems:
 
     def removed_by_set(self) -> dict[str, dict[str, int]]:
         """How many rows decontamination removed, by evaluation set and reason (`exact`, `overlap`)."""
-        found: dict[str, Counter] = {}
-        for one in self.removed:
-            found.setdefault(one["evaluation_set"], Counter())[one["reason"]] += 1
-        return {name: dict(count) for name, count in found.items()}
+        counts: dict[str, Counter] = {}
+        for finding in self.removed:
+            counts.setdefault(finding["evaluation_set"], Counter())[finding["reason"]] += 1
+        return {name: dict(count) for name, count in counts.items()}
+
+
+class _Unusable(ValueError):
+    """A row without problem or usable answer: the reason as it is counted, and the message where it is an error."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def print_left_out(name: str, counts: dict[str, int]) -> None:
+    """Lines on stderr: how many rows of a set were left out, by reason."""
+    for reason, count in counts.items():
+        if count and reason not in ("rows read", "problems"):
+            print(f"{name}: left out {count} rows {reason}", file=sys.stderr)
 
 
 def load_problems(config) -> list[dict]:
@@ -51,9 +84,7 @@ def load_problems(config) -> list[dict]:
         ValueError: As `read_problems`.
     """
     problems = read_problems(config)
-    for reason, count in problems.counts.items():
-        if count and reason not in ("rows read", "problems"):
-            print(f"{config.dataset_name}: left out {count} rows {reason}", file=sys.stderr)
+    print_left_out(config.dataset_name, problems.counts)
     return problems.rows
 
 
@@ -67,13 +98,14 @@ def read_problems(config) -> Problems:
         ValueError: A local row without problem or usable answer while `unusable_rows` is `error`, two rows with one
             id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
-    own = source_of(f"{config.dataset_name}@{config.dataset_split}")
-    against = [name for name in as_list(config.decontaminate_against) if source_of(name) != own]
-    more = against and config.max_problems and not _generated(config)  # so that enough is left
-    problems = _read(_with(config, max_problems=2 * config.max_problems + 100) if more else config)
+    source = source_of(f"{config.dataset_name}@{config.dataset_split}")
+    against = [name for name in as_list(config.decontaminate_against) if source_of(name) != source]
+    if against and config.max_problems and not str(config.dataset_name).startswith(GENERATED):
+        more = {"max_problems": 2 * config.max_problems + 100}  # so that enough is left
+        problems = _read(SimpleNamespace(**vars(config) | more))
+    else:
+        problems = _read(config)
     if against:
-        from gsr_rl.data.decontamination import decontaminate
-
         evaluation = {name: evaluation_rows(name) for name in against}
         problems.rows, problems.removed = decontaminate(
             problems.rows, evaluation, config.decontamination_ngram, config.decontamination_threshold
@@ -89,6 +121,16 @@ def read_problems(config) -> Problems:
     return problems
 
 
+def check_file(config) -> None:
+    """Read the problems of a local file alone, without comparing them with evaluation sets, for a dry run.
+
+    Raises:
+        ValueError: As `read_problems`.
+    """
+    if Path(str(config.dataset_name)).suffix in LOCAL_SUFFIXES:
+        read_problems(SimpleNamespace(**vars(config) | {"decontaminate_against": None}))
+
+
 def plain_config(name: str, **values) -> SimpleNamespace:
     """What `read_problems` needs to know of a set called `name`: `ProblemConfig`'s defaults and these values.
 
@@ -100,28 +142,21 @@ def plain_config(name: str, **values) -> SimpleNamespace:
     return SimpleNamespace(dataset_name=name, **(defaults | values))
 
 
-def _with(config, **values):
-    """A copy of a configuration with other values."""
-    return SimpleNamespace(**(vars(config) | values))
-
-
-def _generated(config) -> bool:
-    return str(config.dataset_name).startswith(("tiny/", "reasoning_gym/"))
-
-
 def _read(config) -> Problems:
-    name = str(config.dataset_name)
-    options = _options(config)
-    if name.startswith("tiny/"):
-        rows = _from_tiny_world(config, name.removeprefix("tiny/"), options)
-    elif name.startswith("reasoning_gym/"):
-        rows = gym_tasks.generate(config, name.removeprefix("reasoning_gym/"), options)
-    elif Path(name).suffix in LOCAL_SUFFIXES:
+    """The rows of a set, local, generated or the Hub's, as far as they are usable."""
+    name, options = str(config.dataset_name), _options(config)
+    if Path(name).suffix in LOCAL_SUFFIXES and not name.startswith(GENERATED):
         return _standard_rows(config, read_local(Path(name)), strict=config.unusable_rows == "error")
-    else:
-        for message in hub_sets.check_split(name, config.dataset_split):
+    if not name.startswith(GENERATED):
+        for message in sources.check_split(name, config.dataset_split):
             raise ValueError(message)
-        return _standard_rows(config, hub_sets.read_hub(config, options), strict=False)
+        return _standard_rows(config, sources.read_hub(config, options), strict=False)
+    number = config.max_problems or DEFAULT_PROBLEMS
+    kind, _, task = name.partition("/")
+    if kind == "tiny":
+        rows = tiny_world.generate(task, config.dataset_split, number, config.problem_seed, **options)
+    else:
+        rows = gym_tasks.generate(task, config.dataset_split, number, config.problem_seed, options)
     return Problems(rows, {"rows read": len(rows)})
 
 
@@ -171,17 +206,18 @@ def without_held_out(rows: list[dict], held_out: list[dict]) -> list[dict]:
         ValueError: None is left.
     """
     texts = {normalise_text(row["problem"]) for row in held_out}
-    kept = [row for row in rows if normalise_text(row["problem"]) not in texts]
-    if not kept:
+    left = [row for row in rows if normalise_text(row["problem"]) not in texts]
+    if not left:
         raise ValueError(
             "eval_dataset_name holds out every problem of dataset_name: give other problems to one of them"
         )
-    if count := len(rows) - len(kept):
+    if count := len(rows) - len(left):
         print(f"left out {count} training problems that eval_dataset_name holds out", file=sys.stderr)
-    return kept
+    return left
 
 
 def _options(config) -> dict:
+    """`dataset_kwargs`, which may be JSON."""
     options = config.dataset_kwargs or {}
     if isinstance(options, str):
         options = json.loads(options)
@@ -190,18 +226,11 @@ def _options(config) -> dict:
     return dict(options)
 
 
-def _from_tiny_world(config, family: str, options: dict) -> list[dict]:
-    from gsr_rl.data import tiny_world
-
-    number = config.max_problems or gym_tasks.DEFAULT_PROBLEMS
-    return tiny_world.generate(family, config.dataset_split, number, config.problem_seed, **options)
-
-
 def _parsed(line: str, path: Path, number: int) -> dict:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {number} is no JSON object ({error.msg}): mend it or take it out") from None
+        raise ValueError(f"{path}: line {number} is no JSON object ({error.msg}): fix it or take it out") from None
 
 
 def read_local(path: Path) -> list[dict]:
@@ -223,7 +252,7 @@ def read_local(path: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: it is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from None
     except (json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: it is no {path.suffix[1:]} file ({error}): mend it or give another") from None
+        raise ValueError(f"{path}: it is no {path.suffix[1:]} file ({error}): fix it or give another") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON list of objects is expected, got {type(rows).__name__}")
     return rows
@@ -237,7 +266,7 @@ def _read_parquet(path: Path) -> list[dict]:
         return pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
         why = str(error).splitlines()[0]
-        raise ValueError(f"{path}: it is no parquet file ({why}): mend it or give another") from None
+        raise ValueError(f"{path}: it is no parquet file ({why}): fix it or give another") from None
 
 
 def final_answer(value: object) -> str:
@@ -252,8 +281,6 @@ def final_answer(value: object) -> str:
         return ""
     text = str(value).strip()
     if "\\boxed" in text:  # before ####, which is also a heading
-        from rewards import extract_answer
-
         return extract_answer(text, require_box=True) or ""
     if "####" in text:
         answer = text.rsplit("####", 1)[1].strip()
@@ -261,70 +288,75 @@ def final_answer(value: object) -> str:
     return text
 
 
-def _standard_rows(config, rows: Iterable[dict], strict: bool) -> Problems:
+def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
     """Rows with our keys. A row without problem or usable answer is an error (`strict`), or dropped and counted."""
-    problem_keys, answer_keys = hub_sets.columns_of(config)
-    problem_keys, answer_keys = problem_keys or PROBLEM_COLUMNS, answer_keys or ANSWER_COLUMNS
-    filters, need_answer = hub_sets.filters_of(config), getattr(config, "need_answer", True)
-    found: dict[str, dict] = {}
-    named = config.answer_column == "solution"
+    filters = sources.filters_of(config)
+    usable: dict[str, dict] = {}  # by id
     texts: set[str] = set()
     columns: dict[str, None] = {}
     counts: Counter = Counter({"rows read": 0})
     for number, row in enumerate(rows, 1):
-        if config.max_problems and len(found) >= config.max_problems:
+        if config.max_problems and len(usable) >= config.max_problems:
             break
         counts["rows read"] += 1
         where = f"{config.dataset_name}, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
         columns |= dict.fromkeys(map(str, row))
-        row = with_answer(row)
-        if column := hub_sets.passes(row, filters):
+        row = gym_tasks.with_answer(row)
+        if column := sources.failed_filter(row, filters):
             counts[f"by the filter on {column}"] += 1
             continue
-        if broken := next((k for k, v in row.items() if isinstance(v, str) and _HALF.search(v)), None):
+        try:
+            row = _standard_row(config, row)
+        except _Unusable as unusable:
             if strict:
-                raise ValueError(
-                    f"{where}: {broken} holds half a character (a lone surrogate): mend it, or leave such rows out "
-                    "with --unusable_rows drop"
-                )
-            counts["with half a character"] += 1
+                raise ValueError(f"{where}: {unusable}, or leave such rows out with --unusable_rows drop") from None
+            counts[unusable.reason] += 1
             continue
-        problem = next((row[k] for k in problem_keys if isinstance(row.get(k), str) and row[k].strip()), "")
-        answer = next((text for k in answer_keys if (text := _answer_of(row, k, named))), "")
-        if not problem or (need_answer and not answer):
-            if strict:
-                missing = "problem" if not problem else "answer"
-                keys = problem_keys if not problem else answer_keys
-                raise ValueError(
-                    f"{where}: no usable {missing} (looked for {' or '.join(keys)}, the row has "
-                    f"{sorted(map(str, row))}): fill it in, name another column with --{missing}_column, or leave "
-                    "such rows out with --unusable_rows drop"
-                )
-            counts["without a problem" if not problem else "without a usable answer"] += 1
-            continue
-        text = problem_id(problem)
-        identity = str(row["id"]) if row.get("id") not in (None, "") else text
+        text = problem_id(row["problem"])
         if text in texts:
             counts["with a text seen before"] += 1
             continue
-        if identity in found:
-            raise ValueError(f"{where}: the id {identity!r} is used twice, for different problems: ids must be unique")
+        if row["id"] in usable:
+            raise ValueError(
+                f"{where}: the id {row['id']!r} is used twice, for different problems: ids must be unique"
+            )
         texts.add(text)
-        found[identity] = {**row, "id": identity, "problem": problem, "answer": answer}
-    return Problems(list(found.values()), dict(counts), columns=list(columns))
+        usable[row["id"]] = row
+    return Problems(list(usable.values()), dict(counts), columns=list(columns))
 
 
-def _answer_of(row: dict, key: str, named: bool) -> str:
+def _standard_row(config, row: dict) -> dict:
+    """The row with `id`, `problem` and `answer`, non-empty strings. Raises `_Unusable`."""
+    if broken := next((key for key, value in row.items() if isinstance(value, str) and _HALF.search(value)), None):
+        raise _Unusable("with half a character", f"{broken} holds half a character (a lone surrogate): fix it")
+    problem_columns, answer_columns = sources.columns_of(config)
+    problems = (row[key] for key in problem_columns if isinstance(row.get(key), str) and row[key].strip())
+    if not (problem := next(problems, "")):
+        raise _Unusable("without a problem", _missing("problem", problem_columns, row))
+    prose = config.answer_column != "solution"  # a solution that the user has not named as the answer
+    answers = (text for key in answer_columns if (text := _answer_of(row, key, prose)))
+    if not (answer := next(answers, "")) and getattr(config, "need_answer", True):
+        raise _Unusable("without a usable answer", _missing("answer", answer_columns, row))
+    identity = problem_id(problem) if row.get("id") in (None, "") else str(row["id"])
+    return {**row, "id": identity, "problem": problem, "answer": answer}
+
+
+def _missing(name: str, columns: list[str], row: dict) -> str:
+    return (
+        f"no usable {name} (looked for {' or '.join(columns)}, the row has {sorted(map(str, row))}): fill it in, name "
+        f"another column with --{name}_column"
+    )
+
+
+def _answer_of(row: dict, key: str, prose: bool) -> str:
     """The answer in a column, or "" if the verifier could not read it.
 
-    A `solution` without a marked final answer is prose, not an answer, unless the user `named` it as the answer.
+    A `solution` is `prose` unless it was named as the answer: without a marked final answer it is none.
     """
-    from rewards.golds import read_gold
-
     value = row.get(key)
-    if key == "solution" and not named and "\\boxed" not in str(value) and "####" not in str(value):
+    if key == "solution" and prose and "\\boxed" not in str(value) and "####" not in str(value):
         return ""
     answer = final_answer(value)
     return answer if answer and answer not in MISSING and read_gold(answer) is not None else ""

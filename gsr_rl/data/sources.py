@@ -1,15 +1,72 @@
-"""Names of problem sets: local, generated or on the Hub; and when two problem texts are the same problem."""
+"""Problem sets by name: local files, generated sets and those of the Hugging Face Hub; when two texts are the same.
+
+A set of the Hub whose layout stands in `HUB_SETS` needs its name only; the columns are those that the sets' cards
+document. Others may need `problem_column` and `answer_column`.
+"""
 
 import hashlib
+import math
 import re
 import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gsr_rl.data.hub_sets import HUB_SETS
-
 LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is shorter than some solutions
 GENERATED = ("tiny/", "reasoning_gym/")
+PROBLEM_COLUMNS = ("problem", "question")
+ANSWER_COLUMNS = ("answer", "solution")
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """The layout of one set.
+
+    Attributes:
+        splits: The splits that hold problems with answers.
+        problem, answer: Columns.
+        configs: Configurations that make up the set, if it has several and none is named.
+        row_filters: As `ProblemConfig.row_filters`, used where that is not set.
+        columns: Columns to read, and the rows one after the other without a whole download: for sets whose solutions
+            are most of their size.
+    """
+
+    splits: tuple[str, ...]
+    problem: str = "problem"
+    answer: str = "answer"
+    configs: tuple[str, ...] = ()
+    row_filters: dict = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+
+_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+             "precalculus")  # fmt: skip
+_OPEN_MATH = ("problem", "expected_answer", "problem_type", "problem_source", "pass_rate_72b_tir")
+
+HUB_SETS = {
+    # One row a solution, so problems repeat; pass_rate_72b_tir is text, "n/a" for most of the other problem types.
+    "nvidia/OpenMathReasoning": HubSet(
+        ("cot", "tir"),
+        answer="expected_answer",
+        row_filters={"problem_type": "has_answer_extracted", "pass_rate_72b_tir": {"min": 0.25, "max": 0.90}},
+        columns=_OPEN_MATH,
+    ),
+    "openai/gsm8k": HubSet(("train", "test"), problem="question", configs=("main",)),
+    "EleutherAI/hendrycks_math": HubSet(("train", "test"), answer="solution", configs=_SUBJECTS),
+    "DigitalLearningGmbH/MATH-lighteval": HubSet(("train", "test"), answer="solution"),
+    "HuggingFaceH4/MATH-500": HubSet(("test",)),
+    "agentica-org/DeepScaleR-Preview-Dataset": HubSet(("train",)),
+    "HuggingFaceH4/aime_2024": HubSet(("train",)),
+    "math-ai/aime24": HubSet(("test",), answer="solution"),
+    "math-ai/aime25": HubSet(("test",)),
+    "math-ai/amc23": HubSet(("test",), problem="question"),
+    "Hothan/OlympiadBench": HubSet(
+        ("train",), problem="question", answer="final_answer", configs=("OE_TO_maths_en_COMP",)
+    ),
+}
+
+
+# Names --------------------------------------------------------------------------------------------------------
 
 
 def from_hub(name: str) -> bool:
@@ -19,7 +76,7 @@ def from_hub(name: str) -> bool:
 
 
 def as_list(value: str | list | None) -> list:
-    """A key that may be left out, or name one without brackets."""
+    """A key that may be left out, or be one value without brackets."""
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
@@ -33,10 +90,74 @@ def source_of(name: str) -> tuple[str, str]:
 
 
 def normalise_text(text: str) -> str:
-    """`text` with Unicode forms, letter case and white space made equal: the sense in which two problems are one."""
+    """`text` with Unicode forms, letter case and white space made equal: two problems are the same if theirs is."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
 
 
 def problem_id(text: str) -> str:
     """A stable id: the hash of the normalised text."""
     return hashlib.blake2b(normalise_text(text).encode(), digest_size=8).hexdigest()
+
+
+# Sets of the Hub ----------------------------------------------------------------------------------------------
+
+
+def check_split(name: str, split: str) -> list[str]:
+    """A message if a known set has no such split."""
+    known = HUB_SETS.get(name)
+    if known and split not in known.splits:
+        return [f"dataset_split={split}: {name} has its problems in {' and '.join(known.splits)}, set it to that"]
+    return []
+
+
+def read_hub(config, options: dict) -> Iterator[dict]:
+    """The rows of a Hub set as they are, read as far as they are asked for."""
+    import datasets
+
+    known = HUB_SETS.get(config.dataset_name)
+    names = [config.dataset_config] if config.dataset_config or not known else known.configs or [None]
+    if known and known.columns:
+        options = {"streaming": True, "columns": list(known.columns)} | options
+    for name in names:
+        yield from datasets.load_dataset(config.dataset_name, name, split=config.dataset_split, **options)
+
+
+def columns_of(config) -> tuple[list[str], list[str]]:
+    """The columns to look for the problem and for the answer in: the config's, the known set's, or else the usual."""
+    known = HUB_SETS.get(str(config.dataset_name))
+    problem = config.problem_column or (known.problem if known else list(PROBLEM_COLUMNS))
+    answer = config.answer_column or (known.answer if known else list(ANSWER_COLUMNS))
+    return as_list(problem), as_list(answer)
+
+
+def filters_of(config) -> dict:
+    """The row filters: the config's, an empty mapping included, or the known set's."""
+    known = HUB_SETS.get(str(config.dataset_name))
+    return config.row_filters if config.row_filters is not None else (known.row_filters if known else {})
+
+
+def failed_filter(row: dict, filters: dict) -> str | None:
+    """The first column whose filter a row does not pass, or None.
+
+    A filter is a value; a list of values; or `{min, max}`, one or both, for a number. A text may hold the number. A
+    row without such a number does not pass.
+    """
+    for column, wanted in filters.items():
+        value = row.get(column)
+        if isinstance(wanted, dict):
+            number = _number(value)
+            if not wanted.get("min", number) <= number <= wanted.get("max", number):
+                return column
+            continue
+        wanted = wanted if isinstance(wanted, list) else [wanted]
+        if value not in wanted and not (isinstance(value, str) and _number(value) in wanted):
+            return column
+    return None
+
+
+def _number(value) -> float:
+    """The number in a value, or NaN."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """Every token, in the order of its id: about two tokens a step of a chain, one a value of a guess."""
+    """Every token, in the order of its id: about two tokens per step of a chain, one per value of a guess."""
     words = [
         "refine ",
         "\n#",

@@ -115,15 +115,7 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
     Returns:
         Rows `{"id", "problem", "answer", "family", "split"}`, no two with the same text.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r} is not one of {sorted(SPLITS)}")
-    if family not in (*FAMILIES, "mix"):
-        raise ValueError(f"tiny/{family}: there are {', '.join(f'tiny/{one}' for one in (*FAMILIES, 'mix'))}")
-    if unknown := set(difficulty) - set(DIFFICULTY):
-        raise ValueError(f"unknown difficulty {sorted(unknown)}: use {sorted(DIFFICULTY)}")
-    settings = {**DIFFICULTY, **difficulty}
-    if not settings["operators"] or set(settings["operators"]) - set(DIFFICULTY["operators"]):
-        raise ValueError(f"operators={settings['operators']!r}: one or more of {DIFFICULTY['operators']} are expected")
+    settings = _checked(family, split, difficulty)
     if family == "mix":
         chains = round(n * settings["chain_share"])
         rows = generate("chain", split, chains, seed, **difficulty)
@@ -132,19 +124,34 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
         return rows
     rng = random.Random(f"{family} {split} {seed}")
     low, high = SPLITS[split]
-    found: dict[str, None] = {}
-    tries, draw = 0, {"chain": _draw_chain, "guess": _draw_guess}[family]
-    while len(found) < n:
-        tries += 1
-        if tries > 1000 * (n + 100):
-            raise ValueError(
-                f"only {len(found)} different {family} problems of split {split!r} found for n={n}: "
-                "lower n, or raise steps or slots"
-            )
+    draw = {"chain": _draw_chain, "guess": _draw_guess}[family]
+    problems: dict[str, None] = {}
+    for _ in range(1000 * (n + 100)):
+        if len(problems) == n:
+            break
         problem = draw(rng, **settings)
-        if problem not in found and low <= split_bucket(problem) < high:
-            found[problem] = None
-    return [make_row(problem, split) for problem in found]
+        if problem not in problems and low <= split_bucket(problem) < high:
+            problems[problem] = None
+    if len(problems) < n:
+        raise ValueError(
+            f"only {len(problems)} different {family} problems of split {split!r} found for n={n}: "
+            "lower n, or raise steps or slots"
+        )
+    return [make_row(problem, split) for problem in problems]
+
+
+def _checked(family: str, split: str, difficulty: dict) -> dict:
+    """The whole difficulty. Raises `ValueError` for what `generate` does not know."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not one of {sorted(SPLITS)}")
+    if family not in (*FAMILIES, "mix"):
+        raise ValueError(f"tiny/{family}: there are {', '.join(f'tiny/{name}' for name in (*FAMILIES, 'mix'))}")
+    if unknown := set(difficulty) - set(DIFFICULTY):
+        raise ValueError(f"unknown difficulty {sorted(unknown)}: use {sorted(DIFFICULTY)}")
+    settings = {**DIFFICULTY, **difficulty}
+    if not settings["operators"] or set(settings["operators"]) - set(DIFFICULTY["operators"]):
+        raise ValueError(f"operators={settings['operators']!r}: one or more of {DIFFICULTY['operators']} are expected")
+    return settings
 
 
 def _draw_chain(rng: random.Random, steps: int, operators: str, **_) -> str:
@@ -162,8 +169,8 @@ def _draw_guess(rng: random.Random, slots: int, identity: float, **_) -> str:
 
 def boxed(text: str) -> str | None:
     r"""The last ``\boxed{...}`` of a text, or None."""
-    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    return found[-1] if found else None
+    contents = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return contents[-1] if contents else None
 
 
 def apply_step(value: str, step: str) -> str:
@@ -189,7 +196,7 @@ def write_chain(problem: str, values: list[str]) -> str:
 
 
 def run_maps(problem: str, state: str) -> list[str]:
-    """The states that a guess passes through, one a map."""
+    """The states that a guess passes through, one per map."""
     values = []
     for name in problem.split("=")[0]:
         state = TABLE[name][state]

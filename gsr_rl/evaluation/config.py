@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from gsr_rl.data.config import check_problems
-from gsr_rl.data.sources import LOCAL_SUFFIXES
+from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list
 from gsr_rl.engines.config import EngineConfig, check_sampling
 from gsr_rl.engines.reward_model import reward_model_messages
 from gsr_rl.hub.config import ResultsHubConfig, check_hub, check_update_model_card
@@ -128,11 +128,6 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model
-
-
-def as_list(value) -> list:
-    """A key that may be one value, several, or none."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def check_eval_problems(c) -> list[str]:

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from gsr_rl.data import benchmarks, knights_knaves
-from gsr_rl.data.hub_sets import BENCHMARKS, FORMS
+from gsr_rl.data import benchmarks, gym_tasks
+from gsr_rl.data.benchmarks import BENCHMARKS, FORMS
 from gsr_rl.data.problems import plain_config, read_problems
 from rewards import grade
 from rewards.roles import roles
@@ -82,7 +82,7 @@ def test_the_solver_of_puzzles_finds_what_trying_all_roles_finds():
         sampler = KKProblemSampler(number, number)
         for _ in range(20):
             statements = sampler.sample()
-            assert knights_knaves.find_solutions(statements) == KnightsKnavesDataset.find_solution(statements)
+            assert gym_tasks.find_solutions(statements) == KnightsKnavesDataset.find_solution(statements)
     assert len(load("knights_knaves/14", max_problems=20)) == 20, "and soon"
 
 
@@ -134,7 +134,7 @@ def test_other_answers_than_the_known_ones_are_refused_and_go_by_another_name(tm
         load("aime24", path)
     assert {row["benchmark"] for row in load(str(path))} == {"rows"}
     rows = [{"problem": f"Problem {place}", "answer": str(place)} for place in range(30)]
-    monkeypatch.setattr("gsr_rl.data.hub_sets.read_hub", lambda *_: iter(rows))
+    monkeypatch.setattr("gsr_rl.data.sources.read_hub", lambda *_: iter(rows))
     with pytest.raises(ValueError, match=r"under another name \(--benchmarks HuggingFaceH4/aime_2024@train\)"):
         load("aime24")
     assert len(load("HuggingFaceH4/aime_2024@train")) == 30
@@ -270,7 +270,7 @@ def test_a_set_that_the_hub_does_not_give_names_the_local_file_as_mend(monkeypat
     def nothing(*_, **__):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr("gsr_rl.data.hub_sets.read_hub", nothing)
+    monkeypatch.setattr("gsr_rl.data.sources.read_hub", nothing)
     with pytest.raises(ValueError, match=r"aime24 cannot be read from HuggingFaceH4/aime_2024 .*--benchmark_files"):
         load("aime24")
 
@@ -282,7 +282,7 @@ def test_the_hub_is_asked_for_the_sets_own_split_and_columns(monkeypatch):
         asked.append((config.dataset_name, config.dataset_split, config.dataset_config))
         return iter([{"question": f"Is it {n}?", "answer": f"so\n#### {answer}"} for n, answer in enumerate(answers)])
 
-    monkeypatch.setattr("gsr_rl.data.hub_sets.read_hub", rows)
+    monkeypatch.setattr("gsr_rl.data.sources.read_hub", rows)
     assert [row["answer"] for row in load("gsm8k", max_problems=3)] == answers[:3]
     assert asked == [("openai/gsm8k", "test", "main")]
 
@@ -292,12 +292,12 @@ def test_the_hub_is_asked_for_the_sets_own_split_and_columns(monkeypatch):
 
 def test_rows_of_the_published_shapes_get_their_answer():
     row = {"problem": "p", "names": ["Zoe", "Max"], "is_knight": [True, False]}
-    assert knights_knaves.with_answer(row)["answer"] == "Zoe is a knight, Max is a knave"
+    assert gym_tasks.with_answer(row)["answer"] == "Zoe is a knight, Max is a knave"
     row = {"quiz": "q", "names": ["Zoe", "Max"], "solution": [False, True], "solution_text": "..."}
-    found = knights_knaves.with_answer(row)
+    found = gym_tasks.with_answer(row)
     assert found["problem"] == "q" and found["answer"] == "Zoe is a knave, Max is a knight"
     other = {"problem": "p", "names": ["a"], "solution": "prose"}
-    assert knights_knaves.with_answer(other) == other
+    assert gym_tasks.with_answer(other) == other
 
 
 def test_a_file_of_knights_and_knaves_is_a_problem_set_like_others():
@@ -321,18 +321,18 @@ def test_generated_islands_have_one_wording_and_the_answer_that_is_true(people):
 def test_other_words_for_the_two_kinds_become_knight_and_knave():
     island = "A very special island is inhabited only by saints and sinners. Saints always tell the truth."
     text = 'Ava said, "Zoe is a saint". Is an angel a sinner? (Ava is a saint/sinner)'
-    assert knights_knaves.in_one_wording(text, island) == (
+    assert gym_tasks.in_one_wording(text, island) == (
         'Ava said, "Zoe is a knight". Is an angel a knave? (Ava is a knight/knave)'
     )
     island = "A very special island is inhabited only by angels and devils. Angels always tell the truth."
-    assert knights_knaves.in_one_wording("Zoe is an angel.", island) == "Zoe is a knight."
-    assert knights_knaves.in_one_wording(island, island).endswith("Knights always tell the truth.")
+    assert gym_tasks.in_one_wording("Zoe is an angel.", island) == "Zoe is a knight."
+    assert gym_tasks.in_one_wording(island, island).endswith("Knights always tell the truth.")
 
 
 def test_multiple_choice_holds_the_right_option_once_and_the_same_ones_in_every_run():
     row = {"id": "1", "problem": 'Who? (Format your answer like: "x")', "answer": "Zoe is a knight, Max is a knave"}
-    one = knights_knaves.as_choice(row)
-    assert one == knights_knaves.as_choice(row) and "Format your answer" not in one["problem"]
+    one = gym_tasks.as_choice(row)
+    assert one == gym_tasks.as_choice(row) and "Format your answer" not in one["problem"]
     options = [line for line in one["problem"].splitlines() if line.startswith("(")]
     assert len(options) == len({line[4:] for line in options}) == 4
     assert [line for line in options if row["answer"] in line] == [f"({one['answer']}) {row['answer']}"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsr_rl.data import gym_tasks
-from gsr_rl.data.config import check_problems
 from gsr_rl.data.problems import final_answer, load_problems, read_local, read_problems
 from gsr_rl.data.sources import normalise_text
+from tests.support.findings import GRPO, TINY
+from tests.support.fixed_engine import run_recipe
 
 
 def config(name, **more):
@@ -65,7 +67,6 @@ def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, suffix):
 def test_a_byte_order_mark_is_skipped(tmp_path, suffix):
     path = write(tmp_path / f"rows{suffix}", [{"problem": "x?", "answer": "1"}])
     path.write_text(path.read_text(), encoding="utf-8-sig")
-    assert check_problems(config(path)) == []
     assert [row["problem"] for row in load_problems(config(path))] == ["x?"]
 
 
@@ -114,6 +115,36 @@ def test_given_ids_are_kept_and_repeated_texts_dropped(tmp_path, capsys):
 def test_a_bad_local_row_is_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         load_problems(config(write(tmp_path / "rows.json", rows)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            b'{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "answer": ""}\n',
+            "a.jsonl, row 2: no usable",
+        ),
+        ("a.csv", b"problem,answer\n1+1,2\n1+2,\n", "a.csv, row 2: no usable answer .*--answer_column"),
+        ("a.csv", b"problem,answer\n", "a.csv, .*there are no usable problems"),
+        ("a.csv", "problem,answer\né,1\n".encode("latin-1"), "a.csv: it is not UTF-8 text"),
+        ("a.jsonl", b'{"problem": "1+1", "answer": "2"}\n{"problem"\n', "a.jsonl: line 2 is no JSON object"),
+    ],
+)
+@pytest.mark.parametrize("program", ["distill", "grpo", "eval"])
+def test_a_dry_run_refuses_a_bad_file(program, name, content, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).write_bytes(content)
+    keys = {
+        "distill": {"student_model": TINY, "output_dir": tmp_path, "expected": "{problems: 2}"},
+        "grpo": GRPO | {"model_name_or_path": TINY, "output_dir": tmp_path},
+        "eval": {"model": TINY, "output_dir": tmp_path, "benchmark_name": "none"},
+    }[program]
+    lengths = {"max_completion_length": 40, "max_refinement_prompt_length": 200, "dry_run": True}
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(
+            monkeypatch, program, **keys | lengths | {"dataset_name": tmp_path / name, "unusable_rows": "error"}
+        )
+    assert stop.value.code == 2 and re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +261,7 @@ def test_another_problems_answer_of_a_reasoning_gym_task_is_wrong(task):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b"{broken", r"a\.json: it is no json file \(Expecting property name.*: mend it"),
+        ("a.json", b"{broken", r"a\.json: it is no json file \(Expecting property name.*: fix it"),
         ("a.json", b'{"problem": "1+1"}', "a JSON list of objects is expected, got dict"),
         ("a.jsonl", '{"problem": "1+1"}'.encode("utf-16"), r"a\.jsonl: it is not UTF-8 text .*: convert it"),
         ("a.csv", "problem,answer".encode("utf-16"), r"a\.csv: it is not UTF-8 text"),

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsr_rl.data.config import DistillProblemConfig, ProblemConfig
-from gsr_rl.data.hub_sets import HUB_SETS, passes
 from gsr_rl.data.problems import evaluation_rows, load_problems, read_problems
+from gsr_rl.data.sources import HUB_SETS, failed_filter
 
 SOLUTION = "<think>long</think> So it is \\boxed{7}."
 
@@ -176,7 +176,7 @@ def test_rows_without_a_usable_answer_are_dropped_and_counted(hub, tmp_path):
     ],
 )
 def test_a_filter_is_a_value_a_list_or_a_range(filters, row, column):
-    assert passes(row, filters) == column
+    assert failed_filter(row, filters) == column
 
 
 @pytest.mark.parametrize(
