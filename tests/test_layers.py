@@ -1,14 +1,14 @@
 """Which room of gsr_rl may import which, imports inside functions included; and no two modules import each other."""
 
-import ast
+import re
 import subprocess
 import sys
 
 import pytest
 
+from docs.hooks.rooms import PACKAGE, PICTURE, draw, imports_of, module_name, modules, room
 from tests.support.paths import ROOT
 
-PACKAGE = ROOT / "gsr_rl"
 GROUND = {"keys", "run_folder"}
 MAY_IMPORT = {
     **{name: GROUND for name in GROUND},
@@ -29,48 +29,29 @@ LIGHT = [*sorted(PACKAGE.glob("*/config.py")), PACKAGE / "refinement" / "setting
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "datasets"}
 
 
-def module_name(path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
-
-
-MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
-
-
-def imports_of(path) -> set[str]:
-    """The modules of gsr_rl that a file imports anywhere, by dotted name."""
-    targets = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gsr_rl":
-            modules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
-            targets |= modules or {node.module if node.module in MODULES else f"{node.module}.__init__"}
-        elif isinstance(node, ast.Import):
-            targets |= {alias.name for alias in node.names if alias.name in MODULES}
-    return targets - {module_name(path)}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1]
+MODULES = modules()
+IMPORTS = {module: imports_of(path, MODULES) for module, path in MODULES.items()}
 
 
 def test_every_room_imports_only_what_lies_below_it():
     wrong = {
         f"{module} -> {target}"
-        for module, path in MODULES.items()
-        for target in imports_of(path)
+        for module, targets in IMPORTS.items()
+        for target in targets
         if room(module) != room(target) and room(target) not in MAY_IMPORT[room(module)]
     }
     assert not wrong, "move the name down, or hand the value in"
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    left = {module: imports_of(path) for module, path in MODULES.items()}
+    left = dict(IMPORTS)
     while free := {module for module, targets in left.items() if not targets & left.keys()}:
         left = {module: targets for module, targets in left.items() if module not in free}
     assert not left, f"these hold each other: {sorted(left)}"
 
 
 def test_chains_of_imports_are_at_most_ten_modules_long():
-    left, floors = {module: imports_of(path) for module, path in MODULES.items()}, 0
+    left, floors = dict(IMPORTS), 0
     while free := {module for module, targets in left.items() if not targets & left.keys()}:
         left = {module: targets for module, targets in left.items() if module not in free}
         floors += 1
@@ -92,3 +73,15 @@ def test_the_package_is_small_enough_to_be_seen():
     assert longest <= 400
     recipes = [len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "recipes").glob("*.py")]
     assert max(recipes) <= 200
+
+
+def test_the_picture_of_the_rooms_is_as_new_as_the_code():
+    assert PICTURE.read_text(encoding="utf-8") == draw(), "run `python docs/hooks/rooms.py`"
+
+
+def test_every_path_that_the_architecture_page_names_is_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+(?:\.py|/))`", text)
+    starts = (ROOT, PACKAGE, *(path.parent for path in MODULES.values()))
+    assert len(paths) > 40
+    assert [path for path in paths if not any((start / path).exists() for start in starts)] == []
