@@ -9,7 +9,6 @@ import asyncio
 import os
 import queue
 import random
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from types import SimpleNamespace
 
 from gsr_rl.engines.base import FINISHED, Completion, Engine, EngineError, Request, Result
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other, and shaken
-LONGEST_ASKED_PAUSE = 600.0  # what a server may ask for by Retry-After
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: see `pause`
+LONGEST_RETRY_AFTER = 600.0  # seconds that a server may ask for
 START_SECONDS = 60.0  # how long an endpoint may take to answer for the first time
 FAILED_IN_ROW = 16  # so many requests without an answer, one after the other, end the job
 RETRIED = {408, 409, 425, 429}  # and 500 and above
@@ -29,6 +28,41 @@ HOPELESS = {401, 403, 404}  # the next request would meet the same; 403 after an
 
 class Malformed(Exception):
     """An answer that is no completion, or breaks off."""
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether a server has answered that it does not take the request: another try would meet the same."""
+    status = getattr(error, "status_code", None)
+    return status is not None and status < 500 and status not in RETRIED
+
+
+def pause(failures: int, first: float, longest: float) -> float:
+    """Seconds before the next try, after 1, 2, ... failures: doubled each time, and shaken, so that clients spread."""
+    return min(longest, first * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+
+
+def retry_after(error: Exception) -> float:
+    """Seconds that the server asked for by Retry-After, which may be a date; 0 if it did not."""
+    value = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "0")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(LONGEST_RETRY_AFTER, max(0.0, seconds))
+
+
+def one_line(text: str, key: str) -> str:
+    """An error's text in one line, without the key."""
+    return " ".join((text.replace(key, "***") if key else text).split())[:400]
+
+
+def texts_of(message) -> tuple[str, str]:
+    """Content and reasoning of a message, of a piece of a streamed one, or of a choice of the completions API."""
+    content = getattr(message, "content", None) or getattr(message, "text", None) or ""
+    return content, getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +138,7 @@ class EndpointEngine(Engine):
         self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         self.tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or model)
         self.capacity = settings.max_requests_in_flight
-        self._results: queue.SimpleQueue = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue = queue.SimpleQueue()  # `Result`s, `_Text`s and errors, for `_step`
         self._failed_in_row, self._next_slot, self._answered = 0, 0.0, False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="endpoints")
@@ -148,26 +182,28 @@ class EndpointEngine(Engine):
         asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def _step(self) -> list[Result]:
-        found = [self._results.get()]  # each request has a deadline, so something comes
-        while not self._results.empty():
-            found.append(self._results.get())
-        for text in [one for one in found if isinstance(one, _Text)]:
-            text.on_text(text.index, text.text)
-        found = [one for one in found if not isinstance(one, _Text)]
-        for one in found:
-            if isinstance(one, Exception):
-                raise one
-            if isinstance(one, _Refused):  # its prompt's fault, not the endpoint's
+        arrived = [self._arrived.get()]  # each request has a deadline, so something comes
+        while not self._arrived.empty():
+            arrived.append(self._arrived.get())
+        for piece in arrived:
+            if isinstance(piece, _Text):
+                piece.on_text(piece.index, piece.text)
+        results = [result for result in arrived if not isinstance(result, _Text)]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            if isinstance(result, _Refused):  # its prompt's fault, not the endpoint's
                 continue
-            self._failed_in_row = self._failed_in_row + 1 if one.error else 0
+            self._failed_in_row = self._failed_in_row + 1 if result.error else 0
             if self._failed_in_row >= FAILED_IN_ROW:
-                raise EngineError(f"{self._failed_in_row} requests in a row got no answer, the last one: {one.error}")
-        return found
+                number = self._failed_in_row
+                raise EngineError(f"{number} requests in a row got no answer, the last one: {result.error}")
+        return results
 
     # In the event loop from here on ------------------------------------------------------------------------
 
     async def _connect(self) -> int | None:
-        """Ask every endpoint for its models. Returns the window that it states, if it does (vLLM's own field)."""
+        """Ask every endpoint for its models. Returns the shortest context that they state, if any does."""
         from openai import AsyncOpenAI
 
         key = self._key or "none"  # the client wants one, servers without keys take any
@@ -175,10 +211,11 @@ class EndpointEngine(Engine):
             _Server(url, AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=self._settings.timeout))
             for url in self._settings.urls
         ]
-        windows = [await self._first_answer(server) for server in self._servers]
-        return min((window for window in windows if window), default=None)
+        contexts = [await self._first_answer(server) for server in self._servers]
+        return min((context for context in contexts if context), default=None)
 
     async def _first_answer(self, server: _Server) -> int | None:
+        """Wait until an endpoint answers. Returns the context that it states (a field of vLLM's), if it does."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -188,13 +225,12 @@ class EndpointEngine(Engine):
             except (AttributeError, TypeError, ValueError):
                 return None  # it answers, in a form of its own
             except Exception as error:
-                status = getattr(error, "status_code", None)
-                if status in (401, 403):
-                    raise EngineError(self._clean(f"{server.url}: {error}")) from None
-                if status is not None and status < 500 and status not in RETRIED:
+                if getattr(error, "status_code", None) in (401, 403):
+                    raise EngineError(one_line(f"{server.url}: {error}", self._key)) from None
+                if is_refused(error):
                     return None  # it has no list of models
                 if time.monotonic() > deadline:
-                    why = self._clean(f"{type(error).__name__}: {error}")
+                    why = one_line(f"{type(error).__name__}: {error}", self._key)
                     message = f"{server.url} has not answered for {START_SECONDS:.0f} s ({why}): is it running?"
                     raise EngineError(message) from None
                 await asyncio.sleep(1.0)
@@ -205,34 +241,34 @@ class EndpointEngine(Engine):
 
     async def _answer(self, request: Request) -> None:
         """Ask until all completions are there or the tries are used up."""
-        found: list[Completion] = []
-        failures, shown = 0, []
+        completions: list[Completion] = []
+        shown: list[str] = []  # what `on_text` was given of the try at work
+        failures = 0
         try:
-            while len(found) < request.sampling.n:
+            while len(completions) < request.sampling.n:
                 server = await self._free_server()
                 try:
-                    found += await self._ask(server, request, len(found), shown)
+                    completions += await self._ask(server, request, len(completions), shown)
                     failures, self._answered = 0, True
                     shown.clear()
                 except Exception as error:
                     failures += 1
+                    why = one_line(f"{server.url}: {type(error).__name__}: {error}", self._key)
                     status = getattr(error, "status_code", None)
-                    why = self._clean(f"{server.url}: {type(error).__name__}: {error}")
                     if status in HOPELESS and not (status == 403 and self._answered):
                         raise EngineError(why) from None
-                    refused = status is not None and status < 500 and status not in RETRIED
                     # What was shown of a stream cannot be taken back, so it is not begun anew.
-                    if refused or failures > self._settings.retries or shown:
-                        result = (_Refused if refused else Result)(request.key, [], f"{why} (after {failures} tries)")
-                        self._results.put(result)
+                    if is_refused(error) or failures > self._settings.retries or shown:
+                        kind = _Refused if is_refused(error) else Result
+                        self._arrived.put(kind(request.key, [], f"{why} (after {failures} tries)"))
                         return
                     self.counts["retries"] += 1
-                    if asked := _asked_pause(error):
-                        server.paused_until = max(server.paused_until, time.monotonic() + asked)
-                    await asyncio.sleep(_pause(failures))
-            self._results.put(Result(request.key, found[: request.sampling.n]))
+                    if seconds := retry_after(error):
+                        server.paused_until = max(server.paused_until, time.monotonic() + seconds)
+                    await asyncio.sleep(pause(failures, FIRST_PAUSE, LONGEST_PAUSE))
+            self._arrived.put(Result(request.key, completions[: request.sampling.n]))
         except Exception as error:
-            self._results.put(error)
+            self._arrived.put(error)
 
     async def _free_server(self) -> _Server:
         """The least busy endpoint that has not asked to be left alone, when the rate limit allows a request."""
@@ -257,16 +293,16 @@ class EndpointEngine(Engine):
             shown: Is filled with what `on_text` was given of this request.
         """
         sampling, streamed = request.sampling, request.on_text is not None
-        how = {"model": self._model, "n": sampling.n - have, "temperature": sampling.temperature}
-        how |= {"top_p": sampling.top_p, "extra_body": dict(self._settings.options)}
-        how |= {"stream": True} if streamed else {}
+        body = {"model": self._model, "n": sampling.n - have, "temperature": sampling.temperature}
+        body |= {"top_p": sampling.top_p, "extra_body": dict(self._settings.options)}
+        body |= {"stream": True} if streamed else {}
         if not {"max_tokens", "max_completion_tokens"} & set(self._settings.options):
-            how["max_tokens"] = sampling.max_tokens
+            body["max_tokens"] = sampling.max_tokens
         if self._settings.api == "completions":
-            how["extra_body"] = {"return_token_ids": True} | how["extra_body"]
-            call = server.client.completions.create(prompt=request.token_ids, **how)
+            body["extra_body"] = {"return_token_ids": True} | body["extra_body"]
+            call = server.client.completions.create(prompt=request.token_ids, **body)
         else:
-            call = server.client.chat.completions.create(messages=request.messages, **how)
+            call = server.client.chat.completions.create(messages=request.messages, **body)
         if streamed:
             call = self._read_stream(call, request, have, shown)
         server.in_flight += 1
@@ -291,18 +327,16 @@ class EndpointEngine(Engine):
                         raise Malformed(f"a choice {new.index} more than the {wanted} asked for")
                     blank = SimpleNamespace(finish_reason=None, content="", reasoning="", token_ids=None)
                     choice, delta = choices.setdefault(new.index, blank), getattr(new, "delta", new)
-                    text = getattr(delta, "content", None) or getattr(delta, "text", None) or ""
+                    text, reasoning = texts_of(delta)
                     choice.content += text
-                    choice.reasoning += (
-                        getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None) or ""
-                    )
+                    choice.reasoning += reasoning
                     choice.finish_reason = new.finish_reason or choice.finish_reason
                     if ids := getattr(new, "token_ids", None):
                         choice.token_ids = (choice.token_ids or []) + ids
                     if text:
                         shown.append(text)
                         place = have + list(choices).index(new.index)
-                        self._results.put(_Text(request.on_text, place, text))
+                        self._arrived.put(_Text(request.on_text, place, text))
         return list(choices.values())
 
     def _completion(self, choice) -> Completion:
@@ -313,33 +347,10 @@ class EndpointEngine(Engine):
             raise Malformed(f"a completion that breaks off (finish_reason {reason})")
         if message is None:
             raise Malformed("a choice without a message")
-        text = getattr(message, "content", None) or getattr(message, "text", None) or ""
-        thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        if thinking:
-            text = f"<think>\n{thinking}\n</think>\n{text}"
+        text, reasoning = texts_of(message)
+        if reasoning:
+            text = f"<think>\n{reasoning}\n</think>\n{text}"
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Completion(text, ids, reason in FINISHED)
-
-    def _clean(self, text: str) -> str:
-        """An error's text in one line, without the key."""
-        text = text.replace(self._key, "***") if self._key else text
-        return re.sub(r"\s+", " ", text)[:400]
-
-
-def _pause(failures: int) -> float:
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-
-
-def _asked_pause(error: Exception) -> float:
-    """Seconds that the server asked for by Retry-After, which may be a date; 0 if it did not."""
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "0")
-    try:
-        seconds = float(asked)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(LONGEST_ASKED_PAUSE, max(0.0, seconds))
+        return Completion(text, ids, finished=reason in FINISHED)

@@ -4,15 +4,13 @@ A stage's completions are requests of their own, so that one that fails or hangs
 """
 
 import asyncio
-import contextlib
 import errno
 import logging
-import random
 import time
 from collections.abc import Callable
 
 from gsr_rl.engines.base import Completion
-from gsr_rl.engines.endpoints import Malformed
+from gsr_rl.engines.endpoints import Malformed, is_refused, one_line, pause
 from gsr_rl.serving.steps import Ask, SamplingFailed, is_unicode
 
 logger = logging.getLogger("gsr_rl.serving")
@@ -21,7 +19,6 @@ PING_SECONDS = 2.0  # between two looks at whether the backend is there
 PING_TIMEOUT = 10.0
 CONNECT_SECONDS = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0  # seconds between tries
-RETRIED = {408, 409, 425, 429}  # and 500 and above
 
 
 class Backend:
@@ -158,17 +155,15 @@ class Backend:
                 async with self._turns:
                     return await self._request(ask, index, speak if on_text else None, stop, seed)
             except Exception as error:
-                status = getattr(error, "status_code", None)
                 failure = SamplingFailed(self._clean(error), 503)
-                if status is None and "Connect" in type(error.__cause__).__name__ and not _out_of_files(error):
+                if "Connect" in type(error.__cause__).__name__ and not _out_of_files(error):
                     self.up = False  # until the look-out finds it again
-                refused = status is not None and status < 500 and status not in RETRIED
-                if refused or spoken or failures == self._retries:
+                if is_refused(error) or spoken or failures == self._retries:
                     raise failure from None
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures) * random.uniform(0.5, 1.0)
-            if time.monotonic() + pause > deadline:
+            seconds = pause(failures + 1, FIRST_PAUSE, LONGEST_PAUSE)
+            if time.monotonic() + seconds > deadline:
                 raise failure from None
-            await asyncio.sleep(pause)
+            await asyncio.sleep(seconds)
         raise AssertionError("unreachable")
 
     async def _request(self, ask: Ask, index: int, speak, stop, seed) -> Completion:
@@ -215,11 +210,8 @@ class Backend:
 
     def _clean(self, error: Exception) -> str:
         """An error in one line, without the key."""
-        text = f"{type(error).__name__}: {error}"
-        with contextlib.suppress(AttributeError):
-            text = f"{text} ({type(error.__cause__).__name__})" if error.__cause__ else text
-        text = text.replace(self._key, "***") if self._key else text
-        return " ".join(text.split())[:300]
+        cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+        return one_line(f"{type(error).__name__}: {error}{cause}", self._key)
 
 
 def _sound(text: str) -> str:

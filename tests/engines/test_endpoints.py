@@ -123,7 +123,7 @@ def test_a_pause_may_be_asked_for_in_seconds_or_until_a_date(monkeypatch, asked,
     monkeypatch.setattr(endpoints.time, "time", lambda: 1000.0)
     error = Exception()
     error.response = SimpleNamespace(headers={"retry-after": asked})
-    assert endpoints._asked_pause(error) == pause and endpoints._asked_pause(Exception()) == 0
+    assert endpoints.retry_after(error) == pause and endpoints.retry_after(Exception()) == 0
 
 
 def test_a_request_that_is_refused_fails_alone_and_at_once(tokenizer):
