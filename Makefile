@@ -3,16 +3,17 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TARGET ?= cpu
+# What .venv holds already, so that a plain `make test` keeps a GPU's packages; else those for a CPU.
+TARGET ?= $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 REQUIREMENTS := requirements/$(TARGET).txt
 
-# A folder of wheels that pip was told of serves uv too; otherwise uv picks the right build of torch by itself.
+# A folder of wheels that pip was told of serves uv too; otherwise uv takes the build of torch that the pins are for.
 ifdef PIP_FIND_LINKS
 UV_OPTIONS := --find-links $(PIP_FIND_LINKS)
 else ifeq ($(TARGET),cpu)
 UV_OPTIONS := --torch-backend cpu
 else
-UV_OPTIONS := --torch-backend auto
+UV_OPTIONS := --torch-backend cu130
 endif
 
 .PHONY: help install demo paper test test-all lint docs smollm2 tiny-models clean
@@ -27,7 +28,7 @@ $(VENV)/.installed-$(TARGET): $(REQUIREMENTS) setup.cfg pyproject.toml
 	  { echo "python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps $(UV_OPTIONS) -r $(REQUIREMENTS)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install $(if $(filter cpu,$(TARGET)),--quiet) --no-deps $(UV_OPTIONS) -r $(REQUIREMENTS)
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 
