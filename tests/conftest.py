@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.support.paths import for_cpu  # noqa: E402
-from tests.support.programs import environment  # noqa: E402
+from tests.support.programs import FORKED_RANKS, Program, environment  # noqa: E402
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -76,6 +76,7 @@ def launch(tmp_path_factory):
     """Run a Python program, under `accelerate launch` if an accelerate config is named, and return its output.
 
     `two_on_cpu` runs a configuration for GPUs on two processes without any. accelerate's own `--cpu` would run one.
+    `forked` starts it and its ranks where torch, transformers and TRL are imported already.
     Fails with the end of the output on any other exit code than `expect`, and after `timeout` seconds.
     """
 
@@ -86,16 +87,21 @@ def launch(tmp_path_factory):
         timeout: int = 400,
         expect: int = 0,
         env: dict | None = None,
+        forked: bool = False,
     ) -> str:
-        prefix = [sys.executable]
+        prefix = []
         if accelerate is not None:
             config = ROOT / "accelerate_configs" / f"{accelerate}.yaml"
             if two_on_cpu:
                 config = for_cpu(config, tmp_path_factory.mktemp("accelerate"))
             prefix += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0"]
             prefix += ["--num_processes", "2"] if two_on_cpu else []
+        if forked:
+            program = Program(*prefix, *command, **FORKED_RANKS, **(env or {}))
+            assert program.wait(timeout) == expect, f"exit code {program.wait(0)}\n{program.output()[-6000:]}"
+            return program.output()
         done = subprocess.run(
-            [*prefix, *map(str, command)],
+            [sys.executable, *prefix, *map(str, command)],
             cwd=ROOT,
             env=environment(**(env or {})),
             stdout=subprocess.PIPE,

@@ -55,7 +55,7 @@ def test_a_text_is_no_longer_than_the_tokenizer_says(reward_model, tmp_path):
 
 
 def test_scores_are_stored_while_they_are_made(run, reward_model, monkeypatch, tmp_path):
-    from gsr_rl.evaluation.evaluate import evaluate as evaluation
+    from gsr_rl.evaluation import evaluate as evaluation
 
     class Slow(evaluation.RewardModel):
         def scores(self, *texts):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gsr_rl.evaluation.evaluate import evaluate as evaluation
+from gsr_rl.evaluation import evaluate as evaluation
 from gsr_rl.evaluation.methods import foreign_problems
 from gsr_rl.refinement import metrics
 from gsr_rl.report.markdown import figure

@@ -8,7 +8,6 @@ ranks, how far the engine's log-probabilities of its own samples are from the tr
 """
 
 import json
-import os
 import sys
 
 import torch
@@ -22,6 +21,7 @@ from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.sharding import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
 from rewards import load_reward_funcs
+from tests.support.programs import leave
 
 
 def distance(trainer, prompts: list[list[int]]) -> tuple[float, float]:
@@ -98,4 +98,4 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # engines and process groups are left to the operating system
+    leave()

@@ -6,7 +6,6 @@ Run on one process or on several, the rollouts of a problem are the same, so the
 """
 
 import json
-import os
 import random
 import sys
 
@@ -23,6 +22,7 @@ from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.packing.batching import token_passes
 from gsr_rl.training.sharding import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
+from tests.support.programs import leave
 
 
 class FixedRollouts(GSRTrainer):
@@ -116,4 +116,4 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # engines and process groups are left to the operating system
+    leave()

@@ -11,6 +11,8 @@ import pytest
 
 from rewards import load_reward_funcs
 
+SHOUT = f"{__name__}:shout"
+
 
 def shout(prompts, completions, **columns):
     return [1.0 if completion.isupper() else 0.0 for completion in completions]
@@ -82,7 +84,7 @@ def test_length_falls_linearly_to_minus_one():
 
 
 def test_own_functions_load_by_module_and_name():
-    own, accuracy = load_reward_funcs(["test_rewards_for_trl:shout", "accuracy"])
+    own, accuracy = load_reward_funcs([SHOUT, "accuracy"])
     assert own(prompts=None, completions=["A", "b"], completion_ids=None, answer=["A", "b"]) == [1.0, 0.0]
     assert [own.__name__, accuracy.__name__] == ["shout", "accuracy"]
     for name, message in (
@@ -110,7 +112,7 @@ def test_own_functions_load_by_module_and_name():
         ([3], None, "reward_funcs has 3: a name is expected"),
         ([], None, "reward_funcs is empty"),
         (["refinement/length"], None, "reward_options: {refinement/length: {max_length: ..., buffer: ...}}"),
-        (["test_rewards_for_trl:shout"], {"test_rewards_for_trl:shout": {"a": 1}}, "takes no options"),
+        ([SHOUT], {SHOUT: {"a": 1}}, "takes no options"),
     ],
 )
 def test_wrong_options_say_what_to_write(names, options, message):

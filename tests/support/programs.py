@@ -14,6 +14,8 @@ from unittest import mock
 
 from tests.support.paths import ROOT
 
+# torchrun then forks its ranks from the launcher instead of starting Python anew.
+FORKED_RANKS = {"PET_RUN_PATH": "1", "PET_START_METHOD": "fork"}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["deepspeed", "trl", "gsr_rl.training.trainer", "gsr_rl.cli"])
 
@@ -32,9 +34,19 @@ def _run(words: list[str], variables: dict[str, str], log: str) -> None:
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(variables)
-    sys.path[:0] = [str(Path(words[0]).resolve().parent), *variables["PYTHONPATH"].split(":")]
-    sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    sys.path[:0] = variables["PYTHONPATH"].split(":")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def leave() -> None:
+    """End a program whose engines and process groups are left to the operating system. Forked ones end so anyway."""
+    if multiprocessing.parent_process() is None:
+        os._exit(0)
 
 
 class Program:

@@ -24,7 +24,7 @@ def fixed_run(launch, folder, model, accelerate=None, **overrides) -> dict:
     if accelerate is None:
         train_fixed.main(str(out), model, json.dumps(overrides))
     else:
-        launch(f"{PROGRAMS}/train_fixed.py", out, model, json.dumps(overrides), accelerate=accelerate)
+        launch(f"{PROGRAMS}/train_fixed.py", out, model, json.dumps(overrides), accelerate=accelerate, forked=True)
     return torch.load(out)
 
 
@@ -159,7 +159,8 @@ def test_ranks_with_different_numbers_of_passes_take_one_step_a_window(launch, t
 
 def joint_run(launch, out, accelerate, seed) -> dict:
     """One joint step with real vLLM in two processes."""
-    launch(f"{PROGRAMS}/joint_step.py", out, BASE, json.dumps({"seed": seed}), accelerate=accelerate)
+    keys = json.dumps({"seed": seed})
+    launch(f"{PROGRAMS}/joint_step.py", out, BASE, keys, accelerate=accelerate, forked=True)
     return json.loads(out.read_text()) | {"folder": f"{out}_run"}
 
 
