@@ -58,11 +58,11 @@ def check_output(c) -> list[str]:
 
 
 def check_shares(c, *names: str) -> list[str]:
-    """Each of these keys, such as `top_p`, is a share above 0."""
+    """Each of these keys, such as `top_p`, is left out or a share above 0."""
     return [
         f"{name}={getattr(c, name)}: a share above 0 and at most 1 is expected"
         for name in names
-        if not 0 < getattr(c, name) <= 1
+        if getattr(c, name) is not None and not 0 < getattr(c, name) <= 1
     ]
 
 
@@ -76,14 +76,14 @@ def check_model(c, name: str) -> list[str]:
     looks_local = str(value).startswith((".", "/", "~")) or len(Path(value).parts) > 2 or Path(first).is_dir()
     if Path(value).is_dir() or not (looks_local or made_here) or (first == "runs" and getattr(c, "dry_run", False)):
         return []
-    mend = "give a path that exists or a Hub name"
+    fix = "give a path that exists or a Hub name"
     if first == "runs":
-        mend = "run `make smollm2`" if value == "runs/SmolLM2-135M-Instruct" else "run the program that makes it"
-        mend += ", or give another path or a Hub name"
-    return [f"{name}={value}: there is no such folder, {mend}"]
+        fix = "run `make smollm2`" if value == "runs/SmolLM2-135M-Instruct" else "run the program that makes it"
+        fix += ", or give another path or a Hub name"
+    return [f"{name}={value}: there is no such folder, {fix}"]
 
 
-def model_window(model: str | None) -> int | None:
+def model_context_length(model: str | None) -> int | None:
     """The context length that a local model folder states, stretched as its rotary embedding is; None for others."""
     path = Path(str(model)) / "config.json"
     if not path.is_file():
@@ -94,31 +94,36 @@ def model_window(model: str | None) -> int | None:
     return length and int(length * max(1.0, rope.get("factor") or 1.0))
 
 
-def check_window(c, name: str, model: str | None, refines: bool = True) -> list[str]:
-    """Prompts with their completions fit the engine's window: the key `name`, or the model's own without it."""
-    stated, own = getattr(c, name), model_window(model)
+def check_context(c, name: str, model: str | None, refines: bool = True) -> list[str]:
+    """Prompts with their completions fit the engine's context length: the key `name`, else the model's own."""
+    stated, readable = getattr(c, name), model_context_length(model)
     if stated is not None and stated < 1:
-        return [f"{name}={stated}: at least 1 is needed, or leave it out for the model's own window"]
-    if stated and own and stated > own:
-        return [f"{name}={stated} is more than the {own} tokens that {model} can read: set {name} to at most {own}"]
-    window = stated or own
-    if window is None:
-        return []
-    said = f"the engine's window {name}={stated}" if stated else f"the window of {model}, {own} tokens"
-    raising = f" or raise {name}" if stated else ""
-    limits = ["max_completion_length", *(["max_refinement_length"] if refines else [])]
-    if tight := [limit for limit in limits if getattr(c, limit) is not None and getattr(c, limit) >= window]:
+        return [f"{name}={stated}: at least 1 is needed, or leave it out for the model's own context length"]
+    if stated and readable and stated > readable:
         return [
-            f"{limit}={getattr(c, limit)} leaves no room for a prompt in {said}: set {limit} well below {window}"
-            + raising
-            for limit in tight
+            f"{name}={stated} is more than the {readable} tokens that {model} can read: set {name} to at most "
+            f"{readable}"
         ]
-    length, prompt = c.max_refinement_length or c.max_completion_length, c.max_refinement_prompt_length
-    if not refines or prompt + length <= window:
+    length = stated or readable
+    if length is None:
+        return []
+    limit = (
+        f"the engine's context length {name}={stated}" if stated else f"the context length of {model}, {length} tokens"
+    )
+    or_raise = f" or raise {name}" if stated else ""
+    limits = ["max_completion_length", *(["max_refinement_length"] if refines else [])]
+    if tight := [key for key in limits if getattr(c, key) is not None and getattr(c, key) >= length]:
+        return [
+            f"{key}={getattr(c, key)} leaves no room for a prompt in {limit}: set {key} well below {length}{or_raise}"
+            for key in tight
+        ]
+    completion, prompt = c.max_refinement_length or c.max_completion_length, c.max_refinement_prompt_length
+    if not refines or prompt + completion <= length:
         return []
     return [
-        f"max_refinement_prompt_length={prompt} plus the refinement limit of {length} tokens is {prompt + length}, "
-        f"more than {said}: set max_refinement_prompt_length to at most {window - length}{raising}"
+        f"max_refinement_prompt_length={prompt} plus the refinement limit of {completion} tokens is "
+        f"{prompt + completion}, more than {limit}: set max_refinement_prompt_length to at most "
+        f"{length - completion}{or_raise}"
     ]
 
 
@@ -133,12 +138,12 @@ def mapping(name: str, value):
     if not isinstance(value, str):
         return value
     try:
-        read = yaml.safe_load(value)
+        loaded = yaml.safe_load(value)
     except yaml.YAMLError:
-        read = None
-    if not isinstance(read, dict):
+        loaded = None
+    if not isinstance(loaded, dict):
         raise ValueError(f"{name}={value!r}: a mapping is expected, such as {{name: value}}")
-    return read
+    return loaded
 
 
 def check_address(name: str, url: str) -> list[str]:
@@ -164,9 +169,16 @@ def check_key_variable(name: str, variable: str | None, must_be_set: bool = True
     return []
 
 
-WORDS = {"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0"}  # that are read as true or false
+TRUE_WORDS = {"true", "yes", "on", "t", "y", "1"}
+FALSE_WORDS = {"false", "no", "off", "f", "n", "0"}
 EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
-IN_LISTS = {"list[float]": "a list of numbers", "list[str]": "a list of texts"}
+EXPECTED |= {"dict": "a mapping such as {name: value}", "list": "a list", "None": "null"}
+EXPECTED |= {"list[float]": "a list of numbers", "list[str]": "a list of texts"}
+
+
+def kinds_of(annotation: str) -> list[str]:
+    """The parts of a type's source text: `int` and `None` of `int | None`."""
+    return [kind.strip() for kind in annotation.split("|")]
 
 
 def mismatch(annotation: str, value: object) -> str | None:
@@ -176,19 +188,15 @@ def mismatch(annotation: str, value: object) -> str | None:
         annotation: The source text of the field's type, such as `int | None`. Types of other packages pass.
         value: As YAML reads it. Text that reads as the number counts as that number, as in TRL's parser.
     """
-    kinds = [kind.strip() for kind in annotation.split("|")]
+    kinds = kinds_of(annotation)
     names = [kind.split("[")[0] for kind in kinds]
-    if not set(names) <= {*EXPECTED, "list", "dict", "None"}:
+    if not set(names) <= EXPECTED.keys():
         return None
     if any(_is(value, name, kind) for name, kind in zip(names, kinds, strict=True)):
         return None
     if "str" in names and isinstance(value, bool):  # an unquoted `no`
         return None
-    expected = [
-        IN_LISTS.get(kind, EXPECTED.get(name, f"a {name}"))
-        for name, kind in zip(names, kinds, strict=True)
-        if name != "None"
-    ]
+    expected = [EXPECTED.get(kind, EXPECTED[name]) for name, kind in zip(names, kinds, strict=True) if name != "None"]
     hint = ": put it in quotes" if names[0] == "str" and isinstance(value, int | float) else ""
     return " or ".join(expected) + " is expected" + hint
 
@@ -202,12 +210,12 @@ def _is(value: object, name: str, kind: str) -> bool:
         return isinstance(value, dict)
     if name == "list":
         if kind == "list[float]":  # text in a list is not read as a number
-            return isinstance(value, list) and all(type(one) in (int, float) for one in value)
+            return isinstance(value, list) and all(type(entry) in (int, float) for entry in value)
         if kind == "list[str]" and isinstance(value, list):
-            return all(isinstance(one, str) for one in value)
+            return all(isinstance(entry, str) for entry in value)
         return isinstance(value, str | list)
     if name == "bool":
-        return isinstance(value, bool) or str(value).lower() in WORDS
+        return isinstance(value, bool) or str(value).lower() in TRUE_WORDS | FALSE_WORDS
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):
         return False
     try:

@@ -106,7 +106,10 @@ def test_lengths_fit_the_models_own_window_too(program, name, more):
     cli.check_values(program, values | {name: 512})
     assert f"{name}=5000 is more than the 512 tokens that {TINY} can read" in found(**{name: 5000})
     message = found(max_refinement_prompt_length=3000)
-    assert f"more than the window of {TINY}, 512 tokens: set max_refinement_prompt_length to at most 472" in message
+    assert (
+        f"more than the context length of {TINY}, 512 tokens: set max_refinement_prompt_length to at most 472"
+        in message
+    )
     assert "max_completion_length=600 leaves no room for a prompt" in found(max_completion_length=600)
     assert f"{name}=-1: at least 1 is needed" in found(**{name: -1})
 
@@ -148,7 +151,7 @@ def test_a_number_that_is_no_number_is_named():
         ({"reward_weights": -1}, "reward_weights=-1: a list of numbers is expected"),
         ({"reward_weights": ["1e-3"]}, "reward_weights=['1e-3']: a list of numbers is expected"),
         ({"reward_funcs": [3]}, "reward_funcs=[3]: a list of texts is expected"),
-        ({"dataset_kwargs": [1]}, "dataset_kwargs=[1]: a dict or text is expected"),
+        ({"dataset_kwargs": [1]}, "dataset_kwargs=[1]: a mapping such as {name: value} or text is expected"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )

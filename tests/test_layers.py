@@ -9,7 +9,7 @@ import pytest
 from docs.hooks.rooms import PACKAGE, PICTURE, draw, imports_of, module_name, modules, room
 from tests.support.paths import ROOT
 
-GROUND = {"keys", "run_folder"}
+GROUND = {"keys", "run_folder", "command_line"}
 MAY_IMPORT = {
     **{name: GROUND for name in GROUND},
     "refinement": GROUND,  # prompts, choice of candidates, votes: no engine, no trainer

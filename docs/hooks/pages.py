@@ -14,7 +14,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gsr_rl import cli  # noqa: E402
+from gsr_rl import cli, command_line  # noqa: E402
 
 RESULTS = ROOT / "results"
 SERVED = (".png", ".json", ".md")
@@ -86,7 +86,7 @@ def command_page(command: str) -> str:
     """The keys of `gsr-solve` or `gsr-serve`."""
     owner, does = COMMANDS[command]
     what = f"`gsr-{command}`: {does}. A key stands on the command line as `--key value`."
-    return keys_page(f"gsr-{command}", what, cli.fields_of(owner))
+    return keys_page(f"gsr-{command}", what, command_line.fields_of(owner))
 
 
 def keys_page(title: str, what: str, keys: dict[str, cli.Key]) -> str:
@@ -104,7 +104,7 @@ def keys_page(title: str, what: str, keys: dict[str, cli.Key]) -> str:
 
 
 def _library(owner: str) -> str:
-    return f"{cli.LIBRARIES[owner][0]}: {owner.removeprefix('_')}"
+    return f"{command_line.LIBRARIES[owner][0]}: {owner.removeprefix('_')}"
 
 
 def _row(key) -> str:

@@ -28,7 +28,10 @@ FLOORS = [
         "engines": "prompts in, completions out",
     },
     {"refinement": "the method: prompts, choice of candidates, votes"},
-    {"ground": "checks of keys, run folders", "rewards": "verified rewards, usable alone; any room may import them"},
+    {
+        "ground": "checks of keys, command lines, run folders",
+        "rewards": "verified rewards, usable alone; any room may import them",
+    },
 ]
 WIDTH, GAP, LINE, PAD = 1000, 28, 17, 12
 SHARES = {"training": 1.7, "hub": 2.1}  # of a floor's width, where it is not 1
@@ -148,7 +151,7 @@ def draw() -> str:
 
 
 def _box(left: float, top: float, width: float, height: float, fill: str, name: str, purpose: str, lines) -> str:
-    shown = {"ground": "keys.py, run_folder.py", "cli": "cli.py"}.get(name, f"{name}/")
+    shown = {"ground": "keys.py, command_line.py, run_folder.py", "cli": "cli.py"}.get(name, f"{name}/")
     texts = [f'<text x="{left + PAD:.0f}" y="{top + PAD + 10}" font-size="14" font-weight="bold">{shown}</text>']
     texts.append(f'<text x="{left + PAD:.0f}" y="{top + PAD + 10 + LINE}" fill="#445">{html.escape(purpose)}</text>')
     for number, line in enumerate(lines, 2):

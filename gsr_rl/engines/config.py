@@ -7,10 +7,10 @@ from gsr_rl.engines.base import KINDS
 from gsr_rl.keys import (
     at_least,
     check_address,
+    check_context,
     check_key_variable,
     check_output,
     check_shares,
-    check_window,
     finite,
     one_of,
     positive,
@@ -109,7 +109,7 @@ def check_sampling(c) -> list[str]:
     engines["teacher_model"] = getattr(c, "teacher_engine", None) or c.engine
     models = [getattr(c, name, None) for name, engine in engines.items() if engine != "endpoint"]
     for model in [model for model in models if model] or [None]:
-        messages += check_window(c, "max_model_length", model)
+        messages += check_context(c, "max_model_length", model)
     return list(dict.fromkeys(messages))
 
 

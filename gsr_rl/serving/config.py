@@ -1,30 +1,39 @@
-"""Configuration of `gsr-solve` and `gsr-serve`, and their command lines. Imports neither torch nor TRL."""
+"""Configuration of `gsr-solve` and `gsr-serve`, with its checks. Imports neither torch nor TRL."""
 
-import argparse
 import dataclasses
 import os
-import re
-import types
-import typing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-import yaml
-
 from gsr_rl.engines.config import EngineAccess
-from gsr_rl.keys import at_least, check_address, check_key_variable, check_model, finite, positive, raise_if_any
-from gsr_rl.refinement.settings import COMPLETION_LENGTHS, RefinementConfig, refinement_settings
+from gsr_rl.keys import (
+    at_least,
+    check_address,
+    check_key_variable,
+    check_model,
+    check_shares,
+    finite,
+    mapping,
+    one_of,
+    positive,
+    raise_if_any,
+)
+from gsr_rl.refinement.settings import RefinementConfig, refinement_settings
 from gsr_rl.serving.steps import MODES, SolveSettings
+
+ENGINES = ("auto", "vllm", "transformers", "endpoint")
+APIS = ("chat", "completions")
+SHORT_NAMES = {"k": "num_candidates"}  # on the command line
 
 
 @dataclass
 class AnswerConfig:
-    """How a problem is answered: how candidates are shown (from the model's own file), and how is sampled."""
+    """How a problem is answered: how candidates are shown (from the model's own file), and how they are sampled."""
 
     model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model."})
     num_candidates: int | None = field(
-        default=None, metadata={"help": "K: candidates of a problem. Default: the model's gsr_config.json, else 4."}
+        default=None, metadata={"help": "K: candidates per problem. Default: the model's gsr_config.json, else 4."}
     )
     prompt_template: str | None = field(
         default=None, metadata={"help": "Wording of the prompts: gsr or tiny. Default: gsr_config.json, else gsr."}
@@ -55,7 +64,7 @@ class AnswerConfig:
         default=None,
         metadata={
             "help": "Limit of a candidate in tokens. Default: gsr_config.json (as in training), else a quarter of the "
-            "model's window, at most 4096."
+            "model's context length, at most 4096."
         },
     )
     max_refinement_length: int | None = field(
@@ -67,21 +76,17 @@ class AnswerConfig:
     )
 
     def __post_init__(self):
-        raise_if_any(self.findings())
+        raise_if_any(self.errors())
 
-    def findings(self) -> list[str]:
-        """Everything that is wrong with the values, each with its mend."""
-        found = check_model(self, "model") + finite(self)
+    def errors(self) -> list[str]:
+        """Everything that is wrong with the values, each with its fix."""
+        messages = finite(self)
         if self.mode not in MODES:
-            found.append(f"mode={self.mode!r} is not known: use one of {', '.join(MODES)}")
-        found += at_least(self, 1, "num_candidates", "rounds", "max_completion_length", "max_refinement_length")
-        found += at_least(self, 1, "max_refinement_prompt_length")
-        found += at_least(self, 0, "temperature", "refinement_temperature")
-        for name in ("top_p", "refinement_top_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                found.append(f"{name}={value}: a share above 0 and at most 1 is expected")
-        return found
+            messages.append(f"mode={self.mode!r} is not known: use one of {', '.join(MODES)}")
+        messages += at_least(self, 1, "num_candidates", "rounds", "max_completion_length", "max_refinement_length")
+        messages += at_least(self, 1, "max_refinement_prompt_length")
+        messages += at_least(self, 0, "temperature", "refinement_temperature")
+        return messages + check_shares(self, "top_p", "refinement_top_p")
 
     def solve_settings(self) -> SolveSettings:
         """What is set here, over what the model's `gsr_config.json` holds, over the defaults.
@@ -90,16 +95,24 @@ class AnswerConfig:
             ValueError: A value of the file is wrong.
         """
         stored = refinement_settings(getattr(self, "endpoint_tokenizer", None) or self.model)
-        lengths = {name.replace("max", "trained"): stored.pop(name, None) for name in COMPLETION_LENGTHS}
-        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(RefinementConfig)}
-        refinement = RefinementConfig(**(stored | {name: value for name, value in own.items() if value is not None}))
-        names = [one.name for one in dataclasses.fields(SolveSettings) if hasattr(self, one.name)]
-        values = {name: getattr(self, name) for name in names} | dataclasses.asdict(refinement)
-        return SolveSettings(**values, **lengths)
+        trained_lengths = {
+            "trained_completion_length": stored.pop("max_completion_length", None),
+            "trained_refinement_length": stored.pop("max_refinement_length", None),
+        }
+        shown = stored | {
+            name: value for name, value in self._values_of(RefinementConfig).items() if value is not None
+        }
+        values = self._values_of(SolveSettings) | dataclasses.asdict(RefinementConfig(**shown))
+        return SolveSettings(**values, **trained_lengths)
+
+    def _values_of(self, other: type) -> dict[str, object]:
+        """The values here of another dataclass's fields."""
+        names = [field.name for field in dataclasses.fields(other) if hasattr(self, field.name)]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
-class SolveConfig(AnswerConfig, EngineAccess):
+class SolveConfig(EngineAccess, AnswerConfig):
     """`gsr-solve` and `gsr_rl.Solver`: the engine that answers."""
 
     engine: str = field(
@@ -114,24 +127,36 @@ class SolveConfig(AnswerConfig, EngineAccess):
         default=None, metadata={"help": "vLLM without compilation: it starts sooner. Default: on a CPU."}
     )
 
-    def findings(self) -> list[str]:
-        found = super().findings()
-        if self.endpoints or self.engine == "endpoint":  # an endpoint knows the model by a name of its own
-            found = [message for message in found if not message.startswith("model=")]
-        if self.engine not in ("auto", "vllm", "transformers", "endpoint"):
-            found.append(f"engine={self.engine!r} is not known: use auto, vllm, transformers or endpoint")
+    def __post_init__(self):
+        self.endpoint_options = mapping("endpoint_options", self.endpoint_options)
+        self.endpoints = [self.endpoints] if isinstance(self.endpoints, str) else self.endpoints
+        super().__post_init__()
+
+    def errors(self) -> list[str]:
+        messages = super().errors()
+        if not self.model or not (self.endpoints or self.engine == "endpoint"):  # which knows it by a name of its own
+            messages += check_model(self, "model")
+        if self.engine not in ENGINES:
+            messages.append(f"engine={self.engine!r} is not known: use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
         if self.engine == "endpoint" and not self.endpoints:
-            found.append("endpoints is not set: engine=endpoint needs one, such as http://localhost:8000/v1")
+            messages.append("endpoints is not set: engine=endpoint needs one, such as http://localhost:8000/v1")
         if self.endpoints and self.engine not in ("auto", "endpoint"):
-            found.append(f"endpoints is set, but engine={self.engine}: leave one of the two out")
+            messages.append(f"endpoints is set, but engine={self.engine}: leave one of the two out")
         for url in self.endpoints or []:
-            found += check_address("endpoints", url)
-        if self.endpoint_api not in ("chat", "completions"):
-            found.append(f"endpoint_api={self.endpoint_api!r}: use chat or completions")
-        found += check_key_variable("api_key_env", self.api_key_env)
-        found += at_least(self, 1, "max_model_length", "max_num_seqs", "tensor_parallel_size")
-        found += at_least(self, 0, "request_retries") + positive(self, "request_timeout")
-        return found
+            messages += check_address("endpoints", url)
+        messages += one_of(self, endpoint_api=APIS) + check_key_variable("api_key_env", self.api_key_env)
+        messages += at_least(self, 1, "max_model_length", "max_num_seqs", "tensor_parallel_size")
+        return messages + at_least(self, 0, "request_retries") + positive(self, "request_timeout")
+
+
+@dataclass
+class SolveInput:
+    """Where the problems of `gsr-solve` come from, and what is printed."""
+
+    file: str | None = field(
+        default=None, metadata={"help": "A file with one problem; .jsonl: one a line, in `problem` or `question`."}
+    )
+    json: bool = field(default=False, metadata={"help": "Print one JSON object per problem and nothing else."})
 
 
 @dataclass
@@ -158,7 +183,7 @@ class ServeConfig(AnswerConfig):
         default=60.0, metadata={"help": "How long to wait for the backend's first answer at the start."}
     )
     max_model_length: int | None = field(
-        default=None, metadata={"help": "The backend's window in tokens. Default: what it states."}
+        default=None, metadata={"help": "The backend's context length in tokens. Default: what it states."}
     )
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on. 0.0.0.0: all; needs a key."})
     port: int = field(default=8080, metadata={"help": "Port to listen on; 0 takes a free one."})
@@ -171,8 +196,9 @@ class ServeConfig(AnswerConfig):
     api_key_file: str | None = field(
         default=None, metadata={"help": "File with clients' keys, one a line, in place of the variable."}
     )
-    without_key: bool = field(default=False, metadata={"help": "Allow an open server on another address than this "
-                                                       "machine's own."})  # fmt: skip
+    without_key: bool = field(
+        default=False, metadata={"help": "Allow an open server on another address than this machine's own."}
+    )
     max_num_candidates: int = field(default=16, metadata={"help": "The most candidates that a request may ask for."})
     max_rounds: int = field(default=3, metadata={"help": "The most rounds that a request may ask for."})
     max_answers: int = field(default=8, metadata={"help": "The largest `n` that a request may ask for."})
@@ -202,32 +228,29 @@ class ServeConfig(AnswerConfig):
         metadata={"help": "Hand a request's seed to the backend. vLLM's CPU engine dies of it, so it is left out."},
     )
 
-    def findings(self) -> list[str]:
-        found = super().findings()
-        found += check_address("backend", self.backend)
-        if self.backend_api not in ("chat", "completions"):
-            found.append(f"backend_api={self.backend_api!r}: use chat or completions")
-        found += check_key_variable("backend_key_env", self.backend_key_env)
-        found += check_key_variable("api_key_env", self.api_key_env, must_be_set=False)
+    def errors(self) -> list[str]:
+        messages = super().errors() + check_model(self, "model") + check_address("backend", self.backend)
+        messages += one_of(self, backend_api=APIS) + check_key_variable("backend_key_env", self.backend_key_env)
+        messages += check_key_variable("api_key_env", self.api_key_env, must_be_set=False)
         if self.api_key_file and not Path(self.api_key_file).is_file():
-            found.append(f"api_key_file={self.api_key_file}: there is no such file")
+            messages.append(f"api_key_file={self.api_key_file}: there is no such file")
         if not 0 <= self.port <= 65535:
-            found.append(f"port={self.port}: 0 to 65535 is expected")
-        numbers = ("max_num_candidates", "max_rounds", "max_answers", "max_body_bytes", "max_running")
-        numbers += ("max_connections", "max_backend_requests")
-        found += at_least(self, 1, *numbers) + at_least(self, 0, "max_waiting", "backend_retries")
+            messages.append(f"port={self.port}: 0 to 65535 is expected")
+        counts = ("max_num_candidates", "max_rounds", "max_answers", "max_body_bytes", "max_running")
+        counts += ("max_connections", "max_backend_requests")
+        messages += at_least(self, 1, *counts) + at_least(self, 0, "max_waiting", "backend_retries")
         seconds = ("header_seconds", "body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
-        found += positive(self, *seconds)
+        messages += positive(self, *seconds)
         for name, limit in (("num_candidates", "max_num_candidates"), ("rounds", "max_rounds")):
             value = getattr(self, name)
             if value is not None and value > getattr(self, limit):
-                found.append(f"{name}={value} is more than {limit}={getattr(self, limit)}: raise {limit}")
-        if not self.without_key and not found and not self.keys() and not _loopback(self.host):
-            found.append(
+                messages.append(f"{name}={value} is more than {limit}={getattr(self, limit)}: raise {limit}")
+        if not self.without_key and not messages and not self.keys() and not _loopback(self.host):
+            messages.append(
                 f"host={self.host} without a key would let anyone in: export {self.api_key_env}, give api_key_file, "
                 "or say without_key: true"
             )
-        return found
+        return messages
 
     def keys(self) -> list[str]:
         """The clients' keys; none: the server is open."""
@@ -245,67 +268,3 @@ def _loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-# Command lines ----------------------------------------------------------------------------------------------
-
-
-def add_keys(parser: argparse.ArgumentParser, config: type) -> None:
-    """An option for each field of a configuration, with its help."""
-    types_of = typing.get_type_hints(config)
-    for one in dataclasses.fields(config):
-        text, kind = one.metadata["help"], _kind(types_of[one.name])
-        repeated = typing.get_origin(_plain(types_of[one.name])) is list
-        if one.default is not None and "Default" not in text:
-            text += f" Default: {one.default}."
-        parser.add_argument(
-            *([f"--{one.name}"] + ["--k"] * (one.name == "num_candidates")),
-            dest=one.name,
-            action="append" if repeated else "store",
-            default=argparse.SUPPRESS,
-            help=(text + " May be given several times." * repeated).replace("%", "%%"),
-            metavar={_truth: "true|false", int: "N", float: "X", _mapping: "MAPPING"}.get(kind, "TEXT"),
-            type=kind,
-        )
-
-
-def with_underscores(argv: list[str]) -> list[str]:
-    """`--num-candidates` as `--num_candidates`; what stands after `--` is no option."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    options = [
-        re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv[:end]
-    ]
-    return options + argv[end:]
-
-
-def _plain(annotation) -> object:
-    """`X` of `X | None`; the first of several."""
-    if isinstance(annotation, types.UnionType):
-        return next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
-
-
-def _kind(annotation):
-    """What turns a word of the command line into a value of this type."""
-    plain = _plain(annotation)
-    if typing.get_origin(plain) is list:
-        return typing.get_args(plain)[0]
-    if typing.get_origin(plain) is dict:
-        return _mapping
-    return _truth if plain is bool else plain
-
-
-def _truth(word: str) -> bool:
-    if word.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{word!r}: true or false is expected")
-    return word.lower() == "true"
-
-
-def _mapping(word: str) -> dict:
-    try:
-        value = yaml.safe_load(word)
-    except yaml.YAMLError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{word!r}: a mapping is expected, such as '{{reasoning_effort: low}}'")
-    return value

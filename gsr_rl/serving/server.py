@@ -7,7 +7,6 @@ The order in which a request is looked at: its key (401), its size (413), what i
 is there (503), whether there is a place (429). Nothing of it reaches the backend before. All rules: docs/serving.md.
 """
 
-import argparse
 import asyncio
 import logging
 import signal
@@ -18,7 +17,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from gsr_rl.serving.config import ServeConfig, add_keys, with_underscores
+from gsr_rl.command_line import asks_for_help, fields_of, help_of, of_type, read
+from gsr_rl.serving.config import SHORT_NAMES, ServeConfig
 
 logger = logging.getLogger("gsr_rl.serving")
 
@@ -245,22 +245,27 @@ async def serve(config: ServeConfig) -> None:
         logger.info("good-bye")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: every key of `ServeConfig`."""
-    found = argparse.ArgumentParser(
-        prog="gsr-serve",
-        usage="gsr-serve --model PATH_OR_HUB_ID [--KEY VALUE ...]",
-        description=__doc__.partition("\n\n")[0] + "\n\n" + __doc__.split("\n\n")[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_keys(found, ServeConfig)
-    return found
+def help_text() -> str:
+    """What `--help` prints: every key of `ServeConfig`."""
+    usage = "usage: gsr-serve --model PATH_OR_HUB_ID [--config FILE.yaml] [--KEY VALUE ...]"
+    return "\n\n".join([usage, *__doc__.split("\n\n")[:2]]) + "\n" + help_of(fields_of("ServeConfig").values())
+
+
+def parse(argv: list[str]) -> ServeConfig:
+    """The configuration of a command line. Raises `ValueError` for a key or value that is wrong."""
+    keys = fields_of("ServeConfig")
+    values, stray = read(argv, keys, "--help", short=SHORT_NAMES, positional=True)
+    if stray:
+        raise ValueError(f"stray argument {stray[0]!r}: write --key value")
+    return ServeConfig(**of_type(values, keys))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The console script. Exit codes: 0 after SIGTERM, 130 after Ctrl-C, 2 on what the user can mend."""
-    arguments = parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    """The console script. Exit codes: 0 after SIGTERM, 130 after Ctrl-C, 2 on what the user can fix."""
+    argv = sys.argv[1:] if argv is None else argv
+    if asks_for_help(argv):
+        print(help_text())
+        sys.exit(0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for name in ("httpx", "openai"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -268,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         check_packages()
-        config = ServeConfig(**vars(arguments))
+        config = parse(argv)
         config.solve_settings()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(config))

@@ -1,6 +1,6 @@
 """`gsr-solve`: candidates, votes and the refined solution of problems from the command line, a file or a pipe."""
 
-import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gsr_rl.serving.steps import is_unicode
+from gsr_rl.command_line import asks_for_help, fields_of_all, help_of, of_type, read
+from gsr_rl.serving.config import SHORT_NAMES, SolveConfig, SolveInput
+from gsr_rl.serving.steps import Solution, is_unicode
 
-DESCRIPTION = """\
+USAGE = """\
+usage: gsr-solve --model PATH_OR_HUB_ID [--config FILE.yaml] [--KEY VALUE ...] [PROBLEM]
+
 Solve problems: K candidates, then a refinement over them.
 
   gsr-solve --model PATH_OR_HUB_ID "What is 12 * 13?"
@@ -23,25 +27,31 @@ Solve problems: K candidates, then a refinement over them.
   gsr-solve --model NAME --endpoints http://localhost:8000/v1 --endpoint_tokenizer PATH_OR_HUB_ID "..."
 
 Exit codes: 0 all solved, 1 some not, 2 wrong input, 130 interrupted.
+Keys come from the YAML file; a --KEY VALUE on the command line overrides it, --KEY null unsets it.
+--k is --num_candidates, --a-key is --a_key, and --endpoints is given once per address.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: the problem, its source, and every key of `SolveConfig`."""
-    from gsr_rl.serving.config import SolveConfig, add_keys
+def help_text() -> str:
+    """What `--help` prints."""
+    return USAGE + help_of(fields_of_all(("SolveInput", "SolveConfig")).values())
 
-    found = argparse.ArgumentParser(
-        prog="gsr-solve",
-        usage="gsr-solve --model PATH_OR_HUB_ID [--KEY VALUE ...] [PROBLEM]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    found.add_argument("problem", nargs="?", help="The problem. Default: --file, else standard input.")
-    found.add_argument("--file", help="A file with one problem; .jsonl: a problem a line, `problem` or `question`.")
-    found.add_argument("--json", action="store_true", help="One JSON object a problem on standard output.")
-    add_keys(found, SolveConfig)
-    return found
+
+def parse(argv: list[str]) -> tuple[str | None, SolveInput, SolveConfig]:
+    """The problem of a command line, if it stands there, and its keys.
+
+    Raises:
+        ValueError: More than one problem, or a key or value that is wrong.
+    """
+    keys = fields_of_all(("SolveInput", "SolveConfig"))
+    values, words = read(argv, keys, "--help", short=SHORT_NAMES, positional=True)
+    if len(words) > 1:
+        raise ValueError(f"stray argument {words[1]!r}: one problem is expected, in quotes")
+    values = of_type(values, keys)
+    names = {field.name for field in dataclasses.fields(SolveInput)}
+    source = SolveInput(**{name: value for name, value in values.items() if name in names})
+    config = SolveConfig(**{name: value for name, value in values.items() if name not in names})
+    return (words[0] if words else None), source, config
 
 
 def read_problems(problem: str | None, file: str | None, stdin=None) -> list[dict]:
@@ -108,24 +118,22 @@ def _rows(text: str, name: str) -> list[dict]:
     return rows
 
 
-def as_json(row: dict, solution) -> str:
+def as_json(row: dict, solution: Solution) -> str:
     """A solution as one line of JSON; `id` and `answer` of the row come back as `id` and `reference`."""
-    from dataclasses import asdict
-
-    found = {"id": row["id"]} if "id" in row else {}
-    found |= {"problem": row["problem"], "text": solution.text, "answer": solution.answer}
+    record = {"id": row["id"]} if "id" in row else {}
+    record |= {"problem": row["problem"], "text": solution.text, "answer": solution.answer}
     if "answer" in row:
-        found["reference"] = row["answer"]
-    found |= {
+        record["reference"] = row["answer"]
+    record |= {
         "majority_answer": solution.majority_answer,
-        "candidates": [asdict(one) for one in solution.candidates],
-        "refinements": [[asdict(one) for one in attempts] for attempts in solution.rounds[1:]],
+        "candidates": [dataclasses.asdict(attempt) for attempt in solution.candidates],
+        "refinements": [[dataclasses.asdict(attempt) for attempt in attempts] for attempts in solution.rounds[1:]],
         "degraded": solution.degraded,
         "error": solution.error or None,
-        "usage": asdict(solution.usage) | {"completion_tokens": solution.usage.completion_tokens},
+        "usage": dataclasses.asdict(solution.usage) | {"completion_tokens": solution.usage.completion_tokens},
         "seconds": round(solution.seconds, 3),
     }
-    return json.dumps(found, ensure_ascii=False)
+    return json.dumps(record, ensure_ascii=False)
 
 
 @contextmanager
@@ -138,7 +146,7 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def run(rows: list[dict], config, json_lines: bool) -> int:
+def run(rows: list[dict], config: SolveConfig, *, json_lines: bool) -> int:
     """Open the engine, solve, print. Returns the exit code."""
     warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its lines would go through the live display
@@ -177,12 +185,12 @@ def _in_terminal(solver, console, rows: list[dict]) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """The console script."""
-    from gsr_rl.serving.config import with_underscores
-
-    arguments = vars(parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv)))
-    problem, file, json_lines = (arguments.pop(name) for name in ("problem", "file", "json"))
+    argv = sys.argv[1:] if argv is None else argv
+    if asks_for_help(argv):
+        print(help_text())
+        sys.exit(0)
     try:
-        code = _guarded(arguments, problem, file, json_lines)
+        code = _guarded(argv)
     except KeyboardInterrupt:
         print("gsr-solve: interrupted", file=sys.stderr)
         code = 130
@@ -192,20 +200,18 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _guarded(arguments: dict, problem: str | None, file: str | None, json_lines: bool) -> int:
-    from gsr_rl.serving.config import SolveConfig
-
+def _guarded(argv: list[str]) -> int:
     try:
-        config = SolveConfig(**arguments)
+        problem, source, config = parse(argv)
         config.solve_settings()
-        rows = read_problems(problem, file)
+        rows = read_problems(problem, source.file)
     except ValueError as error:
         print(f"gsr-solve: error: {error}", file=sys.stderr)
         return 2
     from gsr_rl.engines.base import EngineError
 
     try:
-        return run(rows, config, json_lines)
+        return run(rows, config, json_lines=source.json)
     except (ValueError, EngineError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gsr_rl.data.sources import from_hub
 from gsr_rl.hub.config import check_hub
-from gsr_rl.keys import at_least, check_model, check_shares, check_window, finite, one_of, positive
+from gsr_rl.keys import at_least, check_context, check_model, check_shares, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
 from gsr_rl.training.trl_checks import (
@@ -83,7 +83,7 @@ def check_grpo(c) -> list[str]:
     found += check_rewards(c) + check_generation_kwargs(c) + check_importance_sampling(c)
     found += check_best_checkpoint(c) + check_resuming(c) + check_quantization(c)
     found += _check_micro_batch_terms(c) + _check_token_budget(c)
-    found += check_window(
+    found += check_context(
         c, "vllm_max_model_length", getattr(c, "model_name_or_path", None), refines=c.refinement_weight > 0
     )
     found += _check_server_deadlines(c)

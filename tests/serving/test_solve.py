@@ -14,9 +14,8 @@ import time
 import pytest
 
 from gsr_rl.data import tiny_world
-from gsr_rl.serving.config import with_underscores
 from gsr_rl.serving.display import Terminal, boxes, printable, votes_line
-from gsr_rl.serving.solve_cli import main, parser, read_problems
+from gsr_rl.serving.solve_cli import help_text, main, parse, read_problems
 from gsr_rl.serving.solver import Solver, Watcher
 from gsr_rl.serving.steps import Attempt, counted
 from tests.support.faulty_server import FaultyServer
@@ -212,9 +211,43 @@ def test_a_pipe_in_a_files_place_and_rows_with_odd_line_ends_are_read(tmp_path):
 
 
 def test_a_problem_that_starts_with_a_dash_comes_after_two():
-    words = with_underscores(["--top-p", "1", "--", "--a-b"])
-    assert parser().parse_args(words).problem == "--a-b"
-    assert '-- "-3 + 5"' in parser().format_help()
+    problem, _, config = parse(["--model", TINY, "--top-p", "1", "--", "--a-b"])
+    assert (problem, config.top_p) == ("--a-b", 1)
+    assert '-- "-3 + 5"' in help_text()
+
+
+def test_a_key_is_written_with_dashes_or_underscores_before_or_behind_the_problem(tmp_path):
+    for words in ("--k 2 --json PROBLEM --model MODEL", "PROBLEM --model=MODEL --num-candidates=2 --json",
+                  "--json true --num_candidates 2 --model MODEL PROBLEM"):  # fmt: skip
+        argv = [{"MODEL": TINY, "PROBLEM": "1+1"}.get(word, word.replace("MODEL", TINY)) for word in words.split()]
+        problem, source, config = parse(argv)
+        assert (problem, source.json, source.file, config.num_candidates) == ("1+1", True, None, 2)
+    file = tmp_path / "solve.yaml"
+    file.write_text(f"model: {TINY}\nk2: 1\n")
+    with pytest.raises(ValueError, match="unknown key k2: did you mean "):
+        parse(["--config", str(file)])
+    file.write_text(f"model: {TINY}\nnum_candidates: 3\nmode: vote\n")
+    config = parse(["--config", str(file), "--k", "5", "--mode", "direct"])[2]
+    assert (config.num_candidates, config.mode) == (5, "direct")
+
+
+def test_endpoints_are_given_once_each_and_their_options_as_a_mapping():
+    urls = ["http://localhost:1/v1", "http://localhost:2/v1"]
+    words = ["--model", "name", "--endpoints", urls[0], "--endpoints", urls[1], "1+1"]
+    problem, _, config = parse([*words, "--endpoint_options", "{reasoning_effort: low}", "--request-timeout", "1e2"])
+    assert (problem, config.endpoints, config.request_timeout) == ("1+1", urls, 100)
+    assert config.endpoint_options == {"reasoning_effort": "low"}
+    for more, message in (
+        (["--endpoint_options", "low"], "endpoint_options='low': a mapping is expected"),
+        (["--top_p", "high"], "top_p='high': a number is expected"),
+        (["--k", "2.5"], "num_candidates=2.5: a whole number is expected"),
+        (["--json", "--file"], "--file: a value is expected"),
+        (["-k", "2"], "-k is no option"),
+        (["2+2"], "stray argument '2\\+2': one problem is expected"),
+        (["--candidates", "2"], "unknown key candidates: did you mean num_candidates"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse([*words, *more])
 
 
 @pytest.mark.parametrize(
@@ -252,8 +285,8 @@ def test_bad_input_ends_with_two_and_one_message(capsys):
 @pytest.mark.clock
 def test_help_is_quick_and_loads_nothing():
     code = (
-        "import sys; from gsr_rl.serving.solve_cli import parser; parser().format_help();"
-        "from gsr_rl.serving.server import parser; parser().format_help();"
+        "import sys; from gsr_rl.serving.solve_cli import help_text; assert '--num_candidates' in help_text();"
+        "from gsr_rl.serving.server import help_text; assert '--max_waiting' in help_text();"
         "print({'torch', 'vllm', 'transformers', 'fastapi', 'trl'} & set(sys.modules))"
     )
     start = time.monotonic()
