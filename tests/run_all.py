@@ -42,7 +42,7 @@ def main() -> int:
         part.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         part.replace(results_file)
         print(f"{name}: {'passed' if passed else 'FAILED, see ' + str(log)}: {last}", flush=True)
-    failed = [name for name, one in results.items() if not one["passed"] and (ROOT / name).exists()]
+    failed = [name for name, result in results.items() if not result["passed"] and (ROOT / name).exists()]
     print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
 
