@@ -130,7 +130,7 @@ def roll_out(trainer: Trainer, rows: list[dict], generations: int, streamed: boo
     trainer.streamed = streamed
     trainer.llm.reset_prefix_cache()
     start = time.perf_counter()
-    blocks = TwoStageRollout(trainer).run(rows, Plan(generations, K))
+    blocks = TwoStageRollout(trainer).run(rows, Plan(generations=generations, num_candidates=K))
     seconds = time.perf_counter() - start
     assert all(len(block.candidates) == len(block.refinements) == generations for block in blocks)
     return seconds

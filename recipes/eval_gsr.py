@@ -24,7 +24,8 @@ from gsr_rl.cli import clear_errors, parse
 def dry_run(configs: dict, problem_args, args) -> None:
     """Print the configuration and how much is sampled; the Hub is asked only for what `dataset_name` names."""
     from gsr_rl.data import benchmarks
-    from gsr_rl.evaluation.evaluate import check_loaded, from_other_run, load_benchmark, requests_of
+    from gsr_rl.evaluation.evaluate import check_loaded, from_other_run, load_benchmark
+    from gsr_rl.evaluation.methods import requests_of
     from gsr_rl.run_folder import print_dry_run
 
     rows, found, frozen = [] if args.benchmarks else load_benchmark(problem_args, args), {}, None

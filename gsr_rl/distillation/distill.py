@@ -15,8 +15,8 @@ from gsr_rl.distillation.rows import Rows, make_rows
 from gsr_rl.engines.base import EngineError, Request, Sampling
 from gsr_rl.engines.jobs import ShardStore, Units, run_units
 from gsr_rl.engines.open import open_configured
-from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies, set_sizes
-from gsr_rl.refinement.prompts import fit_prompts, get_template, prompt_token_ids, shown_texts, solve_prompt
+from gsr_rl.refinement.candidates import SetChoice, choice_seed
+from gsr_rl.refinement.stages import Candidate, SetToRefine, Stages, grade
 
 # Keys that change how fast units are made, where they are, or what is made of them later, and not what is in them.
 FREE_KEYS = {"output_dir", "dry_run", "problems_per_chunk", "max_num_seqs", "gpu_memory_utilization", "shard", "join"}
@@ -122,9 +122,9 @@ def _left(rows: list[dict], done: Units) -> list[dict]:
 
 def one_engine(config) -> bool:
     """Whether the teacher is the student in the same engine."""
-    own = ("engine", "tensor_parallel_size", "endpoints", "endpoint_api", "endpoint_tokenizer", "endpoint_options")
+    keys = ("engine", "tensor_parallel_size", "endpoints", "endpoint_api", "endpoint_tokenizer", "endpoint_options")
     return config.teacher_model == config.student_model and all(
-        getattr(config, f"teacher_{key}") is None for key in own
+        getattr(config, f"teacher_{key}") is None for key in keys
     )
 
 
@@ -152,29 +152,26 @@ def _sample(completion, place) -> dict:
 
 def _grade_and_store(units: list[dict], golds: dict[str, str], store: ShardStore, kind: str) -> None:
     """Grade every sample (boxed answers only), group the candidates' answers for the vote, and write the shard."""
-    import rewards
-
-    samples = [(unit["unit"], sample) for unit in units for sample in unit["samples"]]
-    graded = rewards.grade([s["text"] for _, s in samples], [golds[i] for i, _ in samples], require_box=True)
-    for (_, sample), correct in zip(samples, graded, strict=True):
-        sample["correct"] = correct
-    for unit in units:
-        if kind == "candidates":
-            answers = [rewards.extract_answer(sample["text"], require_box=True) for sample in unit["samples"]]
-            for sample, number in zip(unit["samples"], rewards.vote(answers), strict=True):
-                sample["class"] = number
-        else:  # in the order of the sets, whichever finished first
+    voting = kind == "candidates"
+    texts = [[sample["text"] for sample in unit["samples"]] for unit in units]
+    unit_golds = [golds[unit["unit"]] for unit in units]
+    graded = grade(texts, unit_golds, require_box=True, group_answers=voting)
+    for unit, grades in zip(units, graded, strict=True):
+        for sample, sample_grade in zip(unit["samples"], grades, strict=True):
+            sample["correct"] = sample_grade.correct
+            if voting:
+                sample["class"] = sample_grade.vote_class
+        if not voting:  # in the order of the sets, whichever finished first
             unit["samples"].sort(key=lambda sample: sample.get("set", len(unit["sets"])))
     store.append(kind, units)
 
 
-def _solve_request(engine, row: dict, place, sampling: Sampling, config) -> list[Request]:
-    """The request for direct solutions; none if the prompt and a completion do not fit the engine's window."""
-    messages = solve_prompt(row["problem"], get_template(config.prompt_template))
-    ids = prompt_token_ids(engine.tokenizer, messages)
-    if len(ids) + sampling.max_tokens > engine.max_model_length:
+def _solve_request(stages: Stages, row: dict, place, sampling: Sampling) -> list[Request]:
+    """The request for direct solutions; none if the prompt and a completion do not fit the engine's context."""
+    prompt = stages.solve(row["problem"])
+    if stages.room(prompt) < sampling.max_tokens:
         return []
-    return [Request((row["id"], place), ids, sampling, messages)]
+    return [Request((row["id"], place), prompt.token_ids, sampling, prompt.messages)]
 
 
 def _unit(row: dict, requests: list[Request], **more) -> tuple[dict, list[Request]]:
@@ -182,57 +179,68 @@ def _unit(row: dict, requests: list[Request], **more) -> tuple[dict, list[Reques
     return {"unit": row["id"], "samples": [], "requests": len(requests), "prompt_tokens": tokens} | more, requests
 
 
+def _stages(engine, config) -> Stages:
+    return Stages.of(config, engine.tokenizer, engine.max_model_length)
+
+
 def _candidate_units(engine, rows: list[dict], config) -> Iterator[tuple[dict, list[Request]]]:
-    """A unit a problem with the request for its candidates."""
+    """A unit per problem with the request for its candidates."""
+    stages = _stages(engine, config)
     sampling = Sampling(config.num_generations, config.temperature, config.top_p, config.max_completion_length)
     for row in rows:
-        yield _unit(row, _solve_request(engine, row, None, sampling, config))
+        yield _unit(row, _solve_request(stages, row, None, sampling))
 
 
 def _refinement_units(engine, rows: list[dict], candidates: Units, config) -> Iterator[tuple[dict, list[Request]]]:
-    """A unit a problem with its sets, the requests for their refinements and, if wanted, for direct solutions."""
+    """A unit per problem with its sets, the requests for their refinements and, if wanted, for direct solutions.
+
+    A set for which there are too few usable candidates is left out; one over the budget is counted as dropped.
+    """
+    stages = _stages(engine, config)
+    stages.check_refinement_room()
     how = (config.refinement_temperature, config.refinement_top_p, config.max_refinement_length)
     refining, solving = Sampling(config.refinements_per_set, *how), Sampling(config.direct_generations, *how)
     for row in rows:
         seed = choice_seed(config.seed, row["id"], "sets")
+        group = _candidates(candidates[row["id"]])
         sets, dropped, requests = [], 0, []
-        group = candidates[row["id"]]["samples"]
-        for chosen, policy, shown in _sets(group, seed, config):
-            (prompt,) = fit_prompts(config, engine, [(row["problem"], shown)])
+        for chosen in stages.refine_sets(row["problem"], group, _set_choice(config), seed):
+            if not chosen.candidate_set.complete:
+                continue
+            prompt = chosen.prompt
             if prompt is None or (prompt.num_cut and config.overlong_prompts == "drop"):
                 dropped += 1
                 continue
             requests.append(Request((row["id"], len(sets)), prompt.token_ids, refining, prompt.messages))
-            one = {"chosen": chosen, "policy": policy, "candidates": shown, "prompt": prompt.messages}
-            one |= {"num_correct": sum(group[i]["correct"] == 1.0 for i in chosen), "cut": prompt.num_cut}
-            sets.append(one | {"prompt_tokens": len(prompt.token_ids)})
+            sets.append(_stored_set(chosen, group))
         if config.direct_source == "teacher":
-            requests += _solve_request(engine, row, "direct", solving, config)
+            requests += _solve_request(stages, row, "direct", solving)
         yield _unit(row, requests, sets=sets, dropped=dropped, sets_seed=seed)
 
 
-def _sets(group: list[dict], seed: int, config) -> Iterator[tuple[list[int], str, list[str]]]:
-    """The candidate sets of a problem: indices in the order in which they are shown, their policy, the shown texts.
+def _candidates(unit: dict) -> list[Candidate]:
+    return [Candidate(sample["text"], sample["finished"], sample["correct"]) for sample in unit["samples"]]
 
-    A set for which there are too few usable candidates is left out.
-    """
-    texts, finished = [one["text"] for one in group], [one["finished"] for one in group]
 
-    def shown(chosen: list[int]) -> list[str]:
-        return shown_texts(texts, finished, chosen, config.unfinished_candidates)
-
-    usable = [one["correct"] is not None and bool(shown([index])) for index, one in enumerate(group)]
-    policies = set_policies(config.candidate_choice, config.num_candidate_sets, config.uniform_share, seed)
-    sizes = set_sizes(config.num_candidates, config.num_candidate_sets, config.min_num_candidates, seed)
-    sets = choose_candidate_sets(
-        usable,
-        sizes,
-        config.num_candidate_sets,
-        seed,
-        correct=[one["correct"] for one in group],
+def _set_choice(config) -> SetChoice:
+    return SetChoice(
+        num_candidates=config.num_candidates,
+        min_num_candidates=config.min_num_candidates,
+        num_sets=config.num_candidate_sets,
         policy=config.candidate_choice,
         uniform_share=config.uniform_share,
     )
-    for chosen, policy, size in zip(sets, policies, sizes, strict=True):
-        if len(chosen) == size:
-            yield chosen, policy, shown(chosen)
+
+
+def _stored_set(chosen: SetToRefine, candidates: list[Candidate]) -> dict:
+    """A candidate set as it is stored with its problem's refinements."""
+    indices = chosen.candidate_set.indices
+    return {
+        "chosen": indices,
+        "policy": chosen.candidate_set.policy,
+        "candidates": chosen.texts,
+        "prompt": chosen.prompt.messages,
+        "num_correct": sum(candidates[index].correct == 1.0 for index in indices),
+        "cut": chosen.prompt.num_cut,
+        "prompt_tokens": len(chosen.prompt.token_ids),
+    }

@@ -30,8 +30,8 @@ def run_units(
     """Send the requests of all units. Units are graded and stored beside the sampling, in a thread.
 
     Args:
-        planned: Units, each with its requests. A unit is a mapping with its id as `unit`; its requests have the keys
-            `(id, place)`. A unit without requests is stored as it is.
+        planned: Units, each with its requests, whose keys are `(id, place)`. A unit without requests is stored as it
+            is.
         label, total, done: For the progress bar: what is made, of how many units, and how many there were before.
         add: Called with a unit, a place and a completion, for each completion.
         store: Called with a list of finished units, in the thread.
@@ -48,7 +48,7 @@ def run_units(
     def requests() -> Iterable[Request]:
         for unit, wanted in planned:
             if wanted:
-                open_units[unit["unit"]] = (unit, len(wanted))
+                open_units[wanted[0].key[0]] = (unit, len(wanted))
                 yield from wanted
             else:
                 empty.append(unit)

@@ -10,24 +10,22 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gsr_rl.engines.base import EngineError, Request, Sampling, progress_bar
+import rewards
+from gsr_rl.data import benchmarks
+from gsr_rl.data.problems import load_problems
+from gsr_rl.data.sources import LOCAL_SUFFIXES
+from gsr_rl.engines.base import Completion, EngineError, Request, Sampling, progress_bar
 from gsr_rl.engines.jobs import SHARD_SECONDS, run_units
 from gsr_rl.engines.open import open_configured
 from gsr_rl.engines.reward_model import RewardModel, check_reward_model
-from gsr_rl.evaluation.methods import Planner, Task, kinds_of, unit_id
+from gsr_rl.evaluation.methods import Planner, StoredRun, Task, kinds_of, unit_id
 from gsr_rl.evaluation.stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.refinement.candidates import choice_seed
-from gsr_rl.refinement.prompts import (
-    candidate_text,
-    fit_prompts,
-    get_template,
-    refinement_budget,
-    selected_candidate,
-    selection_template,
-    solve_prompts,
-)
+from gsr_rl.refinement.prompts import Prompt, selected_candidate, selection_template
+from gsr_rl.refinement.stages import Grade, Stages, grade
 from gsr_rl.report.samples import (
     GRADINGS,
     check_same_problems,
@@ -37,8 +35,85 @@ from gsr_rl.report.samples import (
     skipped_of,
 )
 
-SKIPPED = {"text": "", "tokens": 0, "finished": False, "skipped": True}
 NAMES = {"selfref": "refinements", "select": "selections", "scores": "scores"}
+
+
+@dataclass
+class Sample:
+    """One completion of a task, or, with `skipped`, none because the model could not be asked.
+
+    Attributes:
+        repeat: Its number among the task's samples.
+        copied: Whether a refinement is a candidate word by word.
+        grades: By grading.
+    """
+
+    repeat: int
+    text: str = ""
+    tokens: int = 0
+    finished: bool = False
+    skipped: bool = False
+    copied: bool = False
+    grades: dict[str, Grade] = field(default_factory=dict)
+
+    def chosen(self, task: Task) -> int | None:
+        """The candidate that a selection names."""
+        answer = rewards.extract_answer(self.text, require_box=False)
+        place = selected_candidate(answer, len(task.shown))
+        return None if place is None else task.shown[place][0]
+
+
+@dataclass
+class SampledTask:
+    """A task, the length of its prompt in tokens (0 if none fits), and its samples."""
+
+    task: Task
+    prompt_tokens: int
+    samples: list[Sample] = field(default_factory=list)
+
+    def rows(self) -> Iterator[dict]:
+        """What is stored: the columns of samples.parquet, but for the problem's. `index` numbers candidates."""
+        task = self.task
+        for sample in self.samples:
+            row = {"stage": task.stage, "method": task.method}
+            if task.stage != "candidate":
+                row |= {"index": task.index, "round": task.round, "order": task.order}
+                row |= {"candidates": task.candidates, "candidates_of": task.candidates_of}
+            row |= {"prompt_tokens": self.prompt_tokens, "text": sample.text, "tokens": sample.tokens}
+            row |= {"finished": sample.finished, "skipped": sample.skipped, "repeat": sample.repeat}
+            if task.stage == "candidate":
+                row |= {"index": sample.repeat, "repeat": 0}
+            elif task.stage == "selection":
+                row["chosen"] = sample.chosen(task)
+            elif task.shown:
+                row["copied"] = sample.copied
+            for grading, of_sample in sample.grades.items():
+                row[f"answer_{grading}"] = of_sample.answer
+                row[f"correct_{grading}"] = of_sample.correct
+                row[f"class_{grading}"] = of_sample.vote_class
+            yield row
+
+
+@dataclass
+class Unit:
+    """What is sampled of one kind about one problem, and stored together."""
+
+    row: dict
+    tasks: list[SampledTask] = field(default_factory=list)
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [sample for sampled in self.tasks for sample in sampled.samples]
+
+    def add(self, number: int, completion: Completion) -> None:
+        """Take a completion of the task with this number."""
+        samples = self.tasks[number].samples
+        tokens = len(completion.token_ids)
+        samples.append(Sample(len(samples), completion.text, tokens, completion.finished))
+
+    def stored(self) -> dict:
+        """As it is written to a shard."""
+        return {"unit": unit_id(self.row), "samples": [row for sampled in self.tasks for row in sampled.rows()]}
 
 
 def load_benchmark(problem_config, config) -> list[dict]:
@@ -47,10 +122,6 @@ def load_benchmark(problem_config, config) -> list[dict]:
     Raises:
         ValueError: A benchmark is not what its name says, or `check_loaded` refuses the problems.
     """
-    from gsr_rl.data import benchmarks
-    from gsr_rl.data.problems import load_problems
-    from gsr_rl.data.sources import LOCAL_SUFFIXES
-
     if config.benchmarks:
         parts = [benchmarks.load(name, problem_config, config.benchmark_files) for name in config.benchmarks]
         rows = [row for part in parts for row in part]
@@ -70,38 +141,12 @@ def check_loaded(rows: list[dict], config) -> None:
             raise ValueError(f"split_by={config.split_by}: problem {row['id']} has no such key, only {sorted(row)}")
     if config.compare_with:
         _, samples = read_samples(samples_path(config.compare_with), ["benchmark", "problem_id", "problem", "gold"])
-        theirs = {(one["benchmark"], one["problem_id"]): (one["problem"], one["gold"]) for one in samples}
+        theirs = {(each["benchmark"], each["problem_id"]): (each["problem"], each["gold"]) for each in samples}
         ours = {(row["benchmark"], row["id"]): (row["problem"], row["answer"]) for row in rows}
         where = f"compare_with={config.compare_with}"
         if not (both := [key for key in ours if key in theirs]):
             raise ValueError(f"{where} has none of these problems: evaluate the same ones with both models")
         check_same_problems(ours, theirs, both, f"{where}: ")
-
-
-def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[str, object]:
-    """How much is sampled for so many problems (None: only the Hub knows how many): what a dry run shows.
-
-    Args:
-        frozen: The other run's sets, if they are refined over (`from_other_run`).
-    """
-    if number is None:
-        return {"problems": "? (a dry run does not ask the Hub)"}
-    sets, k = number * config.num_candidate_sets, config.num_candidates
-    each = {"orders": 2 * config.order_repeats}
-    found: dict[str, object] = {"problems": number, "candidates": 0, "candidate sets": sets}
-    refinements = 0
-    for kind in kinds_of(config):
-        if kind == "candidates":
-            found["candidates"] = number * config.num_generations if config.own_candidates else 0
-        elif kind == "selfref_frozen" and frozen:
-            refinements += sum(len(chosen) for _, chosen in frozen.values())
-        elif kind == "scores":
-            found["candidates scored by the reward model"] = number * config.num_generations
-        else:
-            refinements += sets * (k if kind.startswith("rounds") else each.get(kind, 1))
-    found["refinements, controls included"] = refinements
-    longest = found["candidates"] * config.max_completion_length + refinements * config.max_refinement_length
-    return found | {"completion tokens at most": longest}
 
 
 def from_other_run(rows: list[dict], config) -> tuple[dict | None, list[dict] | None, dict | None]:
@@ -145,47 +190,45 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
         if taken and not len(stores["candidates"].load("units")):
             stores["candidates"].append("units", taken)
         units = {kind: store.load("units") for kind, store in stores.items()}
-        planner = Planner(rows, config, units, frozen, seed)
-        _sample_missing(planner, stores)
-    samples = list(_all_samples(planner))
+        run = StoredRun(rows, config, units, frozen, seed)
+        _sample_missing(run, stores)
+    samples = list(_all_samples(run))
     _warn_of_skipped(skipped_of(samples), config)
     return samples, header_of(config, rows, other) | {"sets_seed": seed}
 
 
 def _warn_of_skipped(skipped: dict[str, dict[str, int]], config) -> None:
     """A line on stderr for each method with samples that count as wrong because the model was not asked for them."""
-    for method, one in skipped.items():
+    for method, counts in skipped.items():
         if method == "direct":
             why = f"the problem and max_completion_length={config.max_completion_length} are longer than the window"
-            mend = "lower max_completion_length, or raise max_model_length"
+            fix = "lower max_completion_length, or raise max_model_length"
         else:
             why = f"nothing fits max_refinement_prompt_length={config.max_refinement_prompt_length} and the window"
             why += f", or no candidate of the set can be shown (unfinished_candidates={config.unfinished_candidates})"
-            mend = "raise max_refinement_prompt_length or max_model_length, or have more candidates finish"
-        count = f"{one['skipped']} of {one['samples']} samples were not asked for and count as wrong"
-        print(f"warning: {method}: {count}: {why}: {mend}", file=sys.stderr)
+            fix = "raise max_refinement_prompt_length or max_model_length, or have more candidates finish"
+        count = f"{counts['skipped']} of {counts['samples']} samples were not asked for and count as wrong"
+        print(f"warning: {method}: {count}: {why}: {fix}", file=sys.stderr)
 
 
-def _sample_missing(planner: Planner, stores: dict) -> None:
+# Sampling -------------------------------------------------------------------------------------------------------
+
+
+def _sample_missing(run: StoredRun, stores: dict) -> None:
     """Every kind's missing units, in order; one engine for all that it samples, then the reward model."""
-    config, rows, units = planner.config, planner.rows, planner.units
-    unscored = [row for row in rows if unit_id(row) not in units["scores"]] if "scores" in stores else []
+    config = run.config
+    unscored = run.missing("scores") if "scores" in stores else []
     if unscored:
         check_reward_model(config.reward_model)
     engine = None
     try:
         for kind, store in stores.items():
-            left = [row for row in rows if unit_id(row) not in units[kind]]
+            left = run.missing(kind)
             if not left or kind == "scores":
                 continue
-            if engine is None:
-                made = sum(map(len, units.values()))  # not the samples of a run that was killed once more
-                seed = choice_seed(config.seed, "engine", made) % 2**31 if made else config.seed
-                engine = open_configured(config, config.model, seed)
-                if set(stores) - {"candidates", "scores"}:
-                    refinement_budget(config, engine)  # what no refinement would fit in is said before any candidate
-            failed = _sample_kind(planner, kind, store, left, engine)
-            units[kind] = store.load("units")
+            engine = engine or _open_engine(run, stores)
+            failed = _sample_kind(run, kind, store, left, engine)
+            run.units[kind] = store.load("units")
             if failed:
                 raise EngineError(
                     f"{len(failed)} of {len(left)} problems got no answer, the first because of: "
@@ -195,146 +238,118 @@ def _sample_missing(planner: Planner, stores: dict) -> None:
         if engine is not None:
             engine.close()
     if unscored:
-        _score(planner, stores["scores"], unscored)
-        units["scores"] = stores["scores"].load("units")
+        _score(run, stores["scores"], unscored)
+        run.units["scores"] = stores["scores"].load("units")
 
 
-def _sample_kind(planner: Planner, kind: str, store, left: list[dict], engine) -> dict[str, str]:
+def _open_engine(run: StoredRun, stores: dict):
+    """The model's engine. That no refinement would fit in is said here, before any candidate is sampled."""
+    config, made = run.config, sum(map(len, run.units.values()))
+    seed = choice_seed(config.seed, "engine", made) % 2**31 if made else config.seed  # no killed run's samples again
+    engine = open_configured(config, config.model, seed)
+    if set(stores) - {"candidates", "scores"}:
+        _stages(engine, config).check_refinement_room()
+    return engine
+
+
+def _stages(engine, config) -> Stages:
+    return Stages.of(config, engine.tokenizer, engine.max_model_length)
+
+
+def _sample_kind(run: StoredRun, kind: str, store, left: list[dict], engine) -> dict[str, str]:
     """The missing units of one kind. Returns the errors of an endpoint, by unit."""
-    config = planner.config
-    known = {unit_id(row): row for row in left}
-    planned = _candidate_units if kind == "candidates" else _task_units
+    stages = _stages(engine, run.config)
+    planner = Planner(run, stages)
 
-    def add(unit: dict, place: int, completion) -> None:
-        before = sum(sample["task"] == place for sample in unit["samples"])
-        sampled = {"text": completion.text, "tokens": len(completion.token_ids), "finished": completion.finished}
-        unit["samples"].append(unit["tasks"][place] | sampled | {"skipped": False, "repeat": before})
-
-    def finish(batch: list[dict]) -> None:
-        for unit in batch:
-            unit["samples"].sort(key=lambda sample: (sample["task"], sample["repeat"]))
-            for place, sample in enumerate(unit["samples"]):
-                del sample["task"]
-                if kind == "candidates":
-                    sample |= {"index": place, "repeat": 0}
-                else:
-                    _look_at(sample, sample.pop("shown"))
-        graded = _grade_selections if kind == "select" else _grade
-        graded(batch, known, planner)
-        store.append("units", [{"unit": unit["unit"], "samples": unit["samples"]} for unit in batch])
+    def finish(units: list[Unit]) -> None:
+        if kind == "select":
+            _grade_selections(units, run)
+        else:
+            _grade(units, run, stages)
+        store.append("units", [unit.stored() for unit in units])
 
     label = f"problems, {NAMES.get(kind, kind)}"
-    done, total = len(planner.rows) - len(left), len(planner.rows)
-    return run_units(
-        engine, planned(planner, kind, left, engine), label, total, done, add, finish, config.problems_per_chunk
-    )
+    done, total = len(run.rows) - len(left), len(run.rows)
+    planned = (_unit(row, planner.tasks(kind, row), stages, run.config) for row in left)
+    return run_units(engine, planned, label, total, done, Unit.add, finish, run.config.problems_per_chunk)
 
 
-def _candidate_units(planner: Planner, kind: str, rows: list[dict], engine) -> Iterator[tuple[dict, list[Request]]]:
-    """A unit a problem with the request for its candidates; none if its prompt does not fit the engine's window."""
-    c = planner.config
-    sampling = Sampling(c.num_generations, c.temperature, c.top_p, c.max_completion_length)
-    for row in rows:
-        (messages,), (ids,) = solve_prompts(engine.tokenizer, [row], c.prompt_template)
-        fields = {"task": 0, "stage": "candidate", "method": "direct", "prompt_tokens": len(ids)}
-        unit = {"unit": unit_id(row), "samples": [], "tasks": [fields]}
-        if len(ids) + sampling.max_tokens <= engine.max_model_length:
-            yield unit, [Request((unit["unit"], 0), ids, sampling, messages)]
+def _unit(row: dict, tasks: list[Task], stages: Stages, config) -> tuple[Unit, list[Request]]:
+    """A problem's unit with the requests of its tasks. A task whose prompt does not fit has skipped samples."""
+    unit, requests = Unit(row), []
+    for number, task in enumerate(tasks):
+        sampling = _sampling(task, config)
+        prompt = _prompt(row["problem"], task, stages)
+        sampled = SampledTask(task, len(prompt.token_ids) if prompt else 0)
+        if prompt is None or stages.room(prompt) < sampling.max_tokens:
+            sampled.samples = [Sample(repeat, skipped=True) for repeat in range(task.n)]
         else:
-            unit["samples"] = [fields | SKIPPED | {"repeat": repeat} for repeat in range(sampling.n)]
-            yield unit, []
+            requests.append(Request((unit_id(row), number), prompt.token_ids, sampling, prompt.messages))
+        unit.tasks.append(sampled)
+    return unit, requests
 
 
-def _task_units(planner: Planner, kind: str, rows: list[dict], engine) -> Iterator[tuple[dict, list[Request]]]:
-    """A unit a problem with the requests of its tasks."""
-    c = planner.config
-    template = get_template(c.prompt_template)
-    template = selection_template(template) if kind == "select" else template
-    for row in rows:
-        unit, requests = {"unit": unit_id(row), "samples": [], "tasks": []}, []
-        for place, task in enumerate(planner.tasks(kind, row)):
-            sampling = Sampling(task.n, c.refinement_temperature, c.refinement_top_p, c.max_refinement_length)
-            asked = row["problem"] if task.shown or task.method == "selfref_none" else ""
-            (prompt,) = fit_prompts(c, engine, [(asked, [text for _, text in task.shown])], template)
-            fields = _fields(task, place) | {"prompt_tokens": len(prompt.token_ids) if prompt else 0}
-            unit["tasks"].append(fields)
-            if prompt is None:
-                unit["samples"] += [fields | SKIPPED | {"repeat": repeat} for repeat in range(task.n)]
-            else:
-                requests.append(Request((unit["unit"], place), prompt.token_ids, sampling, prompt.messages))
-        yield unit, requests
+def _sampling(task: Task, config) -> Sampling:
+    if task.stage == "candidate":
+        return Sampling(task.n, config.temperature, config.top_p, config.max_completion_length)
+    return Sampling(task.n, config.refinement_temperature, config.refinement_top_p, config.max_refinement_length)
 
 
-def _fields(task: Task, place: int) -> dict:
-    """What is stored of a task with each of its samples."""
-    stage = "selection" if task.method == "select" else "refinement"
-    return {
-        "task": place,
-        "stage": stage,
-        "method": task.method,
-        "index": task.index,
-        "round": task.round,
-        "order": task.order,
-        "candidates": task.candidates,
-        "candidates_of": task.candidates_of,
-        "shown": task.shown,
-    }
+def _prompt(problem: str, task: Task, stages: Stages) -> Prompt | None:
+    """The task's prompt; None if no candidate can be shown, or a refinement's fits no budget."""
+    if task.stage == "candidate":
+        return stages.solve(problem)
+    if not task.shown and task.method != "selfref_none":
+        return None
+    wording = selection_template(stages.template) if task.stage == "selection" else None
+    return stages.refine(problem, task.texts, template=wording)
 
 
-def _look_at(sample: dict, shown: list[tuple[int, str]]) -> None:
-    """Set which candidate a selection chose, and whether a refinement is a candidate word by word."""
-    import rewards
-
-    if sample["method"] == "select":
-        place = selected_candidate(rewards.extract_answer(sample["text"], require_box=False), len(shown))
-        sample["chosen"] = None if place is None else shown[place][0]
-    elif shown:
-        sample["copied"] = candidate_text(sample["text"]) in {text for _, text in shown}
+# Grading --------------------------------------------------------------------------------------------------------
 
 
-def _grade(units: list[dict], rows: dict[str, dict], planner: Planner) -> None:
-    """Grade samples, and group their answers: those of the problem's candidates come first, so their classes stay."""
-    import rewards
-
-    pairs = [(unit, sample) for unit in units for sample in unit["samples"]]
-    golds = [rows[unit["unit"]]["answer"] for unit, _ in pairs]
-    texts = [sample["text"] for _, sample in pairs]
+def _grade(units: list[Unit], run: StoredRun, stages: Stages) -> None:
+    """Grade samples and group their answers; classes of the problem's candidates keep their numbers."""
+    texts = [[sample.text for sample in unit.samples] for unit in units]
+    golds = [unit.row["answer"] for unit in units]
+    candidates = [[] if _is_of_candidates(unit) else run.candidates(unit.row) for unit in units]
     for grading in GRADINGS:
-        boxed = grading == "strict"
-        graded = rewards.grade(texts, golds, require_box=boxed)
-        for (_, sample), correct in zip(pairs, graded, strict=True):
-            sample[f"answer_{grading}"] = rewards.extract_answer(sample["text"], require_box=boxed)
-            sample[f"correct_{grading}"] = correct
-        for unit in units:
-            direct = all(sample["method"] == "direct" for sample in unit["samples"])
-            before = [] if direct else planner.candidates(rows[unit["unit"]])
-            first = [one[f"answer_{grading}"] for one in before]
-            classes = rewards.vote(first + [sample[f"answer_{grading}"] for sample in unit["samples"]])
-            for sample, number in zip(unit["samples"], classes[len(first) :], strict=True):
-                sample[f"class_{grading}"] = number
+        first = [[candidate[f"answer_{grading}"] for candidate in group] for group in candidates]
+        graded = grade(texts, golds, require_box=grading == "strict", first_answers=first)
+        for unit, grades in zip(units, graded, strict=True):
+            for sample, of_sample in zip(unit.samples, grades, strict=True):
+                sample.grades[grading] = of_sample
+    for sampled in (sampled for unit in units for sampled in unit.tasks):
+        for sample in sampled.samples:
+            sample.copied = stages.shown_text(sample.text) in sampled.task.texts
 
 
-def _grade_selections(units: list[dict], rows: dict[str, dict], planner: Planner) -> None:
-    """A selection has the answer of the candidate that it chose; one that names none is wrong."""
+def _is_of_candidates(unit: Unit) -> bool:
+    return all(sampled.task.stage == "candidate" for sampled in unit.tasks)
+
+
+def _grade_selections(units: list[Unit], run: StoredRun) -> None:
+    """A selection has the grade of the candidate that it chose; one that names none is wrong."""
     for unit in units:
-        candidates = planner.candidates(rows[unit["unit"]])
-        for sample in unit["samples"]:
-            chosen = None if sample.get("chosen") is None else candidates[sample["chosen"]]
-            for grading in GRADINGS:
-                for name in ("answer", "class", "correct"):
-                    key = f"{name}_{grading}"
-                    sample[key] = chosen[key] if chosen else 0.0 if name == "correct" else None
+        candidates = run.candidates(unit.row)
+        for sampled in unit.tasks:
+            for sample in sampled.samples:
+                chosen = sample.chosen(sampled.task)
+                for grading in GRADINGS:
+                    names = (f"answer_{grading}", f"correct_{grading}", f"class_{grading}")
+                    stored = (None, 0.0, None) if chosen is None else [candidates[chosen][name] for name in names]
+                    sample.grades[grading] = Grade(*stored)
 
 
-def _score(planner: Planner, store, rows: list[dict]) -> None:
+def _score(run: StoredRun, store, rows: list[dict]) -> None:
     """The reward model's score of every candidate; a shard is written every minute."""
-    config, total = planner.config, len(planner.rows)
+    config, total = run.config, len(run.rows)
     model = RewardModel(config.reward_model, config.reward_batch_size)
     units, last = [], time.monotonic()
     try:
         with progress_bar(total, "problems, scores", total - len(rows)) as bar:
             for row in rows:
-                texts = [one["text"] for one in planner.candidates(row)]
+                texts = [candidate["text"] for candidate in run.candidates(row)]
                 units.append({"unit": unit_id(row), "scores": model.scores(row["problem"], texts)})
                 bar.update()
                 if len(units) == config.problems_per_chunk or time.monotonic() - last > SHARD_SECONDS:
@@ -346,17 +361,17 @@ def _score(planner: Planner, store, rows: list[dict]) -> None:
         model.close()
 
 
-def _all_samples(planner: Planner) -> Iterator[dict]:
+def _all_samples(run: StoredRun) -> Iterator[dict]:
     """Rows of samples.parquet, problem by problem."""
-    config = planner.config
-    for row in planner.rows:
+    config = run.config
+    for row in run.rows:
         unit = unit_id(row)
         about = {"benchmark": row["benchmark"], "problem_id": row["id"], "problem": row["problem"]}
         about |= {"part": str(row[config.split_by]) if config.split_by else None, "gold": row["answer"]}
-        scores = planner.units["scores"][unit]["scores"] if "scores" in planner.units else None
+        scores = run.units["scores"][unit]["scores"] if "scores" in run.units else None
         for kind in kinds_of(config):
             if kind == "scores":
                 continue
-            for sample in planner.units[kind][unit]["samples"]:
+            for sample in run.units[kind][unit]["samples"]:
                 scored = {"score": scores[sample["index"]]} if scores and kind == "candidates" else {}
                 yield about | sample | scored

@@ -1,18 +1,19 @@
 """What an evaluation asks of the model about a problem's candidates: for each method, which candidates are shown.
 
-A *kind* is what is sampled and stored together: `candidates`, each method that asks the model once a set, and each
+A *kind* is what is sampled and stored together: `candidates`, each method that asks the model once per set, and each
 round of `rounds`.
 """
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gsr_rl.evaluation.config import SCORED
 from gsr_rl.refinement.candidates import candidate_sets, choice_seed
-from gsr_rl.refinement.prompts import shown_candidates
+from gsr_rl.refinement.stages import Candidate, Stages
 
 SINGLE = ("selfref", "selfref_none", "selfref_foreign", "select", "orders")
+STAGES = {"direct": "candidate", "select": "selection"}  # of methods; the others' is `refinement`
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,34 @@ class Task:
     """One prompt about a problem, to be sampled from `n` times.
 
     Attributes:
-        method: As in samples.parquet.
+        method: As in samples.parquet; `direct` asks for the candidates themselves.
         index: Number of the candidate set.
         candidates: Indices of the set, in the order in which they are shown.
         candidates_of: Id of the problem that they belong to; None without candidates.
         shown: Index and text of those that are shown.
+        n: Samples.
+        round: Of `rounds`, from 1; in the first one candidates are shown, then the refinements of the round before.
+        order: Of `orders`: 0 for the set's own order, then the number of another one.
     """
 
     method: str
-    index: int
-    candidates: list[int]
-    candidates_of: str | None
-    shown: list[tuple[int, str]]
+    index: int = 0
+    candidates: list[int] = field(default_factory=list)
+    candidates_of: str | None = None
+    shown: list[tuple[int, str]] = field(default_factory=list)
     n: int = 1
     round: int | None = None
     order: int | None = None
+
+    @property
+    def stage(self) -> str:
+        """`candidate`, `refinement` or `selection`."""
+        return STAGES.get(self.method, "refinement")
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts that are shown."""
+        return [text for _, text in self.shown]
 
 
 def kinds_of(config) -> list[str]:
@@ -57,52 +71,80 @@ def unit_id(row: dict) -> str:
     return f"{row['benchmark']}/{row['id']}"
 
 
+def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[str, object]:
+    """How much is sampled for so many problems (None: only the Hub knows how many): what a dry run shows.
+
+    Args:
+        frozen: The other run's sets, if they are refined over (`from_other_run`).
+    """
+    if number is None:
+        return {"problems": "? (a dry run does not ask the Hub)"}
+    sets, refinements = number * config.num_candidate_sets, 0
+    per_set = {"orders": 2 * config.order_repeats}
+    per_set |= {kind: config.num_candidates for kind in kinds_of(config) if kind.startswith("rounds")}
+    figures: dict[str, object] = {"problems": number, "candidates": 0, "candidate sets": sets}
+    for kind in kinds_of(config):
+        if kind == "candidates":
+            figures["candidates"] = number * config.num_generations if config.own_candidates else 0
+        elif kind == "selfref_frozen" and frozen:
+            refinements += sum(len(other_sets) for _, other_sets in frozen.values())
+        elif kind == "scores":
+            figures["candidates scored by the reward model"] = number * config.num_generations
+        else:
+            refinements += sets * per_set.get(kind, 1)
+    figures["refinements, controls included"] = refinements
+    longest = figures["candidates"] * config.max_completion_length + refinements * config.max_refinement_length
+    return figures | {"completion tokens at most": longest}
+
+
 def foreign_problems(groups: list[str], seed: int) -> list[int | None]:
     """For each problem another one, each used once: of the same group where that has two; None if alone."""
     members_of = defaultdict(list)
     for problem, group in enumerate(groups):
         members_of[group].append(problem)
-    found: list[int | None] = [None] * len(groups)
+    others: list[int | None] = [None] * len(groups)
     for group, members in members_of.items():
         pool = members if len(members) > 1 else [p for p in range(len(groups)) if p != members[0]]
         order = random.Random(choice_seed(seed, group)).sample(pool, len(pool))
         if len(members) == 1:
-            found[members[0]] = order[0] if order else None
+            others[members[0]] = order[0] if order else None
             continue
         for place, problem in enumerate(order):
-            found[problem] = order[place - 1]
-    return found
+            others[problem] = order[place - 1]
+    return others
 
 
-class Planner:
-    """The tasks of each kind for a problem, from the units that are stored.
+def _foreign_rows(rows: list[dict], seed: int) -> dict[str, dict | None]:
+    """By unit, another problem of the benchmark, and of the same `family` if the rows have that key and it has two."""
+    by_benchmark = defaultdict(list)
+    for row in rows:
+        by_benchmark[row["benchmark"]].append(row)
+    foreign = {}
+    for members in by_benchmark.values():
+        others = foreign_problems([f"{row['benchmark']}\x1f{row.get('family', '')}" for row in members], seed)
+        for row, other in zip(members, others, strict=True):
+            foreign[unit_id(row)] = None if other is None else members[other]
+    return foreign
+
+
+class StoredRun:
+    """An evaluation's problems and what is stored of them.
 
     Args:
         rows: The problems.
         config: An `EvalConfig`.
-        units: By kind, what is stored (`shards.Units`).
+        units: By kind, what is stored (`engines.jobs.Units`).
         frozen: With `candidates_from`: candidates and sets of the other run, by unit (`frozen_sets`).
         seed: Of the choice of sets; the other run's where its candidates are taken.
     """
 
-    def __init__(self, rows: list[dict], config, units: dict, frozen: dict | None = None, seed: int | None = None):
-        self.rows, self.config, self.units, self.frozen = rows, config, units, frozen or {}
-        self.seed = config.seed if seed is None else seed
-        groups = [f"{row['benchmark']}\x1f{row.get('family', '')}" for row in rows]
-        others = self._foreign(groups)
-        self._other = {unit_id(row): other for row, other in zip(rows, others, strict=True)}
+    def __init__(self, rows: list[dict], config, units: dict, frozen: dict | None, seed: int):
+        self.rows, self.config, self.units, self.frozen, self.seed = rows, config, units, frozen or {}, seed
+        self.foreign = _foreign_rows(rows, config.seed)
 
-    def _foreign(self, groups: list[str]) -> list[dict | None]:
-        """Another problem of the same benchmark, and of the same `family` if the rows have that key and it has two."""
-        found: list[dict | None] = [None] * len(self.rows)
-        by_benchmark = defaultdict(list)
-        for place, row in enumerate(self.rows):
-            by_benchmark[row["benchmark"]].append(place)
-        for places in by_benchmark.values():
-            others = foreign_problems([groups[place] for place in places], self.config.seed)
-            for place, other in zip(places, others, strict=True):
-                found[place] = None if other is None else self.rows[places[other]]
-        return found
+    def missing(self, kind: str) -> list[dict]:
+        """The problems without a stored unit of this kind."""
+        return [row for row in self.rows if unit_id(row) not in self.units[kind]]
 
     def candidates(self, row: dict) -> list[dict]:
         """The problem's stored candidates."""
@@ -110,41 +152,44 @@ class Planner:
 
     def sets(self, row: dict) -> list[list[int]]:
         """The problem's candidate sets."""
-        c = self.config
-        number = len(self.candidates(row))
+        c, number = self.config, len(self.candidates(row))
         return candidate_sets(row["id"], number, c.num_candidates, c.num_candidate_sets, self.seed)
 
-    def _shown(self, samples: list[dict], chosen: list[int]) -> list[tuple[int, str]]:
-        texts, finished = [one["text"] for one in samples], [one["finished"] for one in samples]
-        return shown_candidates(texts, finished, chosen, self.config.unfinished_candidates)
+
+class Planner:
+    """The tasks of each kind for a problem, from what is stored."""
+
+    def __init__(self, run: StoredRun, stages: Stages):
+        self.run, self.stages = run, stages
 
     def tasks(self, kind: str, row: dict) -> list[Task]:
-        """What is asked about a problem for a kind of `kinds_of`, without `candidates` and `scores`."""
-        name, _, number = kind.rpartition("_")
-        return self._round(row, int(number)) if name == "rounds" else getattr(self, f"_{kind}")(row)
+        """What is asked about a problem for a kind of `kinds_of`; `scores` are not asked of the model."""
+        method, _, number = kind.rpartition("_")
+        return self._round(row, int(number)) if method == "rounds" else getattr(self, f"_{kind}")(row)
+
+    def _shown(self, samples: list[dict], chosen: list[int]) -> list[tuple[int, str]]:
+        return self.stages.shown([Candidate(sample["text"], sample["finished"]) for sample in samples], chosen)
+
+    def _candidates(self, row: dict) -> list[Task]:
+        return [Task("direct", n=self.run.config.num_generations)]
 
     def _selfref(self, row: dict, method: str = "selfref") -> list[Task]:
-        samples = self.candidates(row)
-        sets = enumerate(self.sets(row))
+        samples = self.run.candidates(row)
+        sets = enumerate(self.run.sets(row))
         return [Task(method, index, chosen, row["id"], self._shown(samples, chosen)) for index, chosen in sets]
 
     def _select(self, row: dict) -> list[Task]:
         return self._selfref(row, "select")
 
     def _selfref_none(self, row: dict) -> list[Task]:
-        return [Task("selfref_none", index, [], None, []) for index in range(len(self.sets(row)))]
+        return [Task("selfref_none", index) for index in range(len(self.run.sets(row)))]
 
     def _selfref_foreign(self, row: dict) -> list[Task]:
-        other = self._other[unit_id(row)]
-        if other is None:
-            return []
-        samples = self.candidates(other)
-        sets = enumerate(self.sets(other))
-        shown = [(index, chosen, self._shown(samples, chosen)) for index, chosen in sets]
-        return [Task("selfref_foreign", index, chosen, other["id"], texts) for index, chosen, texts in shown]
+        other = self.run.foreign[unit_id(row)]
+        return [] if other is None else self._selfref(other, "selfref_foreign")
 
     def _selfref_frozen(self, row: dict) -> list[Task]:
-        samples, sets = self.frozen[unit_id(row)]
+        samples, sets = self.run.frozen[unit_id(row)]
         return [
             Task("selfref_frozen", index, chosen, row["id"], self._shown(samples, chosen))
             for index, chosen in sorted(sets.items())
@@ -152,29 +197,30 @@ class Planner:
 
     def _orders(self, row: dict) -> list[Task]:
         """Each set again in its own order (order 0), and in others; no set that can be shown in one order only."""
-        samples, tasks, repeats = self.candidates(row), [], self.config.order_repeats
-        for index, chosen in enumerate(self.sets(row)):
-            own = self._shown(samples, chosen)
-            if len({text for _, text in own}) < 2:
+        samples, tasks, repeats = self.run.candidates(row), [], self.run.config.order_repeats
+        for index, chosen in enumerate(self.run.sets(row)):
+            first = Task("orders", index, chosen, row["id"], self._shown(samples, chosen), n=repeats, order=0)
+            if len(set(first.texts)) < 2:
                 continue
-            tasks.append(Task("orders", index, chosen, row["id"], own, n=repeats, order=0))
-            rng = random.Random(choice_seed(self.seed, row["id"], "orders", index))
+            tasks.append(first)
+            rng = random.Random(choice_seed(self.run.seed, row["id"], "orders", index))
             for order in range(1, repeats + 1):
-                shown = own
-                while [text for _, text in shown] == [text for _, text in own]:
-                    other = rng.sample(chosen, len(chosen))
-                    shown = self._shown(samples, other)
-                tasks.append(Task("orders", index, other, row["id"], shown, order=order))
+                other = first
+                while other.texts == first.texts:
+                    shuffled = rng.sample(chosen, len(chosen))
+                    shown = self._shown(samples, shuffled)
+                    other = Task("orders", index, shuffled, row["id"], shown, order=order)
+                tasks.append(other)
         return tasks
 
     def _round(self, row: dict, number: int) -> list[Task]:
         """K refinements of each set in the first round, then K over the K of the round before."""
-        k, tasks = self.config.num_candidates, []
-        for index, chosen in enumerate(self.sets(row)):
-            samples = self.candidates(row)
+        k, tasks = self.run.config.num_candidates, []
+        for index, chosen in enumerate(self.run.sets(row)):
+            samples = self.run.candidates(row)
             if number > 1:
-                before = self.units[f"rounds_{number - 1}"][unit_id(row)]["samples"]
-                samples = [one for one in before if one["index"] == index]
+                before = self.run.units[f"rounds_{number - 1}"][unit_id(row)]["samples"]
+                samples = [sample for sample in before if sample["index"] == index]
                 chosen = list(range(len(samples)))
             shown = self._shown(samples, chosen)
             tasks.append(Task("rounds", index, chosen, row["id"], shown, n=k, round=number))

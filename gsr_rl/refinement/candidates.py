@@ -5,8 +5,50 @@ The choice never looks at a candidate's length or at the order in which candidat
 
 import hashlib
 import random
+from dataclasses import dataclass
 
 POLICIES = ("uniform", "balanced", "hard", "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetChoice:
+    """How the candidate sets of a problem are chosen.
+
+    Attributes:
+        num_candidates: K, the size of a set, 1 <= K; with `min_num_candidates` the largest one.
+        min_num_candidates: The smallest K: each set's is drawn, every number alike. None: K for all.
+        same_size: Whether one K is drawn for all sets of a problem.
+        num_sets: M, the number of sets per problem.
+        policy: `uniform`; `balanced`, as many right ones as wrong ones (of an odd K the one more is drawn); `hard`,
+            right ones are fewer than half; `paper`, all right ones, filled up with wrong ones. Where a kind runs
+            short the other fills the set.
+        uniform_share: Share of sets in [0, 1] that are chosen uniformly whatever the policy (`set_policies`).
+    """
+
+    num_candidates: int
+    min_num_candidates: int | None = None
+    same_size: bool = False
+    num_sets: int = 1
+    policy: str = "uniform"
+    uniform_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class ChosenSet:
+    """One candidate set: indices into a problem's candidates in the order in which they are shown.
+
+    Attributes:
+        size: K as wanted; `indices` has fewer where fewer candidates are usable.
+    """
+
+    indices: list[int]
+    policy: str
+    size: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether there were as many usable candidates as wanted."""
+        return len(self.indices) == self.size
 
 
 def choice_seed(seed: int, *parts: object) -> int:
@@ -52,57 +94,44 @@ def set_sizes(num_candidates: int, num_sets: int, min_num_candidates: int | None
     return [rng.randint(min_num_candidates, num_candidates) for _ in range(num_sets)]
 
 
-def range_text(least: int | None, most: int) -> str:
+def range_text(smallest: int | None, largest: int) -> str:
     """A number of candidates in words: `4`, or `1 to 8`."""
-    return str(most) if least in (None, most) else f"{least} to {most}"
+    return str(largest) if smallest in (None, largest) else f"{smallest} to {largest}"
 
 
 def choose_candidate_sets(
-    usable: list[bool],
-    num_candidates: int | list[int],
-    num_sets: int,
-    seed: int,
-    *,
-    correct: list[float | None] | None = None,
-    policy: str = "uniform",
-    uniform_share: float = 0.0,
-) -> list[list[int]]:
-    """Candidate sets, shuffled: K of a problem's usable candidates a set, M sets.
+    usable: list[bool], choice: SetChoice, seed: int, correct: list[float | None] | None = None
+) -> list[ChosenSet]:
+    """The candidate sets of a problem, shuffled.
 
     Args:
-        usable: One flag a candidate, length G: scored, and finished or cut by rule.
-        num_candidates: K, the size of a set, 1 <= K <= G; a list has each set's own.
-        num_sets: M, the number of sets.
+        usable: One flag per candidate, length G: scored, and finished or cut by rule.
         seed: From `choice_seed`.
         correct: Correctness of each candidate, length G; looked at by every policy but `uniform`. A candidate is
             right if it is above one half.
-        policy: `uniform`; `balanced`, as many right ones as wrong ones (of an odd K the one more is drawn); `hard`,
-            right ones are fewer than half; `paper`, all right ones, filled up with wrong ones. Where a kind runs
-            short the other fills the set.
-        uniform_share: See `set_policies`, which tells with the same arguments which sets are uniform.
 
     Returns:
-        M lists of distinct indices into the candidates. Uniform sets are drawn first and share no candidate while
-        enough usable ones are left (M * K <= number usable), and otherwise reuse as few as possible; the other
-        policies take their kinds from what is then left first. With fewer than K usable candidates a set holds all of
-        them; with none, every set is empty.
+        M sets of distinct candidates. Uniform sets are drawn first and share no candidate while enough usable ones
+        are left (M * K <= number usable), and otherwise reuse as few as possible; the other policies take their
+        kinds from what is then left first. With fewer than K usable candidates a set holds all of them.
     """
-    policies = set_policies(policy, num_sets, uniform_share, seed)
-    sizes = [num_candidates] * num_sets if isinstance(num_candidates, int) else num_candidates
-    rng = random.Random(choice_seed(seed, "sets") if policy != "uniform" else seed)
+    policies = set_policies(choice.policy, choice.num_sets, choice.uniform_share, seed)
+    drawn = 1 if choice.same_size else choice.num_sets
+    sizes = set_sizes(choice.num_candidates, drawn, choice.min_num_candidates, seed) * (choice.num_sets // drawn)
+    rng = random.Random(choice_seed(seed, "sets") if choice.policy != "uniform" else seed)
     pool = [index for index, ok in enumerate(usable) if ok]
-    sets: list[list[int]] = [[]] * num_sets
+    indices: list[list[int]] = [[]] * choice.num_sets
     deck: list[int] = []  # what no set has shown since the last deal
     # the uniform ones first: what another policy has left of a deck is no uniform draw
-    for place in sorted(range(num_sets), key=lambda place: policies[place] != "uniform"):
-        kind = policies[place]
-        size = min(sizes[place], len(pool))
+    for number in sorted(range(choice.num_sets), key=lambda number: policies[number] != "uniform"):
+        size = min(sizes[number], len(pool))
         if len(deck) < size:  # used up: deal again behind what is left
             deck = deck + [index for index in rng.sample(pool, len(pool)) if index not in deck]
-        chosen = deck[:size] if kind == "uniform" else _pick(deck, size, correct, kind, rng)
+        policy = policies[number]
+        chosen = deck[:size] if policy == "uniform" else _pick(deck, size, correct, policy, rng)
         deck = [index for index in deck if index not in chosen]
-        sets[place] = rng.sample(chosen, len(chosen))
-    return sets
+        indices[number] = rng.sample(chosen, len(chosen))
+    return [ChosenSet(*chosen) for chosen in zip(indices, policies, sizes, strict=True)]
 
 
 def _pick(deck: list[int], size: int, correct: list[float | None], policy: str, rng: random.Random) -> list[int]:
@@ -121,17 +150,19 @@ def _pick(deck: list[int], size: int, correct: list[float | None], policy: str, 
 
 def candidate_sets(problem_id: str, number: int, k: int, num_sets: int, seed: int) -> list[list[int]]:
     """The sets of a problem with `number` candidates: K of all, as in use, where nobody knows which will finish."""
-    return choose_candidate_sets([True] * number, k, num_sets, choice_seed(seed, problem_id, "sets"))
+    choice = SetChoice(num_candidates=k, num_sets=num_sets)
+    sets = choose_candidate_sets([True] * number, choice, choice_seed(seed, problem_id, "sets"))
+    return [candidate_set.indices for candidate_set in sets]
 
 
 def check_candidate_choice(c) -> list[str]:
     """Size and policy of the candidate sets, in distillation and in training."""
-    found = check_random_number(c)
+    messages = check_random_number(c)
     if c.candidate_choice not in POLICIES:
-        found.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
+        messages.append(f"candidate_choice={c.candidate_choice!r} is not known: use one of {', '.join(POLICIES)}")
     if not 0 <= c.uniform_share <= 1:
-        found.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
-    return found
+        messages.append(f"uniform_share={c.uniform_share}: a share from 0 to 1 is expected")
+    return messages
 
 
 def check_random_number(c) -> list[str]:

@@ -107,19 +107,19 @@ def maj_at_k(classes: Sequence[int | None], correct: Sequence[float | None], k: 
 def _vote_over_groups(classes: tuple[tuple[int, float], ...], number: int, k: int) -> float:
     """`maj_at_k` of `number` scored samples, given the size of each class and how many of it are right.
 
-    For each number of votes `most` that may be the largest: in how many groups classes have that many, none more. A
+    For each number of votes `top` that may be the largest: in how many groups classes have that many, none more. A
     class that is tied in a group is right, over all such groups, with the share of its members.
     """
     total = Fraction(0)
-    for most in range(1, k + 1):
-        large = [(size, Fraction(right) / size) for size, right in classes if size >= most]
+    for top in range(1, k + 1):
+        large = [(size, Fraction(right) / size) for size, right in classes if size >= top]
         others = number - sum(size for size, _ in large)  # of smaller classes or without an answer: never the largest
         counts = {(0, 0): (1, Fraction(0))}  # (drawn, tied) -> groups, and the sum of the tied ones' shares over them
         for size, share_right in large:
             new: dict[tuple[int, int], tuple[int, Fraction]] = {}
             for (drawn, tied), (groups, right) in counts.items():
-                for votes in range(min(most, k - drawn) + 1):
-                    ways, ties = math.comb(size, votes), votes == most
+                for votes in range(min(top, k - drawn) + 1):
+                    ways, ties = math.comb(size, votes), votes == top
                     before = new.get((drawn + votes, tied + ties), (0, 0))
                     shares = (right + groups * share_right if ties else right) * ways
                     new[drawn + votes, tied + ties] = (before[0] + groups * ways, before[1] + shares)
@@ -134,10 +134,10 @@ def maj_at_count(classes: Sequence[int | None], correct: Sequence[float | None],
 
     Not more votes than there are scored samples. NaN without any.
     """
-    most = sum(is_scored(value) for value in correct)
-    if not most:
+    scored = sum(is_scored(value) for value in correct)
+    if not scored:
         return math.nan
-    count = min(max(count, 1.0), float(most))
+    count = min(max(count, 1.0), float(scored))
     low, part = int(count), count - int(count)
     first = maj_at_k(classes, correct, low)
     return first if not part else (1 - part) * first + part * maj_at_k(classes, correct, low + 1)
@@ -220,8 +220,11 @@ def difference(first: Ratio, second: Ratio) -> Ratio:
 
 def scored_on_both(first: Ratio, second: Ratio) -> tuple[Ratio, Ratio]:
     """Both over the problems that are scored on both sides."""
-    sides = [one.scored for one in (first, second) if one.scored is not None]
-    return tuple(one.over(np.logical_and.reduce(sides)) for one in (first, second)) if sides else (first, second)
+    masks = [ratio.scored for ratio in (first, second) if ratio.scored is not None]
+    if not masks:
+        return first, second
+    both = np.logical_and.reduce(masks)
+    return first.over(both), second.over(both)
 
 
 def by_num_correct(

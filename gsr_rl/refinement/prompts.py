@@ -107,10 +107,11 @@ def selected_candidate(answer: str | None, number: int) -> int | None:
     Args:
         answer: What `rewards.extract_answer` found in the completion: `2`, `Candidate 2`, `#2`.
     """
-    found = re.findall(r"\d+", answer or "")
-    if len(set(found)) != 1 or not 1 <= int(found[0]) <= number:
+    numbers = set(re.findall(r"\d+", answer or ""))
+    if len(numbers) != 1:
         return None
-    return int(found[0]) - 1
+    place = int(numbers.pop()) - 1
+    return place if 0 <= place < number else None
 
 
 def candidate_text(completion: str) -> str:
@@ -133,12 +134,12 @@ def prompt_token_ids(tokenizer, messages: Messages, chat_template_kwargs: dict |
 
 
 @dataclass(frozen=True)
-class FittedPrompt:
-    """A refinement prompt within its budget: the chat, its token ids, and how many candidates were cut to fit."""
+class Prompt:
+    """A prompt within its budget: the chat, its token ids, and how many candidates were cut to fit."""
 
     messages: Messages
     token_ids: list[int]
-    num_cut: int
+    num_cut: int = 0
 
 
 def fit_refinement_prompt(
@@ -149,7 +150,7 @@ def fit_refinement_prompt(
     max_tokens: int,
     chat_template_kwargs: dict | None = None,
     history: Messages | None = None,
-) -> FittedPrompt | None:
+) -> Prompt | None:
     """A refinement prompt of at most `max_tokens` tokens, or None if there is none.
 
     The rule: all candidates share one cap in tokens, the largest with which the prompt fits; a longer candidate
@@ -158,13 +159,13 @@ def fit_refinement_prompt(
     the prompt cannot fit.
     """
 
-    def build(texts: list[str], num_cut: int) -> FittedPrompt:
+    def build(texts: list[str], num_cut: int) -> Prompt:
         messages = refinement_prompt(problem, texts, template, history)
-        return FittedPrompt(messages, prompt_token_ids(tokenizer, messages, chat_template_kwargs), num_cut)
+        return Prompt(messages, prompt_token_ids(tokenizer, messages, chat_template_kwargs), num_cut)
 
-    whole = build(candidates, 0)
-    if len(whole.token_ids) <= max_tokens:
-        return whole
+    uncut = build(candidates, 0)
+    if len(uncut.token_ids) <= max_tokens:
+        return uncut
     if not candidates:
         return None
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in candidates]
@@ -181,53 +182,3 @@ def fit_refinement_prompt(
         else:
             high = cap - 1
     return best
-
-
-def solve_prompts(tokenizer, rows: list[dict], template_name: str) -> tuple[list[Messages], list[list[int]]]:
-    """The solve prompt of each problem, as a chat and as token ids."""
-    template = get_template(template_name)
-    messages = [solve_prompt(row["problem"], template) for row in rows]
-    return messages, [prompt_token_ids(tokenizer, chat) for chat in messages]
-
-
-def shown_candidates(
-    texts: list[str], finished: list[bool], chosen: list[int], unfinished: str
-) -> list[tuple[int, str]]:
-    """Index and text of the chosen candidates that a refinement shows, in that order.
-
-    Args:
-        texts, finished: All candidates of a problem.
-        chosen: Indices of the candidate set.
-        unfinished: `drop` or `cut`, as `RefinementConfig.unfinished_candidates`. A candidate without any text after
-            its thinking part is never shown.
-    """
-    shown = [(i, candidate_text(texts[i])) for i in chosen if finished[i] or unfinished == "cut"]
-    return [(i, text) for i, text in shown if text]
-
-
-def shown_texts(texts: list[str], finished: list[bool], chosen: list[int], unfinished: str) -> list[str]:
-    """The texts of `shown_candidates`."""
-    return [text for _, text in shown_candidates(texts, finished, chosen, unfinished)]
-
-
-def refinement_budget(config, engine) -> int:
-    """Tokens that a refinement prompt may have: the configured limit, or what the engine's window leaves."""
-    left = engine.max_model_length - config.max_refinement_length
-    if left < 1:
-        raise ValueError(
-            f"max_refinement_length={config.max_refinement_length} leaves no room for a prompt in the engine's window "
-            f"of {engine.max_model_length} tokens: set it to less than {engine.max_model_length}"
-        )
-    return min(config.max_refinement_prompt_length, left)
-
-
-def fit_prompts(config, engine, items: list[tuple[str, list[str]]], template=None) -> list[FittedPrompt | None]:
-    """The refinement prompt of each (problem text, shown candidates); None where none fits the budget.
-
-    `template` stands in for the configured one.
-    """
-    template, budget = template or get_template(config.prompt_template), refinement_budget(config, engine)
-    return [
-        fit_refinement_prompt(engine.tokenizer, problem, shown, template, budget) if problem else None
-        for problem, shown in items
-    ]

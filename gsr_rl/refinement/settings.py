@@ -1,4 +1,7 @@
-"""What a model's own `gsr_config.json` says of how candidates must be shown to it, and how long completions were."""
+"""How candidates must be shown to a model: the keys of `RefinementConfig`, and `gsr_config.json` beside a model.
+
+The file says what the model was trained on, and how long completions were then.
+"""
 
 import dataclasses
 import json
@@ -6,85 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gsr_rl.keys import raise_if_any
+from gsr_rl.refinement.prompts import TEMPLATES, get_template
 from gsr_rl.run_folder import atomic_write
 
 SETTINGS_FILE = "gsr_config.json"
-
-
-def refinement_settings(model: str) -> dict[str, object]:
-    """The fields of `RefinementConfig` and the lengths of completions that `gsr_config.json` beside a model holds.
-
-    {} where there is no such file, and without what an older one or one of a warm start lacks.
-
-    Args:
-        model: A folder, or a Hub name, whose file is read from the cache or fetched.
-
-    Raises:
-        ValueError: The file is no JSON object, one of its values is not of the field's type, or the model was trained
-            on another wording of its prompt template than this version of gsr-rl has.
-    """
-    folder = Path(model) if Path(model).is_dir() else _from_hub(model)
-    stored = read_refinement_settings(folder) if folder else {}
-    kinds = {one.name: one.type for one in dataclasses.fields(RefinementConfig)} | dict.fromkeys(
-        COMPLETION_LENGTHS, int
-    )
-    found = {name: stored[name] for name in kinds if name in stored}
-    for name, value in found.items():
-        if type(value) is not kinds[name]:
-            expected = f"a value of type {kinds[name].__name__} is expected"
-        elif name in COMPLETION_LENGTHS and value < 1:
-            expected = "at least 1 is needed"
-        else:
-            continue
-        raise ValueError(f"{folder}/{SETTINGS_FILE}: {name}={value!r}: {expected}")
-    return found
-
-
-def _from_hub(model: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(hf_hub_download(model, SETTINGS_FILE)).parent
-    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-        return None
-
-
-def check_refinement(c) -> list[str]:
-    """The keys of `RefinementConfig`."""
-    from gsr_rl.refinement.prompts import TEMPLATES
-
-    found = []
-    if c.num_candidates < 1:
-        found.append(f"num_candidates={c.num_candidates}: a refinement needs at least one candidate, set it to 4")
-    if c.prompt_template not in TEMPLATES:
-        found.append(f"prompt_template={c.prompt_template!r} is not known: use one of {sorted(TEMPLATES)}")
-    if c.unfinished_candidates not in ("drop", "cut"):
-        found.append(f"unfinished_candidates={c.unfinished_candidates!r}: use drop or cut")
-    return found
-
-
-def check_trained_for(c, name: str) -> list[str]:
-    """A local model is shown candidates as it was trained to read them: its gsr_config.json names the wording."""
-    folder = Path(str(getattr(c, name, None) or ""))
-    try:
-        settings = read_refinement_settings(folder)
-    except ValueError as error:
-        return [f"{name}: {error}"]
-    template = settings.get("prompt_template", c.prompt_template)
-    if template != c.prompt_template:
-        return [
-            f"prompt_template={c.prompt_template}, but {name}={folder} was trained on {template} (its "
-            f"gsr_config.json): set prompt_template to {template}; if another wording is meant, take that file away"
-        ]
-    return []
-
-
 COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of programs that sample
 
 
@@ -112,19 +40,45 @@ class RefinementConfig:
         raise_if_any(check_refinement(self))
 
 
+def check_refinement(c) -> list[str]:
+    """The keys of `RefinementConfig`."""
+    messages = []
+    if c.num_candidates < 1:
+        messages.append(f"num_candidates={c.num_candidates}: a refinement needs at least one candidate, set it to 4")
+    if c.prompt_template not in TEMPLATES:
+        messages.append(f"prompt_template={c.prompt_template!r} is not known: use one of {sorted(TEMPLATES)}")
+    if c.unfinished_candidates not in ("drop", "cut"):
+        messages.append(f"unfinished_candidates={c.unfinished_candidates!r}: use drop or cut")
+    return messages
+
+
+def check_trained_for(c, name: str) -> list[str]:
+    """A local model is shown candidates as it was trained to read them: its gsr_config.json names the wording."""
+    folder = Path(str(getattr(c, name, None) or ""))
+    try:
+        settings = read_refinement_settings(folder)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    template = settings.get("prompt_template", c.prompt_template)
+    if template != c.prompt_template:
+        return [
+            f"prompt_template={c.prompt_template}, but {name}={folder} was trained on {template} (its "
+            f"gsr_config.json): set prompt_template to {template}; if another wording is meant, take that file away"
+        ]
+    return []
+
+
 def write_refinement_settings(folder: str | Path, config: object) -> None:
     """Write `gsr_config.json` beside a model: how candidates must be shown to it.
 
     It holds the fields of `RefinementConfig`, `prompt_template_version`, `min_num_candidates` where the number of
     candidates was drawn, and the lengths that completions had in training where the program samples.
     """
-    from gsr_rl.refinement.prompts import get_template
-
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RefinementConfig)}
     optional = ("min_num_candidates", *COMPLETION_LENGTHS)
     settings |= {name: getattr(config, name) for name in optional if getattr(config, name, None)}
     settings["prompt_template_version"] = get_template(settings["prompt_template"]).version
-    atomic_write(Path(folder) / "gsr_config.json", json.dumps(settings, indent=1) + "\n")
+    atomic_write(Path(folder) / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
 
 
 def read_refinement_settings(folder: str | Path) -> dict:
@@ -133,9 +87,7 @@ def read_refinement_settings(folder: str | Path) -> dict:
     Raises:
         ValueError: It is no JSON object, or its prompt template has another wording in this version of gsr-rl.
     """
-    from gsr_rl.refinement.prompts import TEMPLATES
-
-    path = Path(folder) / "gsr_config.json"
+    path = Path(folder) / SETTINGS_FILE
     if not path.is_file():
         return {}
     try:
@@ -153,3 +105,47 @@ def read_refinement_settings(folder: str | Path) -> dict:
             "the gsr-rl that versions.json names, or train anew"
         )
     return settings
+
+
+def refinement_settings(model: str) -> dict[str, object]:
+    """The fields of `RefinementConfig` and the lengths of completions that `gsr_config.json` beside a model holds.
+
+    {} where there is no such file. Older files, and those of a warm start, lack some of them.
+
+    Args:
+        model: A folder, or a Hub name, whose file is read from the cache or fetched.
+
+    Raises:
+        ValueError: The file is no JSON object, one of its values is not of the field's type, or the model was trained
+            on another wording of its prompt template than this version of gsr-rl has.
+    """
+    folder = Path(model) if Path(model).is_dir() else _from_hub(model)
+    stored = read_refinement_settings(folder) if folder else {}
+    types = {key.name: key.type for key in dataclasses.fields(RefinementConfig)} | dict.fromkeys(
+        COMPLETION_LENGTHS, int
+    )
+    settings = {name: stored[name] for name in types if name in stored}
+    for name, value in settings.items():
+        if type(value) is not types[name]:
+            expected = f"a value of type {types[name].__name__} is expected"
+        elif name in COMPLETION_LENGTHS and value < 1:
+            expected = "at least 1 is needed"
+        else:
+            continue
+        raise ValueError(f"{folder}/{SETTINGS_FILE}: {name}={value!r}: {expected}")
+    return settings
+
+
+def _from_hub(model: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(model, SETTINGS_FILE)).parent
+    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None

@@ -99,16 +99,16 @@ class Solver:
         while upcoming is not None or running:
             while upcoming is not None and self.engine.load < self.engine.capacity:
                 place, problem = upcoming
-                one = running[place] = _Running(self, place, problem, watcher)
-                one.advance(None)
-                if one.solution:
+                on_its_way = running[place] = _Running(self, place, problem, watcher)
+                on_its_way.advance(None)
+                if on_its_way.solution:
                     yield place, running.pop(place).solution
                 upcoming = next(problems, None)
             for result in self.engine.step() if running else []:
                 place = result.key[0]
-                one = running[place]
-                one.advance(result.completions, result.error)
-                if one.solution:
+                on_its_way = running[place]
+                on_its_way.advance(result.completions, result.error)
+                if on_its_way.solution:
                     yield place, running.pop(place).solution
 
 

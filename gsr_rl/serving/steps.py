@@ -1,7 +1,9 @@
 """How one problem is solved, without any engine: which prompts follow which, and what is answered if something fails.
 
-`solving` is a generator. It yields what it needs (`Ask`: completions; `Vote`: classes of answers) and what there is to
-show (`Told`), and returns a `Solution`. `solver.py` answers it from an engine, `job.py` from a server.
+The steps themselves are those of every program (gsr_rl/refinement/stages.py). Here they follow each other round by
+round, and a step that fails is answered for. So `solving` is a generator: it yields what it needs (`Ask`: completions;
+`Vote`: classes of answers) and what there is to show (`Told`), and returns a `Solution`. `solver.py` answers it from
+an engine, `job.py` from a server.
 
 The rule for what fails:
 1. A candidate is shown to the refinement if it ended by itself and says something after its thinking part (with
@@ -18,18 +20,12 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from gsr_rl.engines.base import Completion, Sampling
-from gsr_rl.refinement.prompts import (
-    Messages,
-    candidate_text,
-    fit_refinement_prompt,
-    get_template,
-    prompt_token_ids,
-    solve_prompt,
-)
+from gsr_rl.refinement.prompts import Messages, Prompt
+from gsr_rl.refinement.stages import Candidate, Stages
 from rewards import extract_answer
 
 MODES = ("refine", "vote", "direct")
-LONGEST_DEFAULT = 4096  # tokens of a completion where neither settings nor window say less
+LONGEST_DEFAULT = 4096  # tokens of a completion where neither settings nor context say less
 
 
 class SamplingFailed(RuntimeError):
@@ -50,7 +46,7 @@ class ChatRefused(ValueError):
 
 @dataclass(frozen=True)
 class SolveSettings:
-    """How to solve. See `gsr_rl.answer_config.AnswerConfig` for the meaning of each.
+    """How to solve. See `gsr_rl.serving.config.AnswerConfig` for the meaning of each.
 
     Attributes:
         num_answers: Answers sampled by the last stage.
@@ -76,34 +72,41 @@ class SolveSettings:
     trained_completion_length: int | None = None
     trained_refinement_length: int | None = None
 
-    def resolved(self, window: int) -> "SolveSettings":
-        """With every default filled in for a model's window of so many tokens.
+    def resolved(self, context_length: int) -> "SolveSettings":
+        """With every default filled in for a model that reads and writes so many tokens.
 
-        A refinement's trained length is kept as far as it leaves its prompt the budget, or is a quarter of the window.
+        A refinement's trained length is kept as far as it leaves its prompt the budget, or is a quarter of them.
 
         Raises:
             ValueError: The refinement leaves no room for its prompt.
         """
-        quarter = max(1, window // 4)
-        room = max(quarter, window - self.max_refinement_prompt_length)
-        trained = min(self.trained_completion_length or min(LONGEST_DEFAULT, quarter), window)
+        quarter = max(1, context_length // 4)
+        room = max(quarter, context_length - self.max_refinement_prompt_length)
+        trained = min(self.trained_completion_length or min(LONGEST_DEFAULT, quarter), context_length)
         longest = self.max_completion_length or trained
         refinement = self.max_refinement_length or self.max_completion_length
         refinement = refinement or min(self.trained_refinement_length or longest, room)
-        if refinement >= window:
+        if refinement >= context_length:
             raise ValueError(
-                f"max_refinement_length={refinement} leaves no room for a prompt in the model's window of {window} "
-                f"tokens: set it to less than {window}"
+                f"max_refinement_length={refinement} leaves no room for a prompt in the model's window of "
+                f"{context_length} tokens: set it to less than {context_length}"
             )
         as_candidates = self.refinement_temperature is None
         return replace(
             self,
             max_completion_length=longest,
             max_refinement_length=refinement,
-            max_refinement_prompt_length=min(self.max_refinement_prompt_length, window - refinement),
+            max_refinement_prompt_length=min(self.max_refinement_prompt_length, context_length - refinement),
             refinement_temperature=self.temperature if as_candidates else self.refinement_temperature,
             refinement_top_p=self.top_p if self.refinement_top_p is None else self.refinement_top_p,
         )
+
+    def sampling(self, stage: str, *, last: bool, room: int) -> Sampling:
+        """Of a stage: `num_answers` completions of the last one, K of another, of at most `room` tokens."""
+        n = self.num_answers if last else self.num_candidates
+        if stage == "candidate":
+            return Sampling(n, self.temperature, self.top_p, min(self.max_completion_length, room))
+        return Sampling(n, self.refinement_temperature, self.refinement_top_p, self.max_refinement_length)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class Usage:
     def count(self, ask: Ask, completions: list[Completion]) -> None:
         self.prompt_tokens += len(ask.token_ids)
         name = f"{ask.stage}_tokens"
-        setattr(self, name, getattr(self, name) + sum(len(one.token_ids) for one in completions))
+        setattr(self, name, getattr(self, name) + sum(len(completion.token_ids) for completion in completions))
 
     @property
     def completion_tokens(self) -> int:
@@ -219,7 +222,7 @@ class Solution:
     @property
     def majority_answer(self) -> str | None:
         """The candidates' answer with most votes, the earliest of equals; None if no votes were counted."""
-        voters = [one for one in self.candidates if one.votes]
+        voters = [candidate for candidate in self.candidates if candidate.votes]
         return by_votes(voters)[0].answer if voters else None
 
 
@@ -234,34 +237,35 @@ def is_unicode(text: str) -> bool:
 
 def by_votes(attempts: list[Attempt]) -> list[Attempt]:
     """Attempts, those with most votes first; equals stay in their order, and finished ones go before others."""
-    return sorted(attempts, key=lambda one: (-one.votes, not one.finished))
+    return sorted(attempts, key=lambda attempt: (-attempt.votes, not attempt.finished))
 
 
 def attempts_of(completions: list[Completion]) -> list[Attempt]:
-    return [Attempt(one.text, extract_answer(one.text), one.finished, len(one.token_ids)) for one in completions]
+    return [
+        Attempt(completion.text, extract_answer(completion.text), completion.finished, len(completion.token_ids))
+        for completion in completions
+    ]
 
 
 def counted(attempts: list[Attempt], groups: list[int | None]) -> list[Attempt]:
     """The attempts with their votes, from the classes of their answers."""
     sizes = Counter(group for group in groups if group is not None)
     return [
-        replace(one, group=group, votes=sizes[group] if group is not None else 0)
-        for one, group in zip(attempts, groups, strict=True)
+        replace(attempt, group=group, votes=sizes[group] if group is not None else 0)
+        for attempt, group in zip(attempts, groups, strict=True)
     ]
 
 
-def mark_shown(attempts: list[Attempt], unfinished: str) -> tuple[list[Attempt], str | None]:
+def mark_shown(attempts: list[Attempt], stages: Stages) -> tuple[list[Attempt], str | None]:
     """The attempts, those marked that a refinement shows, and what is degraded by it (rules 1 to 3)."""
-
-    def usable(cut: bool) -> list[bool]:
-        return [bool(candidate_text(one.text)) and (one.finished or cut) for one in attempts]
-
-    flags, degraded = usable(unfinished == "cut"), None
-    if not any(flags) and unfinished != "cut":
-        flags, degraded = usable(True), "unfinished_candidates"
+    candidates = [Candidate(attempt.text, attempt.finished) for attempt in attempts]
+    flags, degraded = [stages.can_show(candidate) for candidate in candidates], None
+    if not any(flags) and stages.unfinished_candidates != "cut":
+        cut = replace(stages, unfinished_candidates="cut")
+        flags, degraded = [cut.can_show(candidate) for candidate in candidates], "unfinished_candidates"
     if not any(flags):
         degraded = "no_usable_candidate"
-    return [replace(one, shown=flag) for one, flag in zip(attempts, flags, strict=True)], degraded
+    return [replace(attempt, shown=flag) for attempt, flag in zip(attempts, flags, strict=True)], degraded
 
 
 @dataclass
@@ -269,6 +273,7 @@ class _State:
     """What has come of a problem so far."""
 
     settings: SolveSettings
+    stages: Stages
     usage: Usage = field(default_factory=Usage)
     rounds: list[list[Attempt]] = field(default_factory=list)
     degraded: str | None = None
@@ -278,87 +283,78 @@ class _State:
 Steps = Generator[Ask | Vote | Told, list[Completion] | list[int | None] | None, Solution]
 
 
-def solving(conversation: Messages, tokenizer, settings: SolveSettings, window: int) -> Steps:
+def solving(conversation: Messages, tokenizer, settings: SolveSettings, context_length: int) -> Steps:
     """Solve the problem that a chat's last message, the user's, holds; the turns before it stand in every prompt.
 
     Args:
         conversation: Messages `{"role", "content"}`, contents as text.
         settings: With every default filled in, see `SolveSettings.resolved`.
-        window: Of the model, in tokens.
+        context_length: Longest prompt plus completion of the model, in tokens.
 
     Raises:
         ChatRefused: The model's chat template does not take such turns.
-        PromptTooLong: The problem alone fills the window.
+        PromptTooLong: The problem alone fills the context.
         SamplingFailed: No candidate came.
     """
     problem, history = conversation[-1]["content"], conversation[:-1]
-    template, state = get_template(settings.prompt_template), _State(settings)
-    chat = solve_prompt(problem, template, history)
-    ids = _first_prompt(tokenizer, chat)
-    room = window - len(ids)
+    state = _State(settings, Stages.of(settings, tokenizer, context_length))
+    prompt = _first_prompt(state.stages, problem, history)
+    room = state.stages.room(prompt)
     if room < 1:
-        raise PromptTooLong(f"the prompt has {len(ids)} tokens, which fill the model's window of {window}")
+        raise PromptTooLong(
+            f"the prompt has {len(prompt.token_ids)} tokens, which fill the model's window of {context_length}"
+        )
     direct = settings.mode == "direct"
-    sampling = Sampling(
-        settings.num_answers if direct else settings.num_candidates,
-        settings.temperature,
-        settings.top_p,
-        min(settings.max_completion_length, room),
-    )
-    yield from _stage(state, Ask("candidate", 0, chat, ids, sampling, last=direct))
+    sampling = settings.sampling("candidate", last=direct, room=room)
+    yield from _stage(state, Ask("candidate", 0, prompt.messages, prompt.token_ids, sampling, last=direct))
     if settings.mode == "refine":
         for number in range(1, settings.rounds + 1):
-            if not (yield from _refine(state, number, problem, history, tokenizer)):
+            if not (yield from _refine(state, number, problem, history)):
                 break
     answers = yield from _answers(state)
     return Solution(problem, answers, state.rounds, state.usage, state.degraded, state.reason)
 
 
-def _first_prompt(tokenizer, chat: Messages) -> list[int]:
+def _first_prompt(stages: Stages, problem: str, history: Messages) -> Prompt:
     from jinja2 import TemplateError
 
     try:
-        return prompt_token_ids(tokenizer, chat)
+        return stages.solve(problem, history)
     except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in chat)
+        roles = ", ".join([*(turn["role"] for turn in history), "user"])
         raise ChatRefused(f"the model's chat template refuses these turns ({roles:.200}): {error}") from None
 
 
 def _stage(state: _State, ask: Ask) -> Generator:
     """Ask for a stage's completions and take them as the next round."""
+    settings = state.settings
     completions = yield ask
     state.usage.count(ask, completions)
     attempts = attempts_of(completions)
-    if state.settings.count_votes and not ask.last:
-        attempts = counted(attempts, (yield Vote([one.answer for one in attempts])))
-    if state.settings.mode == "vote" and len(attempts) < state.settings.num_candidates:
+    if settings.count_votes and not ask.last:
+        attempts = counted(attempts, (yield Vote([attempt.answer for attempt in attempts])))
+    if settings.mode == "vote" and len(attempts) < settings.num_candidates:
         state.degraded = "fewer_candidates"
-    if state.settings.mode == "refine" and not ask.last:
-        attempts, degraded = mark_shown(attempts, state.settings.unfinished_candidates)
-        few = sum(one.shown for one in attempts) < state.settings.num_candidates
+    if settings.mode == "refine" and not ask.last:
+        attempts, degraded = mark_shown(attempts, state.stages)
+        few = sum(attempt.shown for attempt in attempts) < settings.num_candidates
         state.degraded = degraded or ("fewer_candidates" if few else state.degraded)
     state.rounds.append(attempts)
     yield Told(ask.stage, ask.number, attempts)
 
 
-def _refine(state: _State, number: int, problem: str, history: Messages, tokenizer) -> Generator:
+def _refine(state: _State, number: int, problem: str, history: Messages) -> Generator:
     """One round of refinements over the attempts of the last one. Returns whether it came."""
-    settings, template = state.settings, get_template(state.settings.prompt_template)
-    shown = [candidate_text(one.text) for one in state.rounds[-1] if one.shown]
-    if not shown:
+    stages = state.stages
+    texts = [stages.shown_text(attempt.text) for attempt in state.rounds[-1] if attempt.shown]
+    if not texts:
         return False
-    limit = settings.max_refinement_prompt_length
-    prompt = fit_refinement_prompt(tokenizer, problem, shown, template, limit, history=history)
+    prompt = stages.refine(problem, texts, history)
     if prompt is None:
         state.degraded = "prompt_too_long"
         return False
-    last = number == settings.rounds
-    sampling = Sampling(
-        settings.num_answers if last else settings.num_candidates,
-        settings.refinement_temperature,
-        settings.refinement_top_p,
-        settings.max_refinement_length,
-    )
+    last = number == state.settings.rounds
+    sampling = state.settings.sampling("refinement", last=last, room=stages.room(prompt))
     try:
         yield from _stage(state, Ask("refinement", number, prompt.messages, prompt.token_ids, sampling, last))
     except SamplingFailed as failure:
@@ -373,7 +369,7 @@ def _answers(state: _State) -> Generator:
     if settings.mode == "direct" or (settings.mode == "refine" and len(state.rounds) == settings.rounds + 1):
         return attempts
     if not settings.count_votes:
-        attempts = counted(attempts, (yield Vote([one.answer for one in attempts])))
+        attempts = counted(attempts, (yield Vote([attempt.answer for attempt in attempts])))
         state.rounds[-1] = attempts
     best = by_votes(attempts)
     return [best[place % len(best)] for place in range(settings.num_answers)]

@@ -1,17 +1,49 @@
-"""TODO."""
+"""What a rollout leaves of each problem: a block of candidates, candidate sets and refinements.
+
+The flags, and who sets them:
+
+    usable   of a rollout  the model was asked; else the row only keeps the batch's shape       when sampled
+    fits     of a set      there was something to show and its prompt kept within the budget    when chosen
+    scored   of a rollout  usable, and the verifier gave a grade                                follows from `correct`
+    dropped  of a rollout  its group has no signal and is left out of the denominator           with the advantages
+    counted  of a rollout  the loss counts it: scored, with a reward, not dropped               follows from the others
+"""
 
 import math
 from dataclasses import dataclass, field
+
+from gsr_rl.refinement.candidates import SetChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(SetChoice):
+    """How problems are rolled out. Training's follows the configuration, evaluation's is one uniform set a problem.
+
+    Attributes:
+        generations: G, candidates per problem, and refinements if `refine`.
+    """
+
+    generations: int
+    same_size: bool = True
+    refine: bool = True
+
+    @property
+    def refinements_per_set(self) -> int:
+        return self.generations // self.num_sets
 
 
 @dataclass
 class Rollout:
     """One sampled completion of one stage.
 
-    `usable` is False for a row that only keeps the batch's shape (its prompt did not fit, or there was no candidate
-    to show): one token, masked, outside every mean. `correct` is None where it could not be graded. `vote_class`
-    numbers the different answers of a problem, refinements' and candidates' alike. `rewards` has one value a reward
-    function, NaN where it has no say. `dropped` is set on a group that is left out of the denominator.
+    Attributes:
+        logprobs: The engine's, one per completion token; None if it gives none.
+        usable: False for a row that only keeps the batch's shape: one token, masked, outside every mean.
+        answer: Its boxed answer; None without one.
+        correct: In [0, 1]; None where it could not be graded.
+        vote_class: Numbers the different answers of a problem, refinements' and candidates' alike.
+        reward_values: One per reward function, NaN where a function gives none.
+        reward: Their weighted sum; NaN where unscored.
     """
 
     prompt_ids: list[int]
@@ -20,9 +52,10 @@ class Rollout:
     text: str
     finished: bool
     usable: bool = True
+    answer: str | None = None
     correct: float | None = None
     vote_class: int | None = None
-    rewards: list[float] = field(default_factory=list)
+    reward_values: list[float] = field(default_factory=list)
     reward: float = float("nan")
     advantage: float = 0.0
     dropped: bool = False
@@ -70,20 +103,11 @@ class Block:
     def refinements(self) -> list[Rollout]:
         return [refinement for candidate_set in self.sets for refinement in candidate_set.refinements]
 
+    def of_stage(self, stage: str) -> list[Rollout]:
+        """The problem's candidates, or its refinements set by set."""
+        return self.candidates if stage == "candidate" else self.refinements
+
     def rows(self, stages: list[str]) -> list[tuple[Rollout, str]]:
         """The block's rows of the batch, with their stage: those of the trained stages, candidates first."""
-        both = [(c, "candidate") for c in self.candidates] + [(r, "refinement") for r in self.refinements]
-        return [(rollout, stage) for rollout, stage in both if stage in stages]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How problems are rolled out. Training's follows the configuration, evaluation's is one uniform set a problem."""
-
-    generations: int
-    num_candidates: int
-    min_candidates: int | None = None
-    num_sets: int = 1
-    policy: str = "uniform"
-    uniform_share: float = 0.0
-    refine: bool = True
+        both = [(stage, rollout) for stage in ("candidate", "refinement") for rollout in self.of_stage(stage)]
+        return [(rollout, stage) for stage, rollout in both if stage in stages]

@@ -213,7 +213,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         return Plan(
             generations=self.num_generations,
             num_candidates=self.num_candidates,
-            min_candidates=self.min_num_candidates,
+            min_num_candidates=self.min_num_candidates,
             num_sets=self.num_candidate_sets,
             policy=self.candidate_choice,
             uniform_share=self.uniform_share,

@@ -1,24 +1,19 @@
 """The two-stage rollout: candidates, then refinements over some of them, both by the current policy.
 
-What was sampled and decided is kept as `Block`s, from which rewards, advantages, metrics, the batch and the rollout
-table are made. Where the engine runs in this process the rollout is streamed: a problem's refinements enter the
-engine as soon as its own candidates are done and graded, beside other problems' candidates. Otherwise all candidates
-come first. What is chosen and shown is the same either way.
+What was sampled and decided stands in `Block`s (blocks.py), from which rewards, advantages, metrics, the batch and
+the rollout table are made. Where the engine runs in this process the rollout is streamed: a problem's refinements
+enter the engine as soon as its own candidates are done and graded, beside other problems' candidates. Otherwise all
+candidates come first. What is chosen and shown (gsr_rl/refinement/stages.py) is the same either way.
 """
 
-import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import rewards
-from gsr_rl.refinement.candidates import choice_seed, choose_candidate_sets, set_policies
-from gsr_rl.refinement.prompts import (
-    candidate_text,
-    fit_refinement_prompt,
-    get_template,
-    prompt_token_ids,
-    solve_prompt,
-)
+from gsr_rl.refinement.candidates import choice_seed
+from gsr_rl.refinement.stages import Candidate, Stages, grade
 from gsr_rl.training.blocks import Block, CandidateSet, Plan, Rollout
 
 REFUSED = "[prompt over budget]"
@@ -40,6 +35,12 @@ class TwoStageRollout:
         self.trainer = trainer
         self.seconds: dict[str, float] = {}
 
+    @property
+    def stages(self) -> Stages:
+        """How the policy is asked."""
+        trainer = self.trainer
+        return Stages.of(trainer.args, trainer.processing_class, trainer.context_length, trainer.chat_template_kwargs)
+
     def run(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
         """Roll out these problems: rows with `problem`, `problem_id` and `answer`, in order."""
         start, self.seconds = time.perf_counter(), {"reward": 0.0}
@@ -48,143 +49,70 @@ class TwoStageRollout:
         if engine is None:
             self._in_two_waves(blocks, plan)
         else:
-            self._streamed(engine, blocks, plan)
+            with engine, ThreadPoolExecutor(1) as grader:
+                _Stream(self, engine, grader, plan).run(blocks)
         self.seconds["rollout"] = time.perf_counter() - start - self.seconds["reward"]
         return blocks
 
-    # The two ways ----------------------------------------------------------------------------------------------
-
     def _in_two_waves(self, blocks: list[Block], plan: Plan) -> None:
         """All candidates in one call, then all refinements in another."""
-        prompts = [self._solve_prompt(block) for block in blocks]
-        groups = self._sample(prompts, plan.generations, self.trainer.args.max_completion_length)
+        args = self.trainer.args
+        prompts = [self.solve_prompt(block) for block in blocks]
+        groups = self._sample(prompts, plan.generations, args.max_completion_length)
         for block, group in zip(blocks, groups, strict=True):
             block.candidates = group
-        self._timed_grade(blocks, "candidate")
+        with self.waiting_for_grades():
+            self.grade(blocks, "candidate")
         if not plan.refine:
             return
-        wanted = [(one, prompt) for block in blocks for one, prompt in self._choose(block, plan)]
-        per_set = plan.generations // plan.num_sets
-        groups = self._sample([prompt for _, prompt in wanted], per_set, self.trainer.args.max_refinement_length)
-        for (one, _), group in zip(wanted, groups, strict=True):
-            one.refinements = group
-        self._timed_grade(blocks, "refinement")
+        prompts = [prompt for block in blocks for prompt in self.choose_sets(block, plan)]
+        groups = self._sample(prompts, plan.refinements_per_set, args.max_refinement_length)
+        sets = [candidate_set for block in blocks for candidate_set in block.sets]
+        for candidate_set, group in zip(sets, groups, strict=True):
+            candidate_set.refinements = group
+        with self.waiting_for_grades():
+            self.grade(blocks, "refinement")
 
-    def _streamed(self, engine, blocks: list[Block], plan: Plan) -> None:
-        """Each problem goes its own way; grading runs beside the engine."""
-        args, per_set = self.trainer.args, plan.generations // plan.num_sets
-        sampling: dict[str, tuple[Block, CandidateSet | None, list[int]]] = {}  # request -> what it is for
-        grading: dict[Future, Block] = {}  # blocks whose candidates are being graded
-        rest: list[Future] = []  # refinements being graded
-
-        def refine(block: Block) -> None:
-            for one, prompt in self._choose(block, plan):
-                if prompt is None:
-                    one.refinements = self._placeholders(per_set, True)
-                else:
-                    request = engine.add(prompt, per_set, args.max_refinement_length)
-                    sampling[request] = (block, one, prompt)
-
-        with engine, ThreadPoolExecutor(1) as grader:
-            for block in blocks:
-                prompt = self._solve_prompt(block)
-                if prompt is None:
-                    block.candidates = self._placeholders(plan.generations, True)
-                    grading[grader.submit(self._grade, [block], "candidate")] = block
-                else:
-                    request = engine.add(prompt, plan.generations, args.max_completion_length)
-                    sampling[request] = (block, None, prompt)
-            while sampling or grading:
-                for request, completions, logprobs in engine.step() if sampling else []:
-                    block, one, prompt = sampling.pop(request)
-                    group = self._rollouts(prompt, completions, logprobs)
-                    if one is None:
-                        block.candidates = group
-                        grading[grader.submit(self._grade, [block], "candidate")] = block
-                        continue
-                    one.refinements = group
-                    if all(other.refinements for other in block.sets):
-                        rest.append(grader.submit(self._grade, [block], "refinement"))
-                if grading and not sampling:  # the engine has nothing to do
-                    start = time.perf_counter()
-                    wait(grading, return_when=FIRST_COMPLETED)
-                    self.seconds["reward"] += time.perf_counter() - start
-                for future in [future for future in grading if future.done()]:
-                    future.result()
-                    block = grading.pop(future)
-                    if plan.refine:
-                        refine(block)
-            start = time.perf_counter()
-            for future in rest:
-                future.result()
-            self.seconds["reward"] += time.perf_counter() - start
-
-    # One problem -----------------------------------------------------------------------------------------------
-
-    def _solve_prompt(self, block: Block) -> list[int] | None:
-        """Token ids of the solve prompt; None if it leaves no room for a candidate."""
-        trainer = self.trainer
-        messages = solve_prompt(block.row["problem"], get_template(trainer.args.prompt_template))
-        ids = prompt_token_ids(trainer.processing_class, messages, trainer.chat_template_kwargs)
-        return ids if len(ids) + trainer.args.max_completion_length <= trainer.context_length else None
-
-    def _choose(self, block: Block, plan: Plan) -> list[tuple[CandidateSet, list[int] | None]]:
-        """Choose the problem's candidate sets, by a seed of run, step and problem, and fit their prompts."""
-        trainer, args = self.trainer, self.trainer.args
-        texts = [candidate_text(c.text) for c in block.candidates]
-        usable = [
-            c.scored and (c.finished or args.unfinished_candidates == "cut") and bool(text)
-            for c, text in zip(block.candidates, texts, strict=True)
-        ]
-        seed = choice_seed(args.seed, "candidate set", trainer.state.global_step, block.problem_id)
-        number = plan.num_candidates
-        if plan.min_candidates is not None:
-            number = random.Random(choice_seed(seed, "K")).randint(plan.min_candidates, plan.num_candidates)
-        sets = choose_candidate_sets(
-            usable,
-            number,
-            plan.num_sets,
-            seed,
-            correct=[c.correct for c in block.candidates],
-            policy=plan.policy,
-            uniform_share=plan.uniform_share,
-        )
-        policies = set_policies(plan.policy, plan.num_sets, plan.uniform_share, seed)
-        block.sets = [CandidateSet(shown, policy) for shown, policy in zip(sets, policies, strict=True)]
-        budget = min(args.max_refinement_prompt_length, trainer.context_length - args.max_refinement_length)
-        found = []
-        for one in block.sets:
-            fitted = None
-            if one.shown:
-                fitted = fit_refinement_prompt(
-                    trainer.processing_class,
-                    block.row["problem"],
-                    [texts[index] for index in one.shown],
-                    get_template(args.prompt_template),
-                    budget,
-                    trainer.chat_template_kwargs,
-                )
-            one.fits, one.num_cut = fitted is not None, fitted.num_cut if fitted else 0
-            found.append((one, fitted.token_ids if fitted else None))
-        return found
-
-    # Sampling and grading --------------------------------------------------------------------------------------
-
-    def _sample(self, prompts: list[list[int] | None], n: int, limit: int) -> list[list[Rollout]]:
+    def _sample(self, prompts: list[list[int] | None], n: int, max_tokens: int) -> list[list[Rollout]]:
         """n completions of each prompt. A prompt that is None keeps its place with unusable one-token rows."""
-        end = self.trainer.eos_token_ids[0]
         # The engine gets a stand-in for a missing prompt, so that every rank sends equally many.
-        completions, logprobs = self.trainer.sample([ids if ids else [end] for ids in prompts], n, limit)
+        stand_in = [self.trainer.eos_token_ids[0]]
+        completions, logprobs = self.trainer.sample([ids or stand_in for ids in prompts], n, max_tokens)
         groups = []
         for number, ids in enumerate(prompts):
             part = slice(number * n, (number + 1) * n)
             if ids is None:
-                groups.append(self._placeholders(n, logprobs is not None))
+                groups.append(self.unusable(n, with_logprobs=logprobs is not None))
             else:
-                groups.append(self._rollouts(ids, completions[part], logprobs and logprobs[part]))
+                groups.append(self.rollouts(ids, completions[part], logprobs and logprobs[part]))
         return groups
 
-    def _rollouts(self, prompt: list[int], completions: list[list[int]], logprobs: list | None) -> list[Rollout]:
+    # One problem ------------------------------------------------------------------------------------------------
+
+    def solve_prompt(self, block: Block) -> list[int] | None:
+        """Token ids of the solve prompt; None if it leaves no room for a candidate."""
+        prompt = self.stages.solve(block.row["problem"])
+        return prompt.token_ids if self.stages.room(prompt) >= self.trainer.args.max_completion_length else None
+
+    def choose_sets(self, block: Block, plan: Plan) -> list[list[int] | None]:
+        """Choose the problem's candidate sets, by a seed of run, step and problem.
+
+        Returns:
+            The token ids of each set's refinement prompt; None where there is none.
+        """
+        step = self.trainer.state.global_step
+        seed = choice_seed(self.trainer.args.seed, "candidate set", step, block.problem_id)
+        candidates = [Candidate(rollout.text, rollout.finished, rollout.correct) for rollout in block.candidates]
+        prompts = []
+        for chosen in self.stages.refine_sets(block.row["problem"], candidates, plan, seed):
+            prompt, candidate_set = chosen.prompt, chosen.candidate_set
+            num_cut = prompt.num_cut if prompt else 0
+            block.sets.append(CandidateSet(candidate_set.indices, candidate_set.policy, num_cut, prompt is not None))
+            prompts.append(prompt.token_ids if prompt else None)
+        return prompts
+
+    def rollouts(self, prompt: list[int], completions: list[list[int]], logprobs: list | None) -> list[Rollout]:
+        """What was sampled of one prompt."""
         texts = self.trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
         ends = self.trainer.eos_token_ids
         return [
@@ -192,24 +120,121 @@ class TwoStageRollout:
             for row, ids in enumerate(completions)
         ]
 
-    def _placeholders(self, n: int, with_logprobs: bool) -> list[Rollout]:
-        end = self.trainer.eos_token_ids[0]
-        return [Rollout([end], [end], [0.0] if with_logprobs else None, REFUSED, True, False) for _ in range(n)]
+    def unusable(self, n: int, *, with_logprobs: bool) -> list[Rollout]:
+        """Rows in place of the completions of a prompt that there is not."""
+        end, logprobs = [self.trainer.eos_token_ids[0]], [0.0] if with_logprobs else None
+        return [Rollout(end, end, logprobs, REFUSED, finished=True, usable=False) for _ in range(n)]
 
-    def _timed_grade(self, blocks: list[Block], stage: str) -> None:
+    # Grading ----------------------------------------------------------------------------------------------------
+
+    def grade(self, blocks: list[Block], stage: str) -> None:
+        """Right or wrong for all rows of a stage in one call, and the classes of same answers inside each block."""
+        groups = [block.of_stage(stage) for block in blocks]
+        texts = [[rollout.text if rollout.usable else None for rollout in group] for group in groups]
+        golds = [block.answer for block in blocks]
+        candidates = [block.candidates if stage == "refinement" else [] for block in blocks]
+        first = [[rollout.answer for rollout in group] for group in candidates]
+        graded = grade(texts, golds, require_box=True, first_answers=first)
+        for group, grades in zip(groups, graded, strict=True):
+            for rollout, of_rollout in zip(group, grades, strict=True):
+                rollout.answer, rollout.correct = of_rollout.answer, of_rollout.correct
+                rollout.vote_class = of_rollout.vote_class
+
+    @contextmanager
+    def waiting_for_grades(self) -> Iterator[None]:
+        """Counts the seconds inside as grading that sampling waits for."""
         start = time.perf_counter()
-        self._grade(blocks, stage)
+        yield
         self.seconds["reward"] += time.perf_counter() - start
 
-    def _grade(self, blocks: list[Block], stage: str) -> None:
-        """Right or wrong for all rows in one call, and the classes of same answers inside each block."""
-        pairs = [(block, rollout) for block in blocks for rollout, _ in block.rows([stage]) if rollout.usable]
-        grades = rewards.grade([r.text for _, r in pairs], [block.answer for block, _ in pairs], require_box=True)
-        for (_, rollout), grade in zip(pairs, grades, strict=True):
-            rollout.correct = grade
-        for block in blocks:
-            # Candidates come first, so their classes are the same with refinements as without.
-            every = [rollout for rollout, _ in block.rows(["candidate", "refinement"])]
-            answers = [rewards.extract_answer(r.text, require_box=True) if r.usable else None for r in every]
-            for rollout, vote_class in zip(every, rewards.vote(answers), strict=True):
-                rollout.vote_class = vote_class
+
+@dataclass
+class _Way:
+    """A block on its way through the stream.
+
+    Attributes:
+        state: `sampling` its candidates, `grading` them, `refining` over them, `done` (but for the last grades).
+        grades: Of the last stage that was sampled.
+    """
+
+    block: Block
+    state: str = "sampling"
+    grades: Future | None = None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a request to the engine is for: a block's candidates, or the refinements over one of its sets."""
+
+    way: _Way
+    prompt: list[int]
+    candidate_set: CandidateSet | None = None
+
+
+class _Stream:
+    """Blocks that each go their own way through one engine; grading runs beside it, in the thread of `grader`."""
+
+    def __init__(self, rollout: TwoStageRollout, engine, grader: ThreadPoolExecutor, plan: Plan):
+        self.rollout, self.engine, self.grader, self.plan = rollout, engine, grader, plan
+        self.requests: dict[str, _Request] = {}
+
+    def run(self, blocks: list[Block]) -> None:
+        ways = [_Way(block) for block in blocks]
+        for way in ways:
+            self._sample(way)
+        while any(way.state != "done" for way in ways):
+            for name, completions, logprobs in self.engine.step() if self.requests else []:
+                self._take(self.requests.pop(name), completions, logprobs)
+            grading = [way for way in ways if way.state == "grading"]
+            if grading and not self.requests:  # the engine has nothing to do
+                with self.rollout.waiting_for_grades():
+                    wait([way.grades for way in grading], return_when=FIRST_COMPLETED)
+            for way in grading:
+                if way.grades.done():
+                    way.grades.result()
+                    self._refine(way)
+        with self.rollout.waiting_for_grades():
+            for way in ways:
+                way.grades.result()
+
+    def _sample(self, way: _Way) -> None:
+        prompt = self.rollout.solve_prompt(way.block)
+        if prompt is None:
+            way.block.candidates = self.rollout.unusable(self.plan.generations, with_logprobs=True)
+            return self._grade(way, "candidate")
+        self._ask(_Request(way, prompt), self.plan.generations, self.rollout.trainer.args.max_completion_length)
+
+    def _refine(self, way: _Way) -> None:
+        """The candidates are graded: ask for the refinements over each set."""
+        if not self.plan.refine:
+            way.state = "done"
+            return
+        way.state, per_set = "refining", self.plan.refinements_per_set
+        prompts = self.rollout.choose_sets(way.block, self.plan)
+        for candidate_set, prompt in zip(way.block.sets, prompts, strict=True):
+            if prompt is None:
+                candidate_set.refinements = self.rollout.unusable(per_set, with_logprobs=True)
+            else:
+                length = self.rollout.trainer.args.max_refinement_length
+                self._ask(_Request(way, prompt, candidate_set), per_set, length)
+        self._end_if_refined(way)
+
+    def _ask(self, request: _Request, n: int, max_tokens: int) -> None:
+        self.requests[self.engine.add(request.prompt, n, max_tokens)] = request
+
+    def _take(self, request: _Request, completions: list[list[int]], logprobs: list | None) -> None:
+        way, group = request.way, self.rollout.rollouts(request.prompt, completions, logprobs)
+        if request.candidate_set is None:
+            way.block.candidates = group
+            self._grade(way, "candidate")
+        else:
+            request.candidate_set.refinements = group
+            self._end_if_refined(way)
+
+    def _end_if_refined(self, way: _Way) -> None:
+        if all(candidate_set.refinements for candidate_set in way.block.sets):
+            self._grade(way, "refinement")
+
+    def _grade(self, way: _Way, stage: str) -> None:
+        way.state = "grading" if stage == "candidate" else "done"
+        way.grades = self.grader.submit(self.rollout.grade, [way.block], stage)

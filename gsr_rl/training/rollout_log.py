@@ -166,7 +166,7 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
     start, args = time.perf_counter(), trainer.args
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     generations = trainer.num_generations_eval
-    plan = Plan(max(generations, args.num_candidates), args.num_candidates)
+    plan = Plan(generations=max(generations, args.num_candidates), num_candidates=args.num_candidates)
     share = -(-len(dataset) // world)  # problems a rank
     mine = range(rank * share, (rank + 1) * share)
     label = candidates_label(plan)

@@ -17,7 +17,7 @@ BY_NUM_CORRECT = {"gap": "refinement/accuracy_by_num_correct", "chosen": "chosen
 
 def candidates_label(plan: Plan) -> str:
     """The K of metric names: `4`, or `2-6` where it is drawn between two bounds."""
-    least, most = plan.min_candidates, plan.num_candidates
+    least, most = plan.min_num_candidates, plan.num_candidates
     return str(most) if least in (None, most) else f"{least}-{most}"
 
 

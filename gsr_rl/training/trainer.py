@@ -298,11 +298,11 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         totals = (own * self.reward_weights.to(own.device)).nansum(dim=1)
         totals = totals.masked_fill(own.isnan().all(dim=1), torch.nan)
         for (rollout, _), values, total in zip(flat, own.tolist(), totals.tolist(), strict=True):
-            rollout.rewards, rollout.reward = values, total
+            rollout.reward_values, rollout.reward = values, total
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         """TRL calls the reward functions here; ours have been called when the problems were rolled out."""
-        values = torch.tensor([rollout.rewards for rollout, _ in self._flat(self.blocks)])
+        values = torch.tensor([rollout.reward_values for rollout, _ in self._flat(self.blocks)])
         return gather(values.to(self.accelerator.device))
 
     # Loss ------------------------------------------------------------------------------------------------------

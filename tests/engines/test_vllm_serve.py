@@ -108,7 +108,7 @@ def test_distillation_of_gsm8k_rows_over_a_vllm_server(server, smollm2, tmp_path
 
 def test_both_ways_to_ask_a_server_agree_with_vllm_in_process(server, smollm2):
     from gsr_rl.evaluation.config import EvalConfig
-    from gsr_rl.refinement.prompts import solve_prompts
+    from gsr_rl.refinement.stages import Stages
 
     problems = [{"problem": f"What is {i} + {i + 1}?"} for i in range(3)]
     found = []
@@ -119,7 +119,9 @@ def test_both_ways_to_ask_a_server_agree_with_vllm_in_process(server, smollm2):
         config = EvalConfig(model=smollm2, output_dir="unused", **limits, **more)
         with open_configured(config, "smollm2" if api else smollm2, 0) as engine:
             assert engine.max_model_length == 1024, "a vLLM server tells its window"
-            messages, token_ids = solve_prompts(engine.tokenizer, problems, "gsr")
+            stages = Stages.of(config, engine.tokenizer, engine.max_model_length)
+            prompts = [stages.solve(row["problem"]) for row in problems]
+            token_ids, messages = [prompt.token_ids for prompt in prompts], [prompt.messages for prompt in prompts]
             groups = engine.generate(token_ids, Sampling(n=1, temperature=0.0, max_tokens=12), messages)
             found.append([group[0].text for group in groups])
     assert found[0] == found[1] == found[2]

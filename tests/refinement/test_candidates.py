@@ -5,12 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.refinement.candidates import POLICIES, choice_seed, choose_candidate_sets, set_policies, set_sizes
+from gsr_rl.refinement.candidates import (
+    POLICIES,
+    SetChoice,
+    choice_seed,
+    choose_candidate_sets,
+    set_policies,
+    set_sizes,
+)
+
+
+def choose(usable, k, m, seed, correct=None, **choice) -> list[list[int]]:
+    """The indices of m sets of k candidates."""
+    how = SetChoice(num_candidates=k, num_sets=m, **choice)
+    return [candidate_set.indices for candidate_set in choose_candidate_sets(usable, how, seed, correct)]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=16), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99))
 def test_sets_hold_only_usable_candidates_and_none_twice(usable, k, m, seed):
-    sets = choose_candidate_sets(usable, k, m, seed)
+    sets = choose(usable, k, m, seed)
     assert len(sets) == m
     for chosen in sets:
         assert len(chosen) == len(set(chosen)) == min(k, sum(usable))
@@ -19,7 +32,7 @@ def test_sets_hold_only_usable_candidates_and_none_twice(usable, k, m, seed):
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
 def test_sets_share_no_candidate_while_enough_are_left(k, m, seed):
-    sets = choose_candidate_sets([True] * (k * m), k, m, seed)
+    sets = choose([True] * (k * m), k, m, seed)
     assert sorted(index for chosen in sets for index in chosen) == list(range(k * m))
 
 
@@ -32,18 +45,30 @@ def test_a_drawn_number_of_candidates_is_every_one_of_its_range_equally_often():
     assert len(pairs) == 4 and min(pairs.values()) > 180, "the sets of a problem are drawn apart"
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=16), st.lists(st.integers(1, 8), min_size=1, max_size=5))
-def test_each_set_may_have_a_size_of_its_own(usable, sizes):
-    sets = choose_candidate_sets(usable, sizes, len(sizes), 0)
+@given(st.lists(st.booleans(), min_size=1, max_size=16), st.integers(1, 8), st.integers(1, 5), st.integers(0, 99))
+def test_each_set_may_have_a_size_of_its_own_or_all_of_a_problem_one(usable, k, m, seed):
+    sizes = set_sizes(k, m, 1, seed)
+    sets = choose(usable, k, m, seed, min_num_candidates=1)
     assert [len(set(chosen)) for chosen in sets] == [min(size, sum(usable)) for size in sizes]
     if sum(sizes) <= sum(usable):
         assert len({index for chosen in sets for index in chosen}) == sum(sizes)
+    sets = choose(usable, k, m, seed, min_num_candidates=1, same_size=True)
+    assert [len(chosen) for chosen in sets] == [min(sizes[0], sum(usable))] * m
+
+
+def test_a_set_says_its_policy_and_whether_it_has_as_many_as_wanted():
+    how = SetChoice(num_candidates=2, num_sets=2, policy="paper", uniform_share=0.5)
+    sets = choose_candidate_sets([True, True, True, False], how, 0, [1.0, 0.0, 0.0, 1.0])
+    assert [chosen.policy for chosen in sets] == set_policies("paper", 2, 0.5, 0)
+    assert all(chosen.complete and chosen.size == 2 for chosen in sets)
+    (few,) = choose_candidate_sets([True, False], SetChoice(num_candidates=2), 0)
+    assert few.indices == [0] and not few.complete
 
 
 def test_every_candidate_is_chosen_equally_often_at_every_place():
     places = Counter()
     for seed in range(4000):
-        (chosen,) = choose_candidate_sets([True] * 8, 4, 1, seed)
+        (chosen,) = choose([True] * 8, 4, 1, seed)
         places.update(enumerate(chosen))
     assert len(places) == 32
     assert all(abs(count - 500) < 110 for count in places.values())  # five standard deviations
@@ -62,10 +87,10 @@ def test_the_seed_depends_on_run_step_and_problem_and_on_nothing_else():
     st.integers(0, 99),
 )
 def test_every_policy_fills_its_sets_with_different_usable_candidates(right, k, m, policy, seed):
-    correct = [float(one) for one in right]
-    sets = choose_candidate_sets([True] * len(right), k, m, seed, correct=correct, policy=policy)
+    correct = [float(is_right) for is_right in right]
+    sets = choose([True] * len(right), k, m, seed, correct=correct, policy=policy)
     assert [len(set(chosen)) for chosen in sets] == [min(k, len(right))] * m
-    assert sets == choose_candidate_sets([True] * len(right), k, m, seed, correct=correct, policy=policy)
+    assert sets == choose([True] * len(right), k, m, seed, correct=correct, policy=policy)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +110,7 @@ def test_a_policy_shows_its_number_of_right_candidates(policy, num_right, right_
     correct = [1.0] * num_right + [0.0] * (8 - num_right)
     shown = set()
     for seed in range(50):
-        (chosen,) = choose_candidate_sets([True] * 8, 4, 1, seed, correct=correct, policy=policy)
+        (chosen,) = choose([True] * 8, 4, 1, seed, correct=correct, policy=policy)
         shown.add(int(sum(correct[index] for index in chosen)))
     assert shown == right_shown
 
@@ -94,7 +119,7 @@ def test_a_balanced_set_of_odd_size_has_one_more_of_either_kind():
     correct = [1.0] * 4 + [0.0] * 4
     shown = Counter()
     for seed in range(200):
-        (chosen,) = choose_candidate_sets([True] * 8, 5, 1, seed, correct=correct, policy="balanced")
+        (chosen,) = choose([True] * 8, 5, 1, seed, correct=correct, policy="balanced")
         shown[int(sum(correct[index] for index in chosen))] += 1
     assert set(shown) == {2, 3}
     assert min(shown.values()) > 60
@@ -112,8 +137,7 @@ def test_uniform_sets_among_others_do_not_look_at_correctness():
     for seed in range(50):
         kinds = set_policies("paper", 2, 0.5, seed)
         first, second = (
-            choose_candidate_sets([True] * 8, 4, 2, seed, correct=c, policy="paper", uniform_share=0.5)
-            for c in (right, right[::-1])
+            choose([True] * 8, 4, 2, seed, correct=c, policy="paper", uniform_share=0.5) for c in (right, right[::-1])
         )
         if kinds[0] == "uniform":
             assert first[0] == second[0]
@@ -129,7 +153,7 @@ def test_uniform_sets_beside_others_hold_as_many_right_ones_as_chance_gives(poli
     for seed in range(3000):
         keys = {"correct": correct, "policy": policy, "uniform_share": 0.5}
         for kind, chosen in zip(
-            set_policies(policy, m, 0.5, seed), choose_candidate_sets([True] * total, 4, m, seed, **keys), strict=True
+            set_policies(policy, m, 0.5, seed), choose([True] * total, 4, m, seed, **keys), strict=True
         ):
             if kind == "uniform":
                 counts[sum(correct[index] > 0.5 for index in chosen)] += 1
@@ -141,4 +165,4 @@ def test_uniform_sets_beside_others_hold_as_many_right_ones_as_chance_gives(poli
 
 def test_an_unknown_policy_is_named():
     with pytest.raises(ValueError, match="candidate_choice='best'"):
-        choose_candidate_sets([True], 1, 1, 0, policy="best")
+        choose([True], 1, 1, 0, policy="best")
