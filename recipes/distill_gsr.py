@@ -23,7 +23,7 @@ def main() -> None:
     configs = {"problems": problem_args, "distillation": args}
 
     from gsr_rl.data.problems import check_file, read_problems
-    from gsr_rl.distillation.plan import plan, stated_problems
+    from gsr_rl.distillation.report import plan, stated_problems
     from gsr_rl.run_folder import append_json_line, atomic_path, atomic_write, print_dry_run, write_run_info
 
     # Problems, decontaminated. A dry run takes their number from the configuration if it stands there.

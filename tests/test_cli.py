@@ -250,14 +250,18 @@ def test_an_evaluation_reads_the_test_split_where_nothing_is_said_and_other_prog
 @pytest.mark.parametrize(
     ("names", "values", "message"),
     [
-        ("tiny/mix", {"dataset_name": "tiny/chain"}, "dataset_name='tiny/chain' has no say beside benchmarks"),
+        ("tiny/mix", {"dataset_name": "tiny/chain"}, "dataset_name='tiny/chain' is ignored when benchmarks is set"),
         ("tiny/mix", {"dataset_split": "validation"}, "is said with the name, such as tiny/mix@validation"),
-        ("aime24", {"benchmark_name": "mine"}, "benchmark_name='mine' has no say beside benchmarks: each goes by its"),
-        ("aime24", {"decontaminate_against": ["aime25"]}, "decontaminate_against=['aime25'] has no say beside"),
-        ("aime24 someone/set", {"row_filters": {"level": 5}}, "row_filters={'level': 5} has no say in aime24: leave"),
-        ("aime24 tiny/mix", {"problem_column": "text"}, "problem_column='text' has no say in aime24, tiny/mix: leave"),
-        ("aime24 knights_knaves/4", {"dataset_kwargs": {"a": 1}}, "has no say in aime24, knights_knaves/4: leave"),
-        ("tiny/mix", {"dataset_config": "main"}, "dataset_config='main' has no say in tiny/mix"),
+        (
+            "aime24",
+            {"benchmark_name": "mine"},
+            "benchmark_name='mine' is ignored when benchmarks is set: each goes by its",
+        ),
+        ("aime24", {"decontaminate_against": ["aime25"]}, "decontaminate_against=['aime25'] is ignored when"),
+        ("aime24 someone/set", {"row_filters": {"level": 5}}, "row_filters={'level': 5} is ignored by aime24: leave"),
+        ("aime24 tiny/mix", {"problem_column": "text"}, "problem_column='text' is ignored by aime24, tiny/mix: leave"),
+        ("aime24 knights_knaves/4", {"dataset_kwargs": {"a": 1}}, "is ignored by aime24, knights_knaves/4: leave"),
+        ("tiny/mix", {"dataset_config": "main"}, "dataset_config='main' is ignored by tiny/mix"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Configuration of a distillation: models, sampling, which rows are made; and its checks. Imports no engine."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,10 +10,9 @@ from gsr_rl.keys import at_least, check_model, mapping, raise_if_any
 from gsr_rl.refinement.candidates import check_candidate_choice
 from gsr_rl.refinement.settings import RefinementConfig, check_refinement
 
-
-def check_distill(c) -> list[str]:
-    """The keys of `DistillConfig`."""
-    return check_refinement(c) + check_sampling(c) + check_distillation(c) + check_hub(c)
+EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "refinement_prompt_tokens",
+            "refinement_tokens", "refinement_rows")  # fmt: skip
+DIRECT_SOURCES = ("student", "student_right", "teacher", "gold", "none")
 
 
 @dataclass
@@ -39,71 +38,6 @@ class TeacherConfig:
     teacher_api_key_env: str | None = field(
         default=None, metadata={"help": "As `api_key_env`, for the teacher alone."}
     )
-
-
-EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "refinement_prompt_tokens",
-            "refinement_tokens", "refinement_rows")  # fmt: skip
-
-
-def check_distillation(c) -> list[str]:
-    """The keys of `DistillConfig` that it does not share with others."""
-    found = check_engine(c, "teacher_")
-    if c.engine != "endpoint":
-        found += check_model(c, "student_model")
-    elif not c.student_model:
-        found.append("student_model is not set: give the name by which the endpoints know it")
-    if c.teacher_model and (c.teacher_engine or c.engine) != "endpoint":
-        found += check_model(c, "teacher_model")
-    sources = ("student", "student_right", "teacher", "gold", "none")
-    if c.direct_source not in sources:
-        found.append(f"direct_source={c.direct_source!r}: use one of {', '.join(sources)}")
-    if c.direct_ratio < 0:
-        found.append(f"direct_ratio={c.direct_ratio} is negative: set it to 0 or direct_source to none")
-    found += at_least(c, 1, "refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk")
-    found += check_candidate_choice(c)
-    if c.overlong_prompts not in ("cut", "drop"):
-        found.append(f"overlong_prompts={c.overlong_prompts!r}: use cut or drop")
-    found += _check_shares(c) + _check_shard(c)
-    for name in ("student_price", "teacher_price"):
-        price = getattr(c, name)
-        if price is not None and (not isinstance(price, list | tuple) or len(price) != 2):
-            found.append(f"{name}={price!r}: two numbers are expected, the price of a million prompt tokens and of a "
-                         "million completion tokens")  # fmt: skip
-    expected = c.expected or {}
-    if not isinstance(expected, dict) or set(expected) - set(EXPECTED):
-        found.append(f"expected={expected!r}: a mapping is expected, with keys of {', '.join(EXPECTED)}")
-    else:
-        found += [
-            f"expected: {key}={value!r}: a number of at least 0 is expected"
-            for key, value in expected.items()
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf")
-        ]
-    return found
-
-
-def _check_shares(c) -> list[str]:
-    shares = c.num_correct_shares
-    if shares is None:
-        return []
-    try:
-        parts = {int(key): float(value) for key, value in shares.items()}
-    except (AttributeError, TypeError, ValueError):
-        return [f"num_correct_shares={shares!r}: a mapping is expected, such as {{0: 0.1, 1: 0.3, 2: 0.3, 3: 0.3}}"]
-    if not all(0 <= key <= c.num_candidates for key in parts) or any(value < 0 for value in parts.values()):
-        return [f"num_correct_shares={shares!r}: keys from 0 to num_candidates={c.num_candidates} and shares of at "
-                "least 0 are expected"]  # fmt: skip
-    if abs(sum(parts.values()) - 1) > 1e-6:
-        return [f"num_correct_shares={shares!r} add up to {sum(parts.values()):g}: they must add up to 1"]
-    return []
-
-
-def _check_shard(c) -> list[str]:
-    if c.shard is None:
-        return []
-    match = re.fullmatch(r"(\d+)/(\d+)", str(c.shard))
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        return [f"shard={c.shard!r}: i/n is expected, counted from 1: 1/4, 2/4, 3/4, 4/4 on four machines"]
-    return []
 
 
 @dataclass
@@ -191,9 +125,9 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
     expected: dict[str, float] | str | None = field(
         default=None,
         metadata={
-            "help": "What the dry run reckons with: problems (a Hub set is then not read), fitting (share of problems "
-            "with a prompt in its budget), solve_prompt_tokens, candidate_tokens, refinement_prompt_tokens, "
-            "refinement_tokens (means), refinement_rows (rows kept of a problem)."
+            "help": "What the dry run's figures are estimated from: problems (a Hub set is then not read), fitting "
+            "(share of problems with a prompt in its budget), solve_prompt_tokens, candidate_tokens, "
+            "refinement_prompt_tokens, refinement_tokens (means), refinement_rows (rows per problem)."
         },
     )
     student_price: list[float] | None = field(
@@ -217,3 +151,75 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
             self.teacher_model = self.student_model
         self.join = [self.join] if isinstance(self.join, str) else self.join
         raise_if_any(check_distill(self))
+
+
+def check_distill(c) -> list[str]:
+    """The keys of `DistillConfig`."""
+    return check_refinement(c) + check_sampling(c) + check_distillation(c) + check_hub(c)
+
+
+def check_distillation(c) -> list[str]:
+    """The keys of `DistillConfig` that it does not share with others."""
+    messages = check_engine(c, "teacher_")
+    if c.engine != "endpoint":
+        messages += check_model(c, "student_model")
+    elif not c.student_model:
+        messages.append("student_model is not set: give the name by which the endpoints know it")
+    if c.teacher_model and (c.teacher_engine or c.engine) != "endpoint":
+        messages += check_model(c, "teacher_model")
+    if c.direct_source not in DIRECT_SOURCES:
+        messages.append(f"direct_source={c.direct_source!r}: use one of {', '.join(DIRECT_SOURCES)}")
+    if c.direct_ratio < 0:
+        messages.append(f"direct_ratio={c.direct_ratio} is negative: set it to 0 or direct_source to none")
+    messages += at_least(c, 1, "refinements_per_set", "max_if_all_right", "direct_generations", "problems_per_chunk")
+    messages += check_candidate_choice(c)
+    if c.overlong_prompts not in ("cut", "drop"):
+        messages.append(f"overlong_prompts={c.overlong_prompts!r}: use cut or drop")
+    messages += _check_shares(c) + _check_shard(c)
+    return messages + _check_prices(c) + _check_expected(c)
+
+
+def _check_prices(c) -> list[str]:
+    prices = {name: getattr(c, name) for name in ("student_price", "teacher_price")}
+    return [
+        f"{name}={price!r}: two numbers are expected, the price of a million prompt tokens and of a million "
+        "completion tokens"
+        for name, price in prices.items()
+        if price is not None and (not isinstance(price, list | tuple) or len(price) != 2)
+    ]
+
+
+def _check_expected(c) -> list[str]:
+    expected = c.expected or {}
+    if not isinstance(expected, dict) or set(expected) - set(EXPECTED):
+        return [f"expected={expected!r}: a mapping is expected, with keys of {', '.join(EXPECTED)}"]
+    return [
+        f"expected: {key}={value!r}: a number of at least 0 is expected"
+        for key, value in expected.items()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf")
+    ]
+
+
+def _check_shares(c) -> list[str]:
+    shares = c.num_correct_shares
+    if shares is None:
+        return []
+    try:
+        parts = {int(key): float(value) for key, value in shares.items()}
+    except (AttributeError, TypeError, ValueError):
+        return [f"num_correct_shares={shares!r}: a mapping is expected, such as {{0: 0.1, 1: 0.3, 2: 0.3, 3: 0.3}}"]
+    if not all(0 <= key <= c.num_candidates for key in parts) or any(value < 0 for value in parts.values()):
+        return [f"num_correct_shares={shares!r}: keys from 0 to num_candidates={c.num_candidates} and shares of at "
+                "least 0 are expected"]  # fmt: skip
+    if abs(sum(parts.values()) - 1) > 1e-6:
+        return [f"num_correct_shares={shares!r} add up to {sum(parts.values()):g}: they must add up to 1"]
+    return []
+
+
+def _check_shard(c) -> list[str]:
+    if c.shard is None:
+        return []
+    match = re.fullmatch(r"(\d+)/(\d+)", str(c.shard))
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        return [f"shard={c.shard!r}: i/n is expected, counted from 1: 1/4, 2/4, 3/4, 4/4 on four machines"]
+    return []

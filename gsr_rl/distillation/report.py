@@ -1,6 +1,8 @@
-"""A distillation as something to look at: distill_report.md, distill_report.png."""
+"""What a distillation will take (its dry run), and what it took: distill_report.md, distill_report.png."""
 
 import io
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_rl.refinement.candidates import range_text
@@ -8,10 +10,163 @@ from gsr_rl.report.markdown import markdown_table
 from gsr_rl.run_folder import atomic_write
 
 ROWS_TO_READ = 5
+BYTES_PER_TOKEN = 4.5  # of stored text, its JSON included; an estimate for mathematical English
+SOLVE_PROMPT_TOKENS = 150  # where nothing is known
+SAMPLED = ("requests", "prompt tokens", "completion tokens")
+QUANTILES = {"mean": "mean", "p10": "10 %", "p50": "median", "p90": "90 %", "p100": "longest"}
+FUNNEL = ("candidates sampled", "candidates right", "refinements sampled", "refinements right",
+          "refinements after balance", "refinement rows", "direct rows")  # fmt: skip
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f}" if whole else "-"
+# What it will take -----------------------------------------------------------------------------------------------
+
+
+def stated_problems(problem_config, config) -> int | None:
+    """How many problems the configuration says that there are, so that a dry run need not read them."""
+    stated = (config.expected or {}).get("problems")
+    if stated is None:
+        return None
+    return min(int(stated), problem_config.max_problems or int(stated))
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What is sampled and written, as expected or at most. Counts and means may be fractions; tokens are of one kind.
+
+    Attributes:
+        problems: Of the job or its part; `fitting` of them have refinement prompts within the budget.
+        direct: Direct solutions of the teacher.
+        rows_per_problem: Refinement rows of a fitting problem.
+        candidate, refinement, refinement_prompt, solve_prompt: Tokens of one.
+        direct_ratio: Direct rows per refinement row.
+    """
+
+    problems: float
+    fitting: float
+    candidates: float
+    sets: float
+    refinements: float
+    direct: float
+    rows_per_problem: float
+    candidate: float
+    refinement: float
+    refinement_prompt: float
+    solve_prompt: float
+    direct_ratio: float
+
+    @property
+    def refinement_rows(self) -> float:
+        return self.fitting * self.rows_per_problem
+
+    @property
+    def student_tokens(self) -> float:
+        return self.candidates * self.candidate
+
+    @property
+    def teacher_tokens(self) -> float:
+        return (self.refinements + self.direct) * self.refinement
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Of refinement prompts."""
+        return self.sets * self.refinement_prompt
+
+    @property
+    def solve_tokens(self) -> float:
+        """Of the student's solve prompts; the teacher reads as many for direct solutions."""
+        return self.problems * self.solve_prompt
+
+    @property
+    def disk(self) -> float:
+        """Bytes of shards and rows: a set is stored with its texts and its prompt, and so is a refinement row."""
+        shards = self.student_tokens + self.teacher_tokens + 2 * self.prompt_tokens
+        per_row = 2 * self.refinement_prompt + self.refinement + self.direct_ratio * self.refinement
+        return BYTES_PER_TOKEN * (shards + self.refinement_rows * per_row)
+
+    def figures(self) -> dict[str, float]:
+        """The figures of a dry run that need no price."""
+        return {
+            "problems": self.problems,
+            "candidates": self.candidates,
+            "candidate sets within the prompt's budget": self.sets,
+            "refinements": self.refinements,
+            "direct solutions of the teacher": self.direct,
+            "refinement rows": self.refinement_rows,
+            "rows": self.refinement_rows * (1 + self.direct_ratio),
+            "requests to the student": self.problems,
+            "requests to the teacher": self.sets + (self.problems if self.direct else 0),
+            "student, completion tokens": self.student_tokens,
+            "teacher, completion tokens": self.teacher_tokens,
+            "teacher, tokens of refinement prompts": self.prompt_tokens,
+            "tokens of solve prompts": self.solve_tokens * (2 if self.direct else 1),
+            "disk, MB": self.disk / 1e6,
+        }
+
+    def tokens_of(self, who: str) -> tuple[float, float]:
+        """Prompt tokens that the student or the teacher reads, completion tokens that it writes."""
+        if who == "student":
+            return self.solve_tokens, self.student_tokens
+        return self.prompt_tokens + (self.solve_tokens if self.direct else 0), self.teacher_tokens
+
+
+def _estimate(problems: int, config, known: dict, part: float) -> _Estimate:
+    """From what is known beforehand; where nothing is, a mean length is this part of its limit."""
+    sets, per_set = config.num_candidate_sets, config.refinements_per_set
+    fitting = problems * known.get("fitting", 1.0)
+    return _Estimate(
+        problems=problems,
+        fitting=fitting,
+        candidates=problems * config.num_generations,
+        sets=fitting * sets,
+        refinements=fitting * sets * per_set,
+        direct=problems * config.direct_generations if config.direct_source == "teacher" else 0,
+        rows_per_problem=known.get("refinement_rows", sets * per_set),
+        candidate=known.get("candidate_tokens", config.max_completion_length * part),
+        refinement=known.get("refinement_tokens", config.max_refinement_length * part),
+        refinement_prompt=known.get("refinement_prompt_tokens", config.max_refinement_prompt_length * part),
+        solve_prompt=(config.expected or {}).get("solve_prompt_tokens", SOLVE_PROMPT_TOKENS),
+        direct_ratio=config.direct_ratio if config.direct_source != "none" else 0.0,
+    )
+
+
+def plan(num_problems: int, config) -> dict[str, str]:
+    """The figures of a dry run, each as expected and at most; with `shard`, those of the part.
+
+    `config.expected` gives what is known beforehand. Where it does not, a mean length is taken as half its limit, a
+    solve prompt as 150 tokens, no prompt as too long, and every refinement as kept by the balance, so the figure is an
+    upper one.
+
+    Args:
+        num_problems: Problems of the whole job.
+        config: A `DistillConfig`.
+    """
+    if config.shard:
+        number, of = map(int, config.shard.split("/"))
+        num_problems = len(range(number - 1, num_problems, of))
+    expected = _estimate(num_problems, config, config.expected or {}, part=0.5)
+    limit = _estimate(num_problems, config, {}, part=1.0)
+    at_most = limit.figures()
+    figures = {name: _both(value, at_most[name]) for name, value in expected.figures().items()}
+    for who in ("student", "teacher"):
+        price, speed = getattr(config, f"{who}_price"), getattr(config, f"{who}_tokens_per_second")
+        tokens = (expected.tokens_of(who), limit.tokens_of(who))
+        if price:
+            costs = [(read * price[0] + written * price[1]) / 1e6 for read, written in tokens]
+            figures[f"{who}, cost"] = _both(*costs, digits=2)
+        if speed:
+            figures[f"{who}, hours"] = _both(*(written / speed / 3600 for _, written in tokens), digits=1)
+    return figures
+
+
+def _both(expected: float, limit: float, digits: int = 0) -> str:
+    return f"{expected:>18,.{digits}f} expected  {limit:>18,.{digits}f} at most"
+
+
+# What it took ----------------------------------------------------------------------------------------------------
+
+
+def _share(part: float, total: float) -> str:
+    return f"{100 * part / total:.1f}" if total else "-"
 
 
 def report_markdown(counts: dict, rows, config) -> str:
@@ -22,72 +177,86 @@ def report_markdown(counts: dict, rows, config) -> str:
         rows: The SFT rows; five of them are shown.
         config: The `DistillConfig`.
     """
-    funnel = counts["funnel"]
+    k = range_text(config.min_num_candidates, config.num_candidates)
     lines = [
         "# Distillation",
         "",
-        f"Student {config.student_model}, teacher {config.teacher_model}, "
-        f"K = {range_text(config.min_num_candidates, config.num_candidates)} of "
+        f"Student {config.student_model}, teacher {config.teacher_model}, K = {k} of "
         f"{config.num_generations}, candidate choice {config.candidate_choice}, seed {config.seed}.",
         "",
+        *_problem_lines(counts),
+        *_funnel_lines(counts),
+        "## Refinements by number of right candidates",
+        "",
+        _by_number(counts["by_num_correct"], "right candidates"),
+        "",
+        "Fixed: right where the majority of the set was wrong. Broken: wrong where it was right.",
+        "",
     ]
+    if config.min_num_candidates is not None:
+        table = _by_number(counts["by_num_candidates"], "candidates")
+        lines += ["## Refinements by number of candidates", "", table, ""]
+    table = [[name, *(f"{length[key]:,.0f}" for key in QUANTILES)] for name, length in counts["lengths"].items()]
+    lines += ["## Lengths in tokens", "", markdown_table(["", *QUANTILES.values()], table), ""]
+    table = [[who, *(f"{sampled.get(name, 0):,}" for name in SAMPLED)] for who, sampled in counts["tokens"].items()]
+    lines += ["## Sampled", "", markdown_table(["", *SAMPLED], table), "", "## Rows to read", ""]
+    for row in rows[:ROWS_TO_READ]:
+        lines += _row_lines(row)
+    return "\n".join(lines)
+
+
+def _problem_lines(counts: dict) -> list[str]:
+    """How many problems were read, and how many of them evaluation sets hold."""
+    lines = []
     if counts.get("problems"):
         table = [[name, f"{count:,}"] for name, count in counts["problems"].items() if count]
         lines += ["## Problems", "", markdown_table(["rows", "count"], table), ""]
     if counts.get("removed"):
-        table = [[name, one.get("exact", 0), one.get("overlap", 0)] for name, one in counts["removed"].items()]
+        table = [[name, by.get("exact", 0), by.get("overlap", 0)] for name, by in counts["removed"].items()]
         lines += [
             "Removed because an evaluation set holds them; each with its counterpart in decontamination.jsonl:",
             "",
+            markdown_table(["evaluation set", "equal", "common n-grams"], table),
+            "",
         ]
-        lines += [markdown_table(["evaluation set", "equal", "common n-grams"], table), ""]
-    lines += ["## Funnel", ""]
-    lines += [markdown_table(["step", "count"], [[key, f"{value:,}"] for key, value in funnel.items()]), ""]
+    return lines
+
+
+def _funnel_lines(counts: dict) -> list[str]:
+    funnel = counts["funnel"]
+    table = markdown_table(["step", "count"], [[key, f"{value:,}"] for key, value in funnel.items()])
+    lines = ["## Funnel", "", table, ""]
     for who, what in (("student", "candidates"), ("teacher", "refinements"), ("teacher", "direct solutions")):
         if sampled := funnel.get(f"{what} sampled"):
             lines.append(f"- {who}, {what}: {_share(funnel[f'{what} right'], sampled)} % right of {sampled:,}")
     sets = ", ".join(f"{count:,} {name}" for name, count in counts["policies"].items())
-    lines += [f"- candidate sets: {sets or 'none'}", "", "## Refinements by number of right candidates", ""]
-    lines += [_by_number(counts["by_num_correct"], "right candidates"), ""]
-    lines += ["Fixed: right where the majority of the set was wrong. Broken: wrong where it was right.", ""]
-    if config.min_num_candidates is not None:
-        table = _by_number(counts["by_num_candidates"], "candidates")
-        lines += ["## Refinements by number of candidates", "", table, ""]
-    lines += ["## Lengths in tokens", ""]
-    quantiles = ["mean", "p10", "p50", "p90", "p100"]
-    table = [[name, *(f"{one[key]:,.0f}" for key in quantiles)] for name, one in counts["lengths"].items()]
-    lines += [markdown_table(["", "mean", "10 %", "median", "90 %", "longest"], table), ""]
-    lines += ["## Sampled", ""]
-    names = ["requests", "prompt tokens", "completion tokens"]
-    table = [[who, *(f"{one.get(name, 0):,}" for name in names)] for who, one in counts["tokens"].items()]
-    lines += [markdown_table(["", *names], table), "", "## Rows to read", ""]
-    for row in rows[:ROWS_TO_READ]:
-        right = "" if row["num_correct"] is None else f", {row['num_correct']} candidates right"
-        lines += [f"### {row['stage']}, problem {row['problem_id']}, answer {row['answer']}{right}", ""]
-        lines += [_quoted(row["prompt"][-1]["content"]), "", _quoted(row["completion"][-1]["content"]), ""]
-    return "\n".join(lines)
+    return [*lines, f"- candidate sets: {sets or 'none'}", ""]
+
+
+def _row_lines(row: dict) -> list[str]:
+    right = "" if row["num_correct"] is None else f", {row['num_correct']} candidates right"
+    heading = f"### {row['stage']}, problem {row['problem_id']}, answer {row['answer']}{right}"
+    return [heading, "", _quoted(row["prompt"][-1]["content"]), "", _quoted(row["completion"][-1]["content"]), ""]
 
 
 def _by_number(table: dict[str, dict], counted: str) -> str:
     header = [counted, "refinements", "right, %", "majority right, %", "fixed, %", "broken, %", "rows"]
-    rows = []
-    whole: dict[str, float] = {}
-    for number, one in table.items():
-        rows.append([number, *_rates(one)])
-        for key, value in one.items():
-            whole[key] = whole.get(key, 0) + value
-    return markdown_table(header, [*rows, ["all", *_rates(whole)]])
+    totals = Counter()
+    for counts in table.values():
+        totals.update(counts)
+    rows = [[number, *_rates(counts)] for number, counts in table.items()]
+    return markdown_table(header, [*rows, ["all", *_rates(totals)]])
 
 
-def _rates(one: dict) -> list[str]:
-    sampled, majority = one.get("sampled", 0), one.get("majority", 0)
+def _rates(counts: dict) -> list[str]:
+    sampled, majority = counts.get("sampled", 0), counts.get("majority", 0)
     return [
         f"{sampled:,}",
-        _share(one.get("right", 0), sampled),
+        _share(counts.get("right", 0), sampled),
         _share(majority, sampled),
-        _share(one.get("fixed", 0), sampled - majority),
-        _share(one.get("broken", 0), majority),
-        f"{one.get('kept', 0):,}",
+        _share(counts.get("fixed", 0), sampled - majority),
+        _share(counts.get("broken", 0), majority),
+        f"{counts.get('kept', 0):,}",
     ]
 
 
@@ -111,8 +280,8 @@ def write_report(folder: str | Path, counts: dict, rows, config) -> str:
     left, middle, right = canvas.subplots(1, 3)
     _plot_funnel(left, counts["funnel"])
     _plot_by_num_correct(middle, counts["by_num_correct"])
-    for name, one in counts["lengths"].items():
-        numbers, edges = one["histogram"]
+    for name, length in counts["lengths"].items():
+        numbers, edges = length["histogram"]
         right.stairs([number / max(1, sum(numbers)) for number in numbers], edges, label=name)
     right.set_xlabel("tokens")
     right.set_ylabel("share")
@@ -126,9 +295,7 @@ def write_report(folder: str | Path, counts: dict, rows, config) -> str:
 
 
 def _plot_funnel(axes, funnel: dict) -> None:
-    names = ["candidates sampled", "candidates right", "refinements sampled", "refinements right"]
-    names = [*names, "refinements after balance", "refinement rows", "direct rows"]
-    names = [name for name in names if name in funnel]
+    names = [name for name in FUNNEL if name in funnel]
     axes.barh(names[::-1], [funnel[name] for name in names][::-1])
     axes.set_title("funnel")
 
@@ -136,7 +303,8 @@ def _plot_funnel(axes, funnel: dict) -> None:
 def _plot_by_num_correct(axes, table: dict) -> None:
     numbers = [int(number) for number in table]
     for key, label in (("right", "refinement"), ("majority", "majority")):
-        axes.plot(numbers, [100 * one.get(key, 0) / one["sampled"] for one in table.values()], marker="o", label=label)
+        shares = [100 * counts.get(key, 0) / counts["sampled"] for counts in table.values()]
+        axes.plot(numbers, shares, marker="o", label=label)
     if numbers:
         axes.set_xticks(numbers)
         axes.legend()

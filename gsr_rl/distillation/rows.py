@@ -1,13 +1,22 @@
-"""From the samples of a distillation to SFT rows: balance, mixing, duplicates; and SFT rows read back."""
+"""From the samples of a distillation to SFT rows: balance, mixing, duplicates, and what became of every sample."""
 
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.refinement.metrics import maj_correct
 from gsr_rl.refinement.prompts import candidate_text, get_template, solve_prompt
+
+
+class Pick(NamedTuple):
+    """A sample that becomes a row: its stage, the number of its problem, and its number in the problem's unit."""
+
+    stage: str
+    problem: int
+    sample: int
 
 
 def balanced(right: list[int], num_sampled: int, max_if_all_right: int, rng: random.Random) -> list[int]:
@@ -25,12 +34,12 @@ def with_shares(picks: dict[int, list], shares: dict[int, float], rng: random.Ra
     shares = {int(key): float(share) for key, share in shares.items() if share > 0 and picks.get(int(key))}
     if not shares:
         return []
-    whole = sum(shares.values())
-    size = min(len(picks[key]) * whole / share for key, share in shares.items())
-    kept = set()
+    total = sum(shares.values())
+    size = min(len(picks[key]) * total / share for key, share in shares.items())
+    drawn = set()
     for key, share in shares.items():
-        kept.update(rng.sample(picks[key], min(len(picks[key]), round(size * share / whole))))
-    return [pick for group in picks.values() for pick in group if pick in kept]
+        drawn.update(rng.sample(picks[key], min(len(picks[key]), round(size * share / total))))
+    return [pick for group in picks.values() for pick in group if pick in drawn]
 
 
 def training_text(text: str, keep_thinking: bool) -> str:
@@ -45,12 +54,9 @@ def training_text(text: str, keep_thinking: bool) -> str:
 class Rows(Sequence):
     """SFT rows (keys: docs/distillation.md), each built from its unit when it is asked for: a large set is never in
     memory.
-
-    Args:
-        picks: (stage, number of the problem, number of the sample in its unit) of each row.
     """
 
-    def __init__(self, picks: list[tuple[str, int, int]], problems: list[dict], candidates, refinements, config):
+    def __init__(self, picks: list[Pick], problems: list[dict], candidates, refinements, config):
         self._picks, self._problems, self._config = picks, problems, config
         self._candidates, self._refinements = candidates, refinements
 
@@ -60,28 +66,29 @@ class Rows(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        stage, number, place = self._picks[index]
-        row, config = self._problems[number], self._config
-        if stage == "refinement":
-            unit = self._refinements[row["id"]]
-            sample = unit["samples"][place]
-            one = unit["sets"][sample["set"]]
-            return _row(row, stage, one["prompt"], sample["text"], config.teacher_model, config, one)
+        pick, config = self._picks[index], self._config
+        problem = self._problems[pick.problem]
+        if pick.stage == "refinement":
+            unit = self._refinements[problem["id"]]
+            sample = unit["samples"][pick.sample]
+            shown = unit["sets"][sample["set"]]
+            row = _row(problem, pick.stage, shown["prompt"], sample["text"], config.teacher_model, config)
+            return row | {key: shown[key] for key in ("candidates", "num_correct")}
         source = {"teacher": config.teacher_model, "gold": "gold"}.get(config.direct_source, config.student_model)
-        text = _distinct(_direct_texts(row, self._candidates, self._refinements, config.direct_source), config)[place]
-        prompt = solve_prompt(row["problem"], get_template(config.prompt_template))
-        return _row(row, stage, prompt, text, source, config)
+        texts = _direct_texts(problem, self._candidates, self._refinements, config.direct_source)
+        prompt = solve_prompt(problem["problem"], get_template(config.prompt_template))
+        return _row(problem, pick.stage, prompt, _distinct(texts, config)[pick.sample], source, config)
 
 
-def _row(row: dict, stage: str, prompt: list[dict], text: str, source: str, config, one: dict | None = None) -> dict:
+def _row(problem: dict, stage: str, prompt: list[dict], text: str, source: str, config) -> dict:
     return {
         "prompt": prompt,
         "completion": [{"role": "assistant", "content": training_text(text, config.keep_thinking)}],
         "stage": stage,
-        "problem_id": row["id"],
-        "answer": row["answer"],
-        "candidates": one["candidates"] if one else None,
-        "num_correct": one["num_correct"] if one else None,
+        "problem_id": problem["id"],
+        "answer": problem["answer"],
+        "candidates": None,
+        "num_correct": None,
         "source": source,
     }
 
@@ -93,96 +100,122 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
         candidates, refinements: The units of each problem, by problem id.
     """
     rng = random.Random(choice_seed(config.seed, "rows"))
-    counts = _Counts(config, len(problems))
-    picks: dict[int, list] = defaultdict(list)  # by number of right candidates
+    counts = _Counts(len(problems))
+    picks: dict[int, list[Pick]] = defaultdict(list)  # by number of right candidates
     seen: set[bytes] = set()
-    for number, row in enumerate(problems):
-        unit, group = refinements[row["id"]], candidates[row["id"]]
-        counts.add(group, unit)
-        sampled = [(i, s) for i, s in enumerate(unit["samples"]) if s["stage"] == "refinement"]
-        right = [place for place, (_, s) in enumerate(sampled) if s["correct"] == 1.0 and s["finished"]]
-        kept = balanced(right, len(sampled), config.max_if_all_right, rng)
-        counts.funnel["refinements right"] += len(right)
-        counts.funnel["refinements after balance"] += len(kept)
-        for index, sample in (sampled[place] for place in kept):
-            one, text = unit["sets"][sample["set"]], training_text(sample["text"], config.keep_thinking)
-            if not text.strip():
-                counts.funnel["refinements without a text to train on"] += 1
-                continue
-            key = hashlib.blake2b(f"{one['prompt']}\x1f{text}".encode(), digest_size=16).digest()
-            if key in seen:
-                counts.funnel["duplicate refinements"] += 1
-                continue
-            seen.add(key)
-            picks[one["num_correct"]].append(("refinement", number, index))
-    found = [pick for group in picks.values() for pick in group]
+    for number, problem in enumerate(problems):
+        unit = refinements[problem["id"]]
+        counts.add(candidates[problem["id"]], unit)
+        for place in _balanced_refinements(unit, config, rng, counts.funnel):
+            if _is_new(unit, place, config, seen, counts.funnel):
+                picks[_set_of(unit, place)["num_correct"]].append(Pick("refinement", number, place))
+    refined = [pick for group in picks.values() for pick in group]
     if config.num_correct_shares:
-        found = with_shares(picks, config.num_correct_shares, rng)
-        counts.funnel["refinements left out by num_correct_shares"] = sum(map(len, picks.values())) - len(found)
-    for nc, group in picks.items():
-        counts.by_nc[nc]["kept"] = len(set(group) & set(found))
-    for _, number, index in found:
-        unit = refinements[problems[number]["id"]]
-        counts.by_k[len(unit["sets"][unit["samples"][index]["set"]]["chosen"])]["kept"] += 1
-    counts.funnel["refinement rows"] = len(found)
-    wanted = round(config.direct_ratio * len(found))
-    refined = {number for _, number, _ in found}
-    direct = _direct_picks(problems, candidates, refinements, config, refined, rng, counts.funnel) if wanted else []
-    direct = direct[:wanted]
+        refined = with_shares(picks, config.num_correct_shares, rng)
+        left_out = sum(map(len, picks.values())) - len(refined)
+        counts.funnel["refinements left out by num_correct_shares"] = left_out
+    for number in picks:
+        counts.by_num_correct[number]["kept"] = 0
+    for pick in refined:
+        counts.add_row(_set_of(refinements[problems[pick.problem]["id"]], pick.sample))
+    counts.funnel["refinement rows"] = len(refined)
+    direct = _direct_picks(problems, candidates, refinements, config, refined, rng, counts.funnel)
     counts.funnel["direct rows"] = len(direct)
-    result = sorted(found) + direct
-    rng.shuffle(result)
-    counts.funnel["rows"] = len(result)
-    return Rows(result, problems, candidates, refinements, config), counts.as_dict()
+    rows = sorted(refined) + direct
+    rng.shuffle(rows)
+    counts.funnel["rows"] = len(rows)
+    return Rows(rows, problems, candidates, refinements, config), counts.as_dict()
+
+
+def _set_of(unit: dict, place: int) -> dict:
+    """The candidate set that a refinement of the unit was shown."""
+    return unit["sets"][unit["samples"][place]["set"]]
+
+
+def _balanced_refinements(unit: dict, config, rng: random.Random, funnel: Counter) -> list[int]:
+    """Places of a problem's right, finished refinements in its unit, as many as the balance keeps."""
+    places = [place for place, sample in enumerate(unit["samples"]) if sample["stage"] == "refinement"]
+    samples = unit["samples"]
+    right = [place for place in places if samples[place]["correct"] == 1.0 and samples[place]["finished"]]
+    chosen = balanced(right, len(places), config.max_if_all_right, rng)
+    funnel["refinements right"] += len(right)
+    funnel["refinements after balance"] += len(chosen)
+    return chosen
+
+
+def _is_new(unit: dict, place: int, config, seen: set[bytes], funnel: Counter) -> bool:
+    """Whether a refinement has a text to train on that no other of its prompt has."""
+    text = training_text(unit["samples"][place]["text"], config.keep_thinking)
+    if not text.strip():
+        funnel["refinements without a text to train on"] += 1
+        return False
+    prompt = _set_of(unit, place)["prompt"]
+    key = hashlib.blake2b(f"{prompt}\x1f{text}".encode(), digest_size=16).digest()
+    if key in seen:
+        funnel["duplicate refinements"] += 1
+        return False
+    seen.add(key)
+    return True
 
 
 class _Counts:
     """What became of everything that was sampled."""
 
-    def __init__(self, config, problems: int):
+    def __init__(self, problems: int):
         self.funnel: Counter = Counter(problems=problems)
-        self.by_nc: dict[int, Counter] = defaultdict(Counter)
-        self.by_k: dict[int, Counter] = defaultdict(Counter)  # number of candidates shown
+        self.by_num_correct: dict[int, Counter] = defaultdict(Counter)
+        self.by_num_candidates: dict[int, Counter] = defaultdict(Counter)  # that are shown
         self.policies: Counter = Counter()
         self.tokens: dict[str, Counter] = {"student": Counter(), "teacher": Counter()}
         self.lengths: dict[str, list[int]] = {
             "candidates": [], "refinement prompts": [], "refinements": [], "direct solutions": []
         }  # fmt: skip
 
-    def add(self, group: dict, unit: dict) -> None:
+    def add(self, candidates: dict, refinements: dict) -> None:
         """Count a problem's two units."""
-        funnel, samples = self.funnel, group["samples"]
-        funnel["candidates sampled"] += len(samples)
-        funnel["candidates right"] += sum(s["correct"] == 1.0 for s in samples)
-        funnel["candidates finished"] += sum(s["finished"] for s in samples)
-        funnel["problems with a candidate set"] += bool(unit["sets"])
-        funnel["candidate sets"] += len(unit["sets"])
-        funnel["candidate sets over the prompt's budget"] += unit["dropped"]
-        funnel["candidates cut to fit"] += sum(one["cut"] for one in unit["sets"])
-        self.policies.update(one["policy"] for one in unit["sets"])
-        self.lengths["candidates"] += [s["tokens"] for s in samples]
-        self.lengths["refinement prompts"] += [one["prompt_tokens"] for one in unit["sets"]]
-        for who, one in (("student", group), ("teacher", unit)):
-            self.tokens[who]["requests"] += one["requests"]
-            self.tokens[who]["prompt tokens"] += one["prompt_tokens"]
-            self.tokens[who]["completion tokens"] += sum(s["tokens"] for s in one["samples"])
-        votes = [
-            maj_correct([samples[i]["class"] for i in one["chosen"]], [samples[i]["correct"] for i in one["chosen"]])
-            for one in unit["sets"]
-        ]
-        for sample in unit["samples"]:
+        samples, sets = candidates["samples"], refinements["sets"]
+        self.funnel["candidates sampled"] += len(samples)
+        self.funnel["candidates right"] += sum(sample["correct"] == 1.0 for sample in samples)
+        self.funnel["candidates finished"] += sum(sample["finished"] for sample in samples)
+        self.funnel["problems with a candidate set"] += bool(sets)
+        self.funnel["candidate sets"] += len(sets)
+        self.funnel["candidate sets over the prompt's budget"] += refinements["dropped"]
+        self.funnel["candidates cut to fit"] += sum(shown["cut"] for shown in sets)
+        self.policies.update(shown["policy"] for shown in sets)
+        self.lengths["candidates"] += [sample["tokens"] for sample in samples]
+        self.lengths["refinement prompts"] += [shown["prompt_tokens"] for shown in sets]
+        for who, unit in (("student", candidates), ("teacher", refinements)):
+            self.tokens[who]["requests"] += unit["requests"]
+            self.tokens[who]["prompt tokens"] += unit["prompt_tokens"]
+            self.tokens[who]["completion tokens"] += sum(sample["tokens"] for sample in unit["samples"])
+        votes = [_vote(samples, shown["chosen"]) for shown in sets]
+        for sample in refinements["samples"]:
             if sample["stage"] == "candidate":
-                funnel["direct solutions sampled"] += 1
-                funnel["direct solutions right"] += sample["correct"] == 1.0
-                self.lengths["direct solutions"].append(sample["tokens"])
-                continue
-            funnel["refinements sampled"] += 1
-            self.lengths["refinements"].append(sample["tokens"])
-            vote, right = votes[sample["set"]], sample["correct"] == 1.0
-            shown = unit["sets"][sample["set"]]
-            for counter in (self.by_nc[shown["num_correct"]], self.by_k[len(shown["chosen"])]):
-                counter.update(sampled=1, right=int(right), majority=vote)
-                counter.update(fixed=(1 - vote) * right, broken=vote * (not right))
+                self._add_direct(sample)
+            else:
+                self._add_refinement(sample, sets[sample["set"]], votes[sample["set"]])
+
+    def _add_direct(self, sample: dict) -> None:
+        self.funnel["direct solutions sampled"] += 1
+        self.funnel["direct solutions right"] += sample["correct"] == 1.0
+        self.lengths["direct solutions"].append(sample["tokens"])
+
+    def _add_refinement(self, sample: dict, shown: dict, vote: float) -> None:
+        """A refinement beside the vote over the candidates that it was shown, in [0, 1]."""
+        self.funnel["refinements sampled"] += 1
+        self.lengths["refinements"].append(sample["tokens"])
+        right = sample["correct"] == 1.0
+        for counter in self._tables(shown):
+            counter.update(sampled=1, right=int(right), majority=vote)
+            counter.update(fixed=(1 - vote) * right, broken=vote * (not right))
+
+    def add_row(self, shown: dict) -> None:
+        """A refinement over this set becomes a row."""
+        for counter in self._tables(shown):
+            counter["kept"] += 1
+
+    def _tables(self, shown: dict) -> tuple[Counter, Counter]:
+        return self.by_num_correct[shown["num_correct"]], self.by_num_candidates[len(shown["chosen"])]
 
     def as_dict(self) -> dict:
         """All counts as plain values. Of lengths: mean, quantiles and a histogram."""
@@ -197,12 +230,22 @@ class _Counts:
                 lengths[name]["histogram"] = [numbers.tolist(), [round(float(edge), 1) for edge in edges]]
         return {
             "funnel": dict(self.funnel),
-            "by_num_correct": {str(key): dict(self.by_nc[key]) for key in sorted(self.by_nc)},
-            "by_num_candidates": {str(key): dict(self.by_k[key]) for key in sorted(self.by_k)},
+            "by_num_correct": _by_number(self.by_num_correct),
+            "by_num_candidates": _by_number(self.by_num_candidates),
             "policies": dict(self.policies),
-            "tokens": {who: dict(one) for who, one in self.tokens.items()},
+            "tokens": {who: dict(counts) for who, counts in self.tokens.items()},
             "lengths": lengths,
         }
+
+
+def _by_number(table: dict[int, Counter]) -> dict[str, dict]:
+    return {str(number): dict(table[number]) for number in sorted(table)}
+
+
+def _vote(samples: list[dict], chosen: list[int]) -> float:
+    """Expected correctness of the vote over the chosen candidates."""
+    shown = [samples[index] for index in chosen]
+    return maj_correct([sample["class"] for sample in shown], [sample["correct"] for sample in shown])
 
 
 def _direct_texts(row: dict, candidates: Mapping, refinements: Mapping, source: str) -> list[str]:
@@ -223,43 +266,46 @@ def _keeps_distribution(config) -> bool:
 
 def _distinct(texts: list[str], config) -> list[str]:
     """The texts that become different rows; a student's that shall keep its distribution with their repetitions."""
-    found = [(training_text(text, config.keep_thinking), text) for text in texts]
-    found = [(trained, text) for trained, text in found if trained.strip()]
+    pairs = [(training_text(text, config.keep_thinking), text) for text in texts]
+    pairs = [(trained, text) for trained, text in pairs if trained.strip()]
     if _keeps_distribution(config):
-        return [text for _, text in found]
+        return [text for _, text in pairs]
     first: dict[str, str] = {}
-    for trained, text in found:
+    for trained, text in pairs:
         first.setdefault(trained, text)
     return list(first.values())
 
 
-def _direct_picks(problems, candidates, refinements, config, refined: set[int], rng: random.Random, funnel) -> list:
+def _direct_picks(
+    problems, candidates, refinements, config, refined: list[Pick], rng: random.Random, funnel: Counter
+) -> list[Pick]:
     """Direct solutions in random order: one of every problem with a refinement row, then a second of each, and so on.
 
     After them the other problems come in the same way. A student that shall keep its distribution solves all alike.
 
     Args:
-        refined: Numbers of the problems that have a refinement row.
+        refined: The refinement rows; `direct_ratio` times as many are wanted.
     """
-    if config.direct_source == "none":
+    wanted = round(config.direct_ratio * len(refined))
+    if config.direct_source == "none" or not wanted:
         return []
-    pools = []
-    for number, row in enumerate(problems):
-        texts = _direct_texts(row, candidates, refinements, config.direct_source)
+    pools = []  # number of a problem, and the numbers of its solutions in random order
+    for number, problem in enumerate(problems):
+        texts = _direct_texts(problem, candidates, refinements, config.direct_source)
         size = len(_distinct(texts, config))
         if size < len(texts):
             funnel["direct solutions without a text or like another"] += len(texts) - size
         if size:
             pools.append((number, rng.sample(range(size), size)))
     rng.shuffle(pools)
-    if _keeps_distribution(config):
-        groups = [pools]
-    else:
-        groups = [[one for one in pools if (one[0] in refined) is first] for first in (True, False)]
-    return [
-        ("candidate", number, pool[depth])
-        for group in groups
-        for depth in range(max((len(pool) for _, pool in group), default=0))
-        for number, pool in group
-        if depth < len(pool)
-    ]
+    groups = [pools]
+    if not _keeps_distribution(config):
+        with_row = {pick.problem for pick in refined}
+        groups = [[pool for pool in pools if (pool[0] in with_row) is first] for first in (True, False)]
+    return [pick for group in groups for pick in _in_turn(group)][:wanted]
+
+
+def _in_turn(pools: list[tuple[int, list[int]]]) -> Iterator[Pick]:
+    """The first of each pool, then the second of each, and so on."""
+    for depth in range(max((len(pool) for _, pool in pools), default=0)):
+        yield from (Pick("candidate", number, pool[depth]) for number, pool in pools if depth < len(pool))

@@ -17,6 +17,9 @@ from gsr_rl.keys import at_least, check_model, check_output, mapping, one_of, ra
 from gsr_rl.refinement.settings import RefinementConfig, check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path
 
+METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
+SCORED = ("best_of_n", "weighted_vote")  # need the reward model
+
 
 @dataclass
 class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
@@ -122,12 +125,8 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
             self.max_refinement_length = self.max_completion_length
         raise_if_any(check_eval(self))
         if self.num_candidate_sets is None:
-            most = self.num_generations // self.num_candidates
-            self.num_candidate_sets = max(1, most) if self.grouping == "disjoint" else 1
-
-
-METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
-SCORED = ("best_of_n", "weighted_vote")  # need the reward model
+            disjoint = self.num_generations // self.num_candidates
+            self.num_candidate_sets = max(1, disjoint) if self.grouping == "disjoint" else 1
 
 
 def check_eval_problems(c) -> list[str]:
@@ -143,9 +142,9 @@ def check_eval_problems(c) -> list[str]:
                 "neither benchmarks nor dataset_name is set: name what to evaluate on, such as --benchmarks aime24"
             ]
         return check_problems(c) + _check_reported_name(c)
-    found = [] if c.max_problems is None or c.max_problems >= 1 else [f"max_problems={c.max_problems}: at least 1"]
-    found += one_of(c, unusable_rows=("error", "drop"))
-    return found + _check_beside_benchmarks(c) + check_benchmarks(c)
+    messages = [] if c.max_problems is None or c.max_problems >= 1 else [f"max_problems={c.max_problems}: at least 1"]
+    messages += one_of(c, unusable_rows=("error", "drop"))
+    return messages + _check_beside_benchmarks(c) + check_benchmarks(c)
 
 
 def _check_reported_name(c) -> list[str]:
@@ -164,32 +163,32 @@ def _check_reported_name(c) -> list[str]:
 
 
 def _check_beside_benchmarks(c) -> list[str]:
-    """No key is set that has no say where `benchmarks` is."""
-    mends = {
+    """No key is set that is ignored where `benchmarks` is."""
+    fixes = {
         "dataset_name": "only one of them says what is evaluated: name it in benchmarks, or unset one by null",
         "dataset_split": "a split is said with the name, such as tiny/mix@validation: leave the key out",
         "benchmark_name": "each goes by its own name: leave the key out, or give a file another name",
         "decontaminate_against": "they are evaluated whole: leave the key out, or use dataset_name",
     }
-    values = {key: getattr(c, key) for key in mends}
+    values = {key: getattr(c, key) for key in fixes}
     return [
-        f"{key}={value!r} has no say beside benchmarks: {mends[key]}"
+        f"{key}={value!r} is ignored when benchmarks is set: {fixes[key]}"
         for key, value in values.items()
         if value and (key, value) != ("dataset_split", "test")
     ]
 
 
 def _check_read(c, sources: list) -> list[str]:
-    """Keys about rows have a say in one of the benchmarks; filters, which all would be taken to pass, in each."""
-    found = []
+    """Keys about rows are read by one of the benchmarks; filters, which all would be taken to pass, by each."""
+    messages = []
     for key in ("dataset_config", "dataset_kwargs", "problem_column", "answer_column", "row_filters"):
         without = [source.name for source in sources if key not in source.reads]
         if getattr(c, key) and without and (key == "row_filters" or len(without) == len(sources)):
-            found.append(
-                f"{key}={getattr(c, key)!r} has no say in {', '.join(without)}: leave the key out, or give a file "
+            messages.append(
+                f"{key}={getattr(c, key)!r} is ignored by {', '.join(without)}: leave the key out, or give a file "
                 "of your own by dataset_name"
             )
-    return found
+    return messages
 
 
 def check_benchmarks(c) -> list[str]:
@@ -203,15 +202,15 @@ def check_benchmarks(c) -> list[str]:
         files = None
     if not isinstance(files, dict):
         return [f"benchmark_files={c.benchmark_files!r}: a mapping of names to files is expected: {{aime24: FILE}}"]
-    found, sources = [], []
+    messages, sources = [], []
     for name in as_list(c.benchmarks):
         try:
             sources.append(benchmarks.resolve(str(name), files))
         except ValueError as error:
-            found.append(str(error))
-    found += _check_read(c, sources)
+            messages.append(str(error))
+    messages += _check_read(c, sources)
     names = [source.name for source in sources]
-    found += [
+    messages += [
         f"benchmarks: {name} is named twice: leave one out, or rename one of two files, since figures go by name"
         for name in sorted(set(names))
         if names.count(name) > 1
@@ -219,48 +218,48 @@ def check_benchmarks(c) -> list[str]:
     used = {source.file for source in sources}
     for name, path in files.items():
         if str(path) not in used:
-            found.append(f"benchmark_files: {name} is none of benchmarks ({', '.join(names)}): add it there")
+            messages.append(f"benchmark_files: {name} is none of benchmarks ({', '.join(names)}): add it there")
     for path in sorted(filter(None, used)):
         if Path(path).suffix not in LOCAL_SUFFIXES or not Path(path).is_file():
-            found.append(f"benchmarks: {path}: there is no such file, give a {', '.join(LOCAL_SUFFIXES)} file")
-    return found
+            messages.append(f"benchmarks: {path}: there is no such file, give a {', '.join(LOCAL_SUFFIXES)} file")
+    return messages
 
 
 def sampled_as_candidates(c) -> dict[str, float]:
     """How refinements are sampled: where a key says nothing, as candidates."""
-    ways = {key: (getattr(c, f"refinement_{key}"), getattr(c, key)) for key in ("temperature", "top_p")}
-    return {f"refinement_{key}": other if own is None else own for key, (own, other) in ways.items()}
+    pairs = {key: (getattr(c, f"refinement_{key}"), getattr(c, key)) for key in ("temperature", "top_p")}
+    return {f"refinement_{key}": candidates if value is None else value for key, (value, candidates) in pairs.items()}
 
 
 def check_eval(c) -> list[str]:
     """The keys of `EvalConfig`."""
     if c.from_samples:
         return _check_folders(c) + check_output(c) + _check_compared(c) + _check_beside_samples(c)
-    most = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
+    disjoint = max(1, c.num_generations // c.num_candidates) if c.num_candidates > 0 else 1
     number = 1 if c.num_candidate_sets is None else c.num_candidate_sets
     sampling = SimpleNamespace(**vars(c) | {"num_candidate_sets": number} | sampled_as_candidates(c))
-    found = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
-    found += _check_compared(c)
-    found += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
+    messages = check_refinement(c) + check_sampling(sampling) + _check_methods(c) + _check_candidates(c)
+    messages += _check_compared(c)
+    messages += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
     asks = c.own_candidates or set(as_list(c.methods)) - set(SCORED)
     if asks and c.engine != "endpoint":
-        found += check_model(c, "model")
+        messages += check_model(c, "model")
     elif asks and not c.model:
-        found.append("model is not set: give the name by which the endpoints know it")
+        messages.append("model is not set: give the name by which the endpoints know it")
     if c.num_generations < c.num_candidates + 1:
-        found.append(
+        messages.append(
             f"num_generations={c.num_generations} is too few for maj@{c.num_candidates + 1}, the compute-matched "
             f"vote: set num_generations to at least {c.num_candidates + 1}"
         )
-    found += one_of(c, grouping=("disjoint", "resampled"))
-    if c.grouping == "disjoint" and number > most:
-        found.append(
+    messages += one_of(c, grouping=("disjoint", "resampled"))
+    if c.grouping == "disjoint" and number > disjoint:
+        messages.append(
             f"num_candidate_sets={c.num_candidate_sets} x num_candidates={c.num_candidates} is more than "
             f"num_generations={c.num_generations}, so sets would share candidates: set num_candidate_sets to at most "
-            f"{most}, or grouping to resampled"
+            f"{disjoint}, or grouping to resampled"
         )
-    found += at_least(c, 1, "problems_per_chunk", "reward_batch_size") + at_least(c, 0, "num_examples")
-    return found or _check_kept(c)
+    messages += at_least(c, 1, "problems_per_chunk", "reward_batch_size") + at_least(c, 0, "num_examples")
+    return messages or _check_kept(c)
 
 
 def _check_kept(c) -> list[str]:
@@ -269,53 +268,59 @@ def _check_kept(c) -> list[str]:
     if not path.is_file():
         return []
     header, samples = read_samples(path, ["round"])
-    where, mend = f"output_dir={c.output_dir}", "or give another output_dir"
+    where, otherwise = f"output_dir={c.output_dir}", "or give another output_dir"
     if header["k"] != c.num_candidates:
-        return [f"num_candidates={c.num_candidates}: {where} has K = {header['k']}: set it to that, {mend}"]
-    found, methods = [], as_list(c.methods)
+        return [f"num_candidates={c.num_candidates}: {where} has K = {header['k']}: set it to that, {otherwise}"]
+    messages, methods = [], as_list(c.methods)
     if lost := [name for name in header["methods"] if name not in methods]:
-        asked = " ".join([*methods, *lost])
-        found.append(f"{where} has {', '.join(lost)}, which methods lacks: name them too (--methods {asked}), {mend}")
+        names = " ".join([*methods, *lost])
+        messages.append(
+            f"{where} has {', '.join(lost)}, which methods lacks: name them too (--methods {names}), {otherwise}"
+        )
     rounds = max((sample["round"] or 0 for sample in samples), default=0)
     if "rounds" in methods and c.refinement_rounds < rounds:
-        found.append(f"refinement_rounds={c.refinement_rounds}: {where} has {rounds} rounds: set it to that, {mend}")
+        messages.append(
+            f"refinement_rounds={c.refinement_rounds}: {where} has {rounds} rounds: set it to that, {otherwise}"
+        )
     if header["candidates_from"] and not c.candidates_from:
         origin = header["candidates_from"]
-        found.append(f"{where} has refinements over {origin}: set candidates_from to that, {mend}")
-    return found
+        messages.append(f"{where} has refinements over {origin}: set candidates_from to that, {otherwise}")
+    return messages
 
 
 def _check_methods(c) -> list[str]:
     """Every method is known, and has what it needs."""
-    methods, found = as_list(c.methods), []
+    methods, messages = as_list(c.methods), []
     if unknown := [name for name in methods if name not in METHODS]:
-        found.append(f"methods={unknown}: use {', '.join(METHODS)}")
+        messages.append(f"methods={unknown}: use {', '.join(METHODS)}")
     if doubled := sorted({name for name in methods if methods.count(name) > 1}):
-        found.append(f"methods names {', '.join(doubled)} twice")
+        messages.append(f"methods names {', '.join(doubled)} twice")
     if "rounds" in methods and c.refinement_rounds < 1:
-        found.append(f"refinement_rounds={c.refinement_rounds}: at least 1 is needed, 2 refines over refinements")
+        messages.append(f"refinement_rounds={c.refinement_rounds}: at least 1 is needed, 2 refines over refinements")
     if "orders" in methods and c.order_repeats < 2:
-        found.append(
+        messages.append(
             f"order_repeats={c.order_repeats}: at least 2 are needed, or what the order does cannot be told from what "
             "sampling again does"
         )
-    for method, least in (("orders", 2), ("select", 2)):
-        if method in methods and c.num_candidates < least:
-            found.append(f"methods: {method} needs num_candidates of at least {least}, got {c.num_candidates}")
+    for method in ("orders", "select"):
+        if method in methods and c.num_candidates < 2:
+            messages.append(f"methods: {method} needs num_candidates of at least 2, got {c.num_candidates}")
     scored = [method for method in methods if method in SCORED]
     if scored and not c.reward_model:
-        found.append(f"methods: {' and '.join(scored)} need reward_model, a sequence-classification model: name one")
+        messages.append(
+            f"methods: {' and '.join(scored)} need reward_model, a sequence-classification model: name one"
+        )
     if c.reward_model and not scored:
-        found.append(f"reward_model={c.reward_model} is not used: add {' or '.join(SCORED)} to methods")
-    return found + (_check_reward_model(c) if c.reward_model and scored else [])
+        messages.append(f"reward_model={c.reward_model} is not used: add {' or '.join(SCORED)} to methods")
+    return messages + (_check_reward_model(c) if c.reward_model and scored else [])
 
 
 def _check_reward_model(c) -> list[str]:
     """A local reward model is one; one of the Hub is asked for its configuration before anything is sampled."""
-    found = check_model(c, "reward_model")
+    messages = check_model(c, "reward_model")
     path = Path(str(c.reward_model)) / "config.json"
-    if found or not path.is_file():
-        return found
+    if messages or not path.is_file():
+        return messages
     return reward_model_messages(c.reward_model, json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -329,20 +334,20 @@ def _check_candidates(c) -> list[str]:
 
 def _check_folders(c) -> list[str]:
     """Every folder of `from_samples` holds samples."""
-    found = []
+    messages = []
     for folder in as_list(c.from_samples):
         if not samples_path(folder).is_file():
-            found.append(f"from_samples={folder}: there is no samples.parquet, run eval_gsr.py first")
+            messages.append(f"from_samples={folder}: there is no samples.parquet, run eval_gsr.py first")
     if len(as_list(c.from_samples)) > 1 and not c.output_dir:
-        found.append("from_samples names several runs: give the folder of the table over them by output_dir")
-    return found
+        messages.append("from_samples names several runs: give the folder of the table over them by output_dir")
+    return messages
 
 
 def _check_beside_samples(c) -> list[str]:
     """No key is set that asks for more than tables."""
-    mend = "leave the key out; the command that made the run samples nothing anew, so it can be given with the key"
+    fix = "leave the key out; the command that made the run samples nothing anew, so it can be given with the key"
     return [
-        f"{key}=true has no say beside from_samples, which only makes tables: {mend}"
+        f"{key}=true is ignored with from_samples, which only makes tables: {fix}"
         for key in ("update_model_card", "push_to_hub", "dry_run")
         if getattr(c, key)
     ]
@@ -352,11 +357,11 @@ def _check_compared(c) -> list[str]:
     """`compare_with` is one finished run, set against one other."""
     if not c.compare_with:
         return []
-    own, other = as_list(c.from_samples) or as_list(c.output_dir), samples_path(c.compare_with)
+    runs, other = as_list(c.from_samples) or as_list(c.output_dir), samples_path(c.compare_with)
     if not other.is_file():
         return [f"compare_with={c.compare_with}: there is no samples.parquet, run eval_gsr.py first"]
-    if len(own) > 1:
-        return [f"compare_with={c.compare_with}: from_samples names {len(own)} runs: name one to compare"]
-    if own and samples_path(own[0]).resolve() == other.resolve():
+    if len(runs) > 1:
+        return [f"compare_with={c.compare_with}: from_samples names {len(runs)} runs: name one to compare"]
+    if runs and samples_path(runs[0]).resolve() == other.resolve():
         return [f"compare_with={c.compare_with} is the run itself: name the run of another model"]
     return []

@@ -1,4 +1,4 @@
-"""The shards of an evaluation: a store a kind, tied to the settings that its units depend on; other runs' samples."""
+"""The shards of an evaluation: a store per kind, tied to what its units depend on; and the samples of other runs."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gsr_rl.engines.jobs import ShardStore
 from gsr_rl.evaluation.methods import kinds_of, unit_id
+from gsr_rl.refinement.prompts import get_template
 from gsr_rl.report.samples import GRADINGS, check_same_problems, read_samples
 
 PROBLEMS = ("dataset_name", "dataset_config", "dataset_split", "problem_column", "answer_column", "max_problems",
@@ -46,37 +47,35 @@ def _candidates_hash(path: str, sets: bool) -> str:
     _, samples = read_samples(path, columns)
     taken = {"direct": "text"} | ({"selfref": "candidates"} if sets else {})
     lines = [
-        repr([*(one[key] for key in columns[:4]), one[taken[one["method"]]]])
-        for one in samples
-        if one["method"] in taken
+        repr([*(sample[key] for key in columns[:4]), sample[taken[sample["method"]]]])
+        for sample in samples
+        if sample["method"] in taken
     ]
     return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()
 
 
 def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
     """What the units of a kind depend on: an evaluation may change whatever else it likes between two starts."""
-    from gsr_rl.refinement.prompts import get_template
-
     values = dataclasses.asdict(problem_config) | dataclasses.asdict(config)
-    found = {key: values[key] for key in (("benchmarks", "max_problems") if config.benchmarks else PROBLEMS)}
+    settings = {key: values[key] for key in (("benchmarks", "max_problems") if config.benchmarks else PROBLEMS)}
     texts = "\x1f".join(f"{unit_id(row)}\x1e{row['problem']}\x1e{row['answer']}" for row in rows)
-    found["problems_hash"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+    settings["problems_hash"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
     if kind == "scores":
-        return found | {"reward_model": config.reward_model, "weights": weights_fingerprint(config.reward_model)}
+        return settings | {"reward_model": config.reward_model, "weights": weights_fingerprint(config.reward_model)}
     if kind == "candidates" and not config.own_candidates:
-        return found | {
+        return settings | {
             "own_candidates": False,
             "candidates_from": _candidates_hash(config.candidates_from, sets=False),
         }
     keys = SAMPLER + (CANDIDATE if kind == "candidates" else REFINEMENT)
-    found |= {key: values[key] for key in keys}
-    found |= {"template_version": get_template(config.prompt_template).version}
-    found["weights"] = weights_fingerprint(config.model)
+    settings |= {key: values[key] for key in keys}
+    settings |= {"template_version": get_template(config.prompt_template).version}
+    settings["weights"] = weights_fingerprint(config.model)
     if kind == "orders":
-        found["order_repeats"] = config.order_repeats
+        settings["order_repeats"] = config.order_repeats
     if kind == "selfref_frozen":
-        found["candidates_from"] = _candidates_hash(config.candidates_from, sets=True)
-    return found
+        settings["candidates_from"] = _candidates_hash(config.candidates_from, sets=True)
+    return settings
 
 
 def open_stores(rows: list[dict], problem_config, config) -> dict[str, ShardStore]:
@@ -113,17 +112,19 @@ def _read_other(config) -> tuple[dict, dict, dict]:
     return header, direct, sets
 
 
-def _check_holds(rows: list[dict], found: dict, config) -> None:
+def _check_holds(rows: list[dict], direct: dict[str, list[dict]], config) -> None:
+    """The other run's candidates, by unit, are of these problems."""
     where = f"candidates_from={config.candidates_from}"
+    ours, theirs = {}, {}
     for row in rows:
-        if unit_id(row) not in found:
+        if unit_id(row) not in direct:
             raise ValueError(
                 f"{where} has no problem {row['id']} of {row['benchmark']}: evaluate the same problems (benchmarks, "
                 "dataset_name, dataset_split, problem_seed, max_problems, dataset_kwargs) as that run"
             )
-    ours = {(row["benchmark"], row["id"]): (row["problem"], row["answer"]) for row in rows}
-    firsts = (found[unit_id(row)][0] for row in rows)
-    theirs = dict(zip(ours, ((one["problem"], one["gold"]) for one in firsts), strict=True))
+        first = direct[unit_id(row)][0]
+        ours[row["benchmark"], row["id"]] = (row["problem"], row["answer"])
+        theirs[row["benchmark"], row["id"]] = (first["problem"], first["gold"])
     check_same_problems(ours, theirs, ours, f"{where}: ")
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gsr_rl.distillation.plan import plan
-from gsr_rl.distillation.report import report_markdown, write_report
+from gsr_rl.distillation.report import plan, report_markdown, write_report
 from gsr_rl.hub.__main__ import main
 from gsr_rl.hub.dataset_card import card_text, write_data_set
 from tests.support.distilled import problem_config, run

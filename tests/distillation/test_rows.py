@@ -89,7 +89,7 @@ def test_a_bad_sft_row_is_named(tmp_path, row, message):
 
 
 @pytest.mark.parametrize(
-    ("shown", "stated", "mend"),
+    ("shown", "stated", "fix"),
     [
         ([4, 4], (4, None), None),
         ([1, 8], (8, 1), None),
@@ -100,17 +100,17 @@ def test_a_bad_sft_row_is_named(tmp_path, row, message):
         ([None, None], (4, None), None),
     ],
 )
-def test_rows_show_no_more_candidates_than_the_models_settings_will_say(tmp_path, shown, stated, mend):
+def test_rows_show_no_more_candidates_than_the_models_settings_will_say(tmp_path, shown, stated, fix):
     row = {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}
     found = [row | {"stage": "refinement", "candidates": number and ["c"] * number} for number in shown]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in [*found, row | {"stage": "candidate"}]))
     values = {"dataset_name": path, "stages": ["candidate", "refinement"], "max_rows": None, "seed": 0}
     values |= {"num_candidates": stated[0], "min_num_candidates": stated[1]}
-    if mend is None:
+    if fix is None:
         assert len(load_sft_rows(SimpleNamespace(**values))) == 3
         return
-    with pytest.raises(ValueError, match=mend):
+    with pytest.raises(ValueError, match=fix):
         load_sft_rows(SimpleNamespace(**values))
 
 

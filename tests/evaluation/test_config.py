@@ -78,9 +78,9 @@ def test_a_files_own_benchmark_column_names_no_benchmark(run, tmp_path):
         ({"output_dir": "README.md"}, "output_dir=README.md is a file: give a folder"),
         (
             {"from_samples": "tests", "update_model_card": "true"},
-            "update_model_card=true has no say beside",
+            "update_model_card=true is ignored with",
         ),
-        ({"from_samples": "tests", "dry_run": "true"}, "dry_run=true has no say beside from_samples"),
+        ({"from_samples": "tests", "dry_run": "true"}, "dry_run=true is ignored with from_samples"),
         ({"compare_with": "nowhere"}, "compare_with=nowhere: there is no samples.parquet"),
         ({"from_samples": "nowhere"}, "from_samples=nowhere: there is no samples.parquet"),
         ({"model": "./nowhere"}, "model=./nowhere: there is no such folder"),
@@ -90,7 +90,7 @@ def test_a_files_own_benchmark_column_names_no_benchmark(run, tmp_path):
         ),
     ],
 )
-def test_a_bad_value_is_named_with_its_mend(run, capsys, more, message):
+def test_a_bad_value_is_named_with_its_fix(run, capsys, more, message):
     with pytest.raises(SystemExit) as end:
         run("bad", **more)
     assert end.value.code == 2 and message in capsys.readouterr().err

@@ -313,7 +313,7 @@ def test_taken_candidates_keep_their_model_their_sampling_and_their_sets_from_ru
         assert f"- candidates model: {origin['model']}" in (folder / "report.md").read_text()
 
 
-def test_frozen_candidates_of_a_run_that_refined_nothing_are_refused_with_the_mend(run, capsys):
+def test_frozen_candidates_of_a_run_that_refined_nothing_are_refused_with_the_fix(run, capsys):
     folder = run("unrefined", max_problems=5, methods="select")
     with pytest.raises(SystemExit) as stopped:
         run("frozen", max_problems=5, candidates_from=folder / "samples.parquet")

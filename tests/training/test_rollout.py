@@ -248,7 +248,7 @@ def test_metrics_worked_by_hand(tmp_path):
     assert sums["gap/break_rate"][0] == 0.0
 
 
-def test_warnings_name_the_metric_its_value_and_a_mend():
+def test_warnings_name_the_metric_its_value_and_a_fix():
     healthy = {"candidate/distinct": 0.5, "gap/copy_rate": 0.6, "candidate/unfinished": 0.1}
     assert warnings_of(healthy, 8) == {}
     found = warnings_of({"candidate/distinct": 0.125, "gap/copy_rate": 1.0, "refinement/unfinished": 0.4}, 8)
