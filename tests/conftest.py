@@ -117,9 +117,8 @@ def launch(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, and on one worker what shares a module's fixtures or would run two programs of two at once."""
+    """One worker runs all launches of several processes, and starts with them; one runs a file's other tests."""
     for item in items:
-        group = "pair" if item.get_closest_marker("distributed") else item.location[0]
+        group = "launches" if item.get_closest_marker("distributed") else item.location[0]
         item.add_marker(pytest.mark.xdist_group(group))
-    weight = {"pair": 0}
-    items.sort(key=lambda item: weight.get(item.get_closest_marker("xdist_group").args[0], 1))
+    items.sort(key=lambda item: item.get_closest_marker("distributed") is None)

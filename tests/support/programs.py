@@ -53,8 +53,8 @@ class Program:
     """A program that runs: what `subprocess.Popen` gives, and its output so far."""
 
     def __init__(self, *words, **more: str):
-        folder = tempfile.mkdtemp(prefix="gsr-rl-program-")
-        self.log = Path(folder) / "output"
+        self.folder = tempfile.TemporaryDirectory(prefix="gsr-rl-program-")
+        self.log = Path(self.folder.name) / "output"
         variables = environment(**more)
         with mock.patch.dict(os.environ, environment()):  # of the process that is forked, which starts with the first
             self.process = CONTEXT.Process(target=_run, args=([*map(str, words)], variables, str(self.log)))

@@ -105,7 +105,6 @@ def moved(run: dict, model) -> torch.Tensor:
     return torch.cat([(weights[name] - start[name]).flatten() for name in sorted(start)])
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(
     "overrides",
     [
