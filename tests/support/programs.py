@@ -7,6 +7,7 @@ has its own signals, exit code, environment and output, and may be killed.
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -67,10 +68,10 @@ class Program:
         os.kill(self.process.pid, number)
 
     def wait(self, timeout: float) -> int:
-        """The exit code, negative if a signal ended it. After `timeout` seconds the program is killed."""
+        """The exit code, negative if a signal ended it. After `timeout` seconds it and its children are killed."""
         self.process.join(timeout)
         if self.process.is_alive():
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.join()
             raise TimeoutError(f"more than {timeout} s\n{self.output()[-6000:]}")
         return self.process.exitcode
