@@ -1,4 +1,4 @@
-"""What every run folder holds: resolved configuration, versions, metrics as JSON lines. Files are written whole."""
+"""What every run folder holds: resolved configuration, versions, metrics as JSON lines; all written atomically."""
 
 import contextlib
 import dataclasses
@@ -55,13 +55,13 @@ def append_json_line(path: str | Path, record: dict) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the packages that figures depend on. Imports none of them."""
-    found = {"python": platform.python_version(), "gsr-rl": metadata.version("gsr-rl")}
+    by_name = {"python": platform.python_version(), "gsr-rl": metadata.version("gsr-rl")}
     for name in PACKAGES:
         for distribution in (name, f"{name}-cpu"):
             with contextlib.suppress(metadata.PackageNotFoundError):
-                found[name] = metadata.version(distribution)
+                by_name[name] = metadata.version(distribution)
                 break
-    return found
+    return by_name
 
 
 def hardware() -> dict[str, object]:
@@ -93,7 +93,7 @@ def plain(config: object) -> dict:
 
 
 def resolved_yaml(configs: dict[str, object]) -> str:
-    """The resolved configurations as YAML text, one section a name."""
+    """The resolved configurations as YAML text, one section per name."""
     return yaml.safe_dump({name: plain(config) for name, config in configs.items()}, sort_keys=False, width=119)
 
 
@@ -104,13 +104,13 @@ def write_run_info(folder: str | Path, configs: dict[str, object], launch: dict[
     """
     folder = Path(folder)
     atomic_write(folder / "config.yaml", resolved_yaml(configs))
-    found = versions() | {"hardware": hardware()} | ({"launch": launch} if launch else {})
-    atomic_write(folder / "versions.json", json.dumps(found, indent=1) + "\n")
+    made_with = versions() | {"hardware": hardware()} | ({"launch": launch} if launch else {})
+    atomic_write(folder / "versions.json", json.dumps(made_with, indent=1) + "\n")
     atomic_write(folder / "command.txt", masked_command(sys.argv) + "\n")
 
 
 def print_dry_run(configs: dict[str, object], arithmetic: dict[str, object]) -> None:
-    """What `--dry_run true` shows: the resolved configuration, then one line a figure; of several processes once."""
+    """What `--dry_run true` shows: the resolved configuration, then one line per figure; of several processes once."""
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
         return
     print(resolved_yaml(configs))
@@ -129,10 +129,10 @@ def json_lines_callback(folder: str | Path):
             path = Path(folder) / "metrics.jsonl"
             if state.is_world_process_zero and path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [
+                earlier = [
                     line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
                 ]
-                atomic_write(path, "".join(kept))
+                atomic_write(path, "".join(earlier))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if state.is_world_process_zero:
@@ -155,9 +155,9 @@ def without_secrets(value: object) -> object:
     """The same at any depth without what stands under a secret's key, numbers apart, and with tokens masked."""
     if isinstance(value, dict):
         shown = {k: v for k, v in value.items() if not _KEY.fullmatch(str(k)) or isinstance(v, int | float | None)}
-        return {key: without_secrets(one) for key, one in shown.items()}
+        return {key: without_secrets(entry) for key, entry in shown.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(one) for one in value]
+        return [without_secrets(entry) for entry in value]
     return masked(value) if isinstance(value, str) else value
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     write_run_info(folder, configs)
     with atomic_path(folder / "sft_rows.jsonl") as path, open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in sft_rows)
-    removed = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in problems.removed)
+    removed = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in problems.removed)
     if problem_args.decontaminate_against:
         atomic_write(folder / "decontamination.jsonl", removed)
     counts |= {"problems": problems.counts, "removed": problems.removed_by_set()}

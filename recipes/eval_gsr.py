@@ -28,20 +28,20 @@ def dry_run(configs: dict, problem_args, args) -> None:
     from gsr_rl.evaluation.methods import requests_of
     from gsr_rl.run_folder import print_dry_run
 
-    rows, found, frozen = [] if args.benchmarks else load_benchmark(problem_args, args), {}, None
+    rows, sizes, frozen = [] if args.benchmarks else load_benchmark(problem_args, args), {}, None
     number = len(rows)
     for name in args.benchmarks or []:
         source, known = benchmarks.describe(name, args.benchmark_files, problem_args)
         rows += known if isinstance(known, list) else []
         size = len(known) if isinstance(known, list) else known
         number = None if None in (number, size) else number + size
-        found[name] = f"{'?' if size is None else size} from {source}"
+        sizes[name] = f"{'?' if size is None else size} from {source}"
     if number == len(rows):  # none is the Hub's
         if args.benchmarks:
             check_loaded(rows, args)
         if args.candidates_from:
             frozen = from_other_run(rows, args)[0]
-    print_dry_run(configs, found | requests_of(number, args, frozen))
+    print_dry_run(configs, sizes | requests_of(number, args, frozen))
 
 
 def sample(configs: dict, problem_args, args) -> None:
@@ -81,7 +81,7 @@ def remake(args) -> None:
     from gsr_rl.report.tables import over_seeds
     from gsr_rl.run_folder import atomic_write
 
-    sources = [samples_path(one) for one in args.from_samples]
+    sources = [samples_path(run) for run in args.from_samples]
     if len(sources) == 1:
         folder = Path(args.output_dir or own_folder(sources[0]))
         print_report(report(sources[0], folder, args.num_examples))

@@ -13,23 +13,19 @@ How it differs from textbook GRPO:
 from gsr_rl.cli import clear_errors, parse
 
 
-def load_datasets(problem_args, args):
-    """Problems to train on and held-out ones (or None): columns prompt, problem, problem_id, answer."""
+def load_rows(problem_args, args) -> tuple[list[dict], list[dict] | None]:
+    """Problems to train on and held-out ones (or None): prompt, problem, problem_id, answer."""
     import dataclasses
-
-    from datasets import Dataset
 
     from gsr_rl.data.config import held_out_keys
     from gsr_rl.data.problems import load_problems, training_rows, without_held_out
 
-    def dataset(rows):
-        return Dataset.from_list(training_rows(rows, args.prompt_template))
-
     problems = load_problems(problem_args)
     if not args.eval_dataset_name:
-        return dataset(problems), None
+        return training_rows(problems, args.prompt_template), None
     held_out = load_problems(dataclasses.replace(problem_args, **held_out_keys(problem_args, args)))
-    return dataset(without_held_out(problems, held_out)), dataset(held_out)
+    training = without_held_out(problems, held_out)
+    return training_rows(training, args.prompt_template), training_rows(held_out, args.prompt_template)
 
 
 def main() -> None:
@@ -48,16 +44,17 @@ def main() -> None:
         with clear_errors("grpo"):
             arithmetic = batch_arithmetic(args, model_args)
             if not from_hub(problem_args.dataset_name):
-                load_datasets(problem_args, args)
+                load_rows(problem_args, args)
         return print_dry_run(configs, arithmetic)
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
     from gsr_rl.training.checkpoints import STOPPED, resume_point
 
     with clear_errors("grpo"):
-        train_dataset, eval_dataset = load_datasets(problem_args, args)
+        training, held_out = load_rows(problem_args, args)
         checkpoint = resume_point(args)
 
+    from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
 
@@ -83,8 +80,8 @@ def main() -> None:
         model_args.model_name_or_path,
         reward_funcs=reward_funcs,
         args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        train_dataset=Dataset.from_list(training),
+        eval_dataset=Dataset.from_list(held_out) if held_out is not None else None,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )

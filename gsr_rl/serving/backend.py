@@ -30,7 +30,7 @@ class Backend:
         model: The name by which it knows the model; None: the only one that it serves.
         api: `completions` (token ids are sent) or `chat` (messages).
         retries: Further tries of a request.
-        most: Requests in flight; further ones wait for their turn.
+        max_requests: Requests in flight; further ones wait for their turn.
 
     Attributes:
         up: Whether it answered when it was last asked.
@@ -38,7 +38,7 @@ class Backend:
     """
 
     def __init__(self, url: str, key: str = "", model: str | None = None, api: str = "completions", retries: int = 2,
-                 window: int | None = None, tokenizer=None, most: int = 256):  # fmt: skip
+                 window: int | None = None, tokenizer=None, max_requests: int = 256):  # fmt: skip
         import httpx
         from openai import AsyncOpenAI
 
@@ -51,7 +51,7 @@ class Backend:
         )
         self.url, self.model, self.window, self.up = url, model, window, False
         self._key, self._api, self._retries, self._tokenizer = key, api, retries, tokenizer
-        self._turns = asyncio.Semaphore(most)
+        self._turns = asyncio.Semaphore(max_requests)
         self._ping: asyncio.Task | None = None
 
     async def find(self, seconds: float) -> None:
@@ -136,10 +136,10 @@ class Backend:
             for call in calls:
                 call.cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
-        found = [one for one in results if isinstance(one, Completion)]
-        if len(found) == len(calls) or (found and not ask.last):
-            return found
-        failures = [one for one in results if isinstance(one, SamplingFailed)]
+        completions = [result for result in results if isinstance(result, Completion)]
+        if len(completions) == len(calls) or (completions and not ask.last):
+            return completions
+        failures = [result for result in results if isinstance(result, SamplingFailed)]
         raise failures[0] if failures else SamplingFailed(f"no {ask.stage} came in time", 504)
 
     async def _one(self, ask: Ask, deadline: float, index: int, on_text, stop, seed) -> Completion:

@@ -34,9 +34,10 @@ def printable(text: str) -> str:
 
 def votes_line(candidates: list[Attempt]) -> str:
     """The candidates' answers with their votes, most votes first."""
-    groups = {one.group: one for one in reversed(candidates) if one.votes}
-    parts = [f"{short(one.answer)} ({one.votes})" for one in sorted(groups.values(), key=lambda one: -one.votes)]
-    silent = sum(not one.votes for one in candidates)
+    groups = {candidate.group: candidate for candidate in reversed(candidates) if candidate.votes}
+    by_votes = sorted(groups.values(), key=lambda candidate: -candidate.votes)
+    parts = [f"{short(candidate.answer)} ({candidate.votes})" for candidate in by_votes]
+    silent = sum(not candidate.votes for candidate in candidates)
     return ", ".join(parts + ([f"no answer ({silent})"] if silent else []))
 
 
@@ -45,7 +46,7 @@ def cost_line(solution: Solution) -> str:
     usage = solution.usage
     parts = [f"{len(solution.candidates)} candidates: {usage.candidate_tokens:,} tokens"]
     if len(solution.rounds) > 1:
-        count = sum(len(one) for one in solution.rounds[1:])
+        count = sum(len(attempts) for attempts in solution.rounds[1:])
         parts.append(f"{count} refinement{'s' * (count > 1)}: {usage.refinement_tokens:,} tokens")
     parts.append(f"prompts: {usage.prompt_tokens:,} tokens")
     rate = usage.completion_tokens / max(solution.seconds, 1e-9)
@@ -59,7 +60,7 @@ def short(answer: str | None, width: int = 40) -> str:
 
 
 def warning(solution: Solution) -> str:
-    """What was degraded, in words."""
+    """What was degraded, in words; empty if nothing was."""
     if not solution.degraded:
         return ""
     reason = f" ({printable(solution.reason)})" if solution.reason else ""
@@ -71,11 +72,10 @@ def plain(solution: Solution) -> str:
     if solution.error:
         return f"Problem: {printable(solution.problem)}\nNot solved: {printable(solution.error)}\n"
     lines = [f"Problem: {printable(solution.problem)}", ""]
-    for number, one in enumerate(solution.candidates, 1):
-        end = "" if one.finished else ", unfinished"
-        lines.append(
-            f"Candidate {number}: answer {short(one.answer)}, {one.votes} votes, {one.num_tokens} tokens{end}"
-        )
+    for number, candidate in enumerate(solution.candidates, 1):
+        end = "" if candidate.finished else ", unfinished"
+        answer = f"answer {short(candidate.answer)}, {candidate.votes} votes"
+        lines.append(f"Candidate {number}: {answer}, {candidate.num_tokens} tokens{end}")
     if len(solution.candidates) > 1:
         lines.append(f"Votes: {votes_line(solution.candidates)}")
     lines += ["", printable(candidate_text(solution.text) or solution.text), ""]
@@ -115,7 +115,7 @@ class Terminal(Watcher):
 
     def finished(self, stage: str, number: int, attempts: list[Attempt]) -> None:
         self._attempts[stage] = attempts
-        self._texts[stage] = [one.text for one in attempts]
+        self._texts[stage] = [attempt.text for attempt in attempts]
         self._refresh(now=True)
 
     def _refresh(self, now: bool = False) -> None:
@@ -167,7 +167,7 @@ class Terminal(Watcher):
             answers = number > 0 and number == len(solution.rounds) - 1
             if not answers:
                 stage = "candidate" if number == 0 else f"round {number}, refinement"
-                console.print(boxes(console, stage, [one.text for one in attempts], attempts, None))
+                console.print(boxes(console, stage, [attempt.text for attempt in attempts], attempts, None))
             if number == 0 and len(attempts) > 1:
                 console.print(Text(f"Votes: {votes_line(attempts)}", style="bold"))
         text = printable(candidate_text(solution.text) or solution.text)
@@ -181,8 +181,8 @@ class Terminal(Watcher):
 
 def in_a_row(console, count: int) -> int:
     """How many of so many boxes stand side by side, in rows of about one length."""
-    most = max(1, min(count, console.width // NARROWEST))
-    return math.ceil(count / math.ceil(count / most))
+    room = max(1, min(count, console.width // NARROWEST))
+    return math.ceil(count / math.ceil(count / room))
 
 
 def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None, lines: int | None):
@@ -201,7 +201,7 @@ def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None,
     names = [f"{stage} {number}".capitalize() for number in range(1, len(texts) + 1)]
     names = names if len(texts) > 1 else [stage.capitalize()]
     attempts = attempts or [None] * len(texts)
-    cells = [_box(*one, lines, width) for one in zip(names, texts, attempts, strict=True)]
+    cells = [_box(*cell, lines, width) for cell in zip(names, texts, attempts, strict=True)]
     for start in range(0, len(cells), in_row):
         table.add_row(*cells[start : start + in_row])
     return table

@@ -184,33 +184,33 @@ class Job:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": one.text},
-                "finish_reason": "stop" if one.finished else "length",
+                "message": {"role": "assistant", "content": answer.text},
+                "finish_reason": "stop" if answer.finished else "length",
                 "logprobs": None,
             }
-            for index, one in enumerate(solution.answers)
+            for index, answer in enumerate(solution.answers)
         ]
-        found = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.request.model}
-        return found | {"choices": choices, "usage": usage(solution), "gsr": self.details(solution)}
+        head = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.request.model}
+        return head | {"choices": choices, "usage": usage(solution), "gsr": self.details(solution)}
 
     def details(self, solution: Solution) -> dict:
         """Our own field of an answer."""
         options = self.request.gsr
         candidates = solution.candidates
-        found = {
+        details = {
             "mode": self.settings.mode,
             "num_candidates": len(candidates) if self.settings.mode != "direct" else 0,
-            "num_shown": sum(one.shown for one in candidates),
+            "num_shown": sum(candidate.shown for candidate in candidates),
             "rounds": len(solution.rounds) - 1,
             "degraded": solution.degraded,
             "usage": asdict(solution.usage),
             "seconds": round(solution.seconds, 3),
         }
         if options and options.return_candidates:
-            found["candidates"] = [asdict(one) for one in candidates]
-            found["majority_answer"] = solution.majority_answer
-            found["answer"] = solution.answer
-        return found
+            details["candidates"] = [asdict(candidate) for candidate in candidates]
+            details["majority_answer"] = solution.majority_answer
+            details["answer"] = solution.answer
+        return details
 
     def _chunk(self, index: int, delta: dict, reason: str | None = None, **more) -> bytes:
         choices = [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}]
@@ -245,13 +245,13 @@ class Job:
                 return
 
     def _ending(self, solution: Solution):
-        for index, one in enumerate(solution.answers):
-            if index not in self.spoken and one.text:
-                yield self._chunk(index, {"content": one.text})
-        for index, one in enumerate(solution.answers):
+        for index, answer in enumerate(solution.answers):
+            if index not in self.spoken and answer.text:
+                yield self._chunk(index, {"content": answer.text})
+        for index, answer in enumerate(solution.answers):
             last = index == len(solution.answers) - 1
             more = {"gsr": self.details(solution)} if last else {}
-            yield self._chunk(index, {}, "stop" if one.finished else "length", **more)
+            yield self._chunk(index, {}, "stop" if answer.finished else "length", **more)
         if self.request.stream_options and self.request.stream_options.include_usage:
             yield self._event({"choices": [], "usage": usage(solution)})
         yield b"data: [DONE]\n\n"
@@ -259,11 +259,11 @@ class Job:
 
 def usage(solution: Solution) -> dict[str, int]:
     """Tokens of all stages: prompts, each counted once, and completions, the candidates' among them."""
-    found = solution.usage
+    tokens = solution.usage
     return {
-        "prompt_tokens": found.prompt_tokens,
-        "completion_tokens": found.completion_tokens,
-        "total_tokens": found.prompt_tokens + found.completion_tokens,
+        "prompt_tokens": tokens.prompt_tokens,
+        "completion_tokens": tokens.completion_tokens,
+        "total_tokens": tokens.prompt_tokens + tokens.completion_tokens,
     }
 
 

@@ -1,4 +1,4 @@
-"""Who may come in, and when: keys, the size of a body, and places for requests with a bounded queue."""
+"""Who may come in, and when: keys, the size of a body, places for requests with a bounded queue, and connections."""
 
 import asyncio
 import contextlib
@@ -7,15 +7,18 @@ import hmac
 import logging
 import resource
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from gsr_rl.serving.config import ServeConfig
 from gsr_rl.serving.requests import ApiError
+
+logger = logging.getLogger("gsr_rl.serving")
+
+OTHER_FILES = 64  # that are open besides connections
 
 
 class Keys:
@@ -56,7 +59,7 @@ async def read_body(request, largest: int, seconds: float) -> bytes:
 
 
 class Places:
-    """`running` requests at once, `waiting` more in a queue, first come first served; one more is turned away.
+    """`max_running` requests at once, `max_waiting` more in a queue, first come first served; others are turned away.
 
     Attributes:
         running, waiting: How many there are now.
@@ -64,54 +67,30 @@ class Places:
 
     def __init__(self, max_running: int, max_waiting: int):
         self._max_running, self._max_waiting = max_running, max_waiting
-        self.running = 0
-        self._queue: deque[asyncio.Future] = deque()
+        self.running = self.waiting = 0
+        self._free = asyncio.Semaphore(max_running)
         self._seconds = 1.0  # of a request, a running mean
-
-    @property
-    def waiting(self) -> int:
-        return len(self._queue)
 
     @asynccontextmanager
     async def one(self):
         """A place, as soon as there is one. Raises `ApiError` 429 with Retry-After if the queue is full."""
-        if self.running >= self._max_running and len(self._queue) >= self._max_waiting:
-            wait = self._seconds * (1 + len(self._queue) / self._max_running)
+        if self._free.locked() and self.waiting >= self._max_waiting:
+            wait = self._seconds * (1 + self.waiting / self._max_running)
             raise ApiError(429, "too_many_requests", "all places are taken and the queue is full: try again later",
                            retry_after=min(60.0, wait))  # fmt: skip
-        if self.running >= self._max_running:
-            turn = asyncio.get_running_loop().create_future()
-            self._queue.append(turn)
-            try:
-                await turn  # the place is handed over: `running` stays as it is
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._leave()
-                else:
-                    with suppress(ValueError):  # it may have been passed over already
-                        self._queue.remove(turn)
-                raise
-        else:
-            self.running += 1
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
         start = time.monotonic()
         try:
             yield
         finally:
             self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
-            self._leave()
-
-    def _leave(self) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.running -= 1
-
-
-logger = logging.getLogger("gsr_rl.serving")
-
-OTHER_FILES = 64  # that are open besides connections
+            self.running -= 1
+            self._free.release()
 
 
 class Connection(AutoHTTPProtocol):

@@ -38,10 +38,10 @@ class ApiError(Exception):
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        found = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
         if self.retry_after is not None:
-            found["Retry-After"] = str(max(1, round(self.retry_after)))
-        return found
+            headers["Retry-After"] = str(max(1, round(self.retry_after)))
+        return headers
 
 
 class _Strict(BaseModel):
@@ -89,7 +89,7 @@ class GSROptions(_Strict):
 
 
 class ChatRequest(_Strict):
-    """The body of a chat completion. What changes nothing here is read over; `NEUTRAL` has what is refused."""
+    """The body of a chat completion. What changes nothing here is ignored; `NEUTRAL` has what is refused."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=2048)]
@@ -212,12 +212,12 @@ def _check_neutral(values: BaseModel, neutral: dict[str, tuple], where: str = ""
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {twice[:40]!r} stands there twice")
-    return found
+    return values
 
 
 def _refuse_constant(name: str) -> None:

@@ -28,7 +28,7 @@ class Server:
 
     Args:
         tokenizer: The model's.
-        backend: `gsr_rl.serve_backend.Backend`, which has been found.
+        backend: `gsr_rl.serving.backend.Backend`, whose `find` has returned.
     """
 
     def __init__(self, config: ServeConfig, tokenizer, backend):
@@ -54,52 +54,62 @@ class Server:
 
     def app(self):
         """The FastAPI application. It publishes no schema."""
-        from fastapi import FastAPI, Request
-        from fastapi.responses import JSONResponse, Response
+        from fastapi import FastAPI
         from starlette.exceptions import HTTPException
 
         from gsr_rl.serving.requests import ApiError
 
         app = FastAPI(title="gsr-serve", docs_url=None, redoc_url=None, openapi_url=None)
-
-        @app.exception_handler(ApiError)
-        async def refused(_: Request, error: ApiError):
-            self.metrics.requests.labels(str(error.status)).inc()
-            return JSONResponse(error.body(), error.status, error.headers())
-
-        @app.exception_handler(HTTPException)
-        async def no_such_path(request: Request, error: HTTPException):
-            return await refused(request, ApiError(error.status_code, "not_found", str(error.detail)))
-
-        @app.api_route("/health", methods=["GET", "HEAD"])
-        async def health():
-            up = self.backend.up
-            return JSONResponse({"status": "ok" if up else "no backend"}, 200 if up else 503)
-
-        @app.get("/metrics")
-        async def metrics():
-            return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
-
-        @app.get("/v1/models")
-        async def models(request: Request):
-            self.keys.check(request.headers.get("authorization"))
-            return {"object": "list", "data": [self._model()]}
-
-        @app.get("/v1/models/{name:path}")
-        async def model(request: Request, name: str):
-            self.keys.check(request.headers.get("authorization"))
-            self._known(name)
-            return self._model()
-
-        @app.post("/v1/chat/completions")
-        async def chat(request: Request):
-            return await self.answer(request)
-
+        app.add_exception_handler(ApiError, self._refused)
+        app.add_exception_handler(HTTPException, self._no_such_path)
+        for method, path, endpoint in (
+            ("GET", "/health", self._health),
+            ("GET", "/metrics", self._metrics),
+            ("GET", "/v1/models", self._models),
+            ("GET", "/v1/models/{name:path}", self._model_named),
+            ("POST", "/v1/chat/completions", self.answer),
+        ):
+            app.add_route(path, endpoint, methods=[method])
         return app
 
+    async def _refused(self, _, error):
+        from fastapi.responses import JSONResponse
+
+        self.metrics.requests.labels(str(error.status)).inc()
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    async def _no_such_path(self, request, error):
+        from gsr_rl.serving.requests import ApiError
+
+        return await self._refused(request, ApiError(error.status_code, "not_found", str(error.detail)))
+
+    async def _health(self, _):
+        from fastapi.responses import JSONResponse
+
+        up = self.backend.up
+        return JSONResponse({"status": "ok" if up else "no backend"}, 200 if up else 503)
+
+    async def _metrics(self, _):
+        from fastapi.responses import Response
+
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _models(self, request):
+        from fastapi.responses import JSONResponse
+
+        self.keys.check(request.headers.get("authorization"))
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def _model_named(self, request):
+        from fastapi.responses import JSONResponse
+
+        self.keys.check(request.headers.get("authorization"))
+        self._known(request.path_params["name"])
+        return JSONResponse(self._model())
+
     def _model(self) -> dict:
-        found = {"id": self.name, "object": "model", "created": self._created, "owned_by": "gsr-rl"}
-        return found | {"max_model_len": self.backend.window}
+        model = {"id": self.name, "object": "model", "created": self._created, "owned_by": "gsr-rl"}
+        return model | {"max_model_len": self.backend.window}
 
     def _known(self, name: str) -> None:
         from gsr_rl.serving.requests import ApiError
@@ -113,27 +123,18 @@ class Server:
         from starlette.requests import ClientDisconnect
 
         from gsr_rl.serving.job import Job
-        from gsr_rl.serving.limits import read_body
-        from gsr_rl.serving.requests import ApiError, parse_body, settings_of
+        from gsr_rl.serving.requests import ApiError
 
-        self.keys.check(request.headers.get("authorization"))
         try:
-            body = await read_body(request, self.config.max_body_bytes, self.config.body_seconds)
+            parsed, settings = await self._read(request)
         except ClientDisconnect:
             self.metrics.requests.labels("499").inc()
             return Response(status_code=499)
-        parsed = await asyncio.to_thread(parse_body, body)  # a hostile one takes its time
-        self._known(parsed.model)
-        settings = settings_of(parsed, self.config, self.settings)
-        if not self.backend.up:
-            raise ApiError(503, "backend_unavailable", "the model's server does not answer", retry_after=5)
         job = Job(self.shared, parsed, settings)
         try:
-            if parsed.stream:
-                # An error that comes early enough still has a status of its own.
-                here = await self._still_here(request, self._first_event(job))
-            else:
-                here = await self._still_here(request, job.wait())
+            # An error that comes before a stream's first event still has a status of its own.
+            work = self._first_event(job) if parsed.stream else job.wait()
+            here = await self._still_here(request, work)
         except BaseException:
             job.cancel()
             raise
@@ -149,13 +150,27 @@ class Server:
         self._ended(job, 200)
         return JSONResponse(job.body(job.outcome), headers={"X-Request-Id": job.id})
 
+    async def _read(self, request):
+        """The request in a body, and how to solve it. Raises `ApiError` for one that is not to be answered."""
+        from gsr_rl.serving.limits import read_body
+        from gsr_rl.serving.requests import ApiError, parse_body, settings_of
+
+        self.keys.check(request.headers.get("authorization"))
+        body = await read_body(request, self.config.max_body_bytes, self.config.body_seconds)
+        parsed = await asyncio.to_thread(parse_body, body)  # a hostile one takes its time
+        self._known(parsed.model)
+        settings = settings_of(parsed, self.config, self.settings)
+        if not self.backend.up:
+            raise ApiError(503, "backend_unavailable", "the model's server does not answer", retry_after=5)
+        return parsed, settings
+
     async def _first_event(self, job) -> None:
         """Until the stream has something to say, at most `keep_alive_seconds`."""
         with suppress(TimeoutError):
             await asyncio.wait_for(job.speaks.wait(), self.config.keep_alive_seconds)
 
     async def _still_here(self, request, work) -> bool:
-        """Whether the client is still there when `work` is done; it is broken off when the client goes."""
+        """Whether the client is still there when `work` is done; the work is cancelled when the client goes."""
 
         async def gone():
             while (await request.receive())["type"] != "http.disconnect":
@@ -175,7 +190,7 @@ class Server:
         self._log(job, status)
 
     def _log(self, job, status: int) -> None:
-        """One line a request, without any of its text."""
+        """One line per request, without any of its text."""
         solution = job.outcome if status == 200 else None
         more = ""
         if solution is not None and hasattr(solution, "usage"):

@@ -113,7 +113,7 @@ def test_a_server_that_does_not_fit_is_named(keys, words):
 
 def test_no_more_requests_are_in_flight_than_may_be():
     with FaultyServer({"drip": 1}, hang=0.02) as server:
-        sample(server, n=6, last=True, most=2)
+        sample(server, n=6, last=True, max_requests=2)
         assert server.most == 2
 
 

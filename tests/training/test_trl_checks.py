@@ -229,7 +229,7 @@ def test_held_out_problems_are_checked_as_the_others_are():
     assert "eval_dataset_name=no.jsonl: there is no such file" in findings(eval_dataset_name="no.jsonl")
 
 
-def load_datasets(tmp_path, trained: list[str], **problem_keys):
+def load_rows(tmp_path, trained: list[str], **problem_keys):
     from gsr_rl.data.config import ProblemConfig
 
     for name, texts in {"train": trained, "held": ["1 + 1", "Add  TWO and two"]}.items():
@@ -238,15 +238,15 @@ def load_datasets(tmp_path, trained: list[str], **problem_keys):
     problems = ProblemConfig(dataset_name=str(tmp_path / "train.jsonl"), dataset_split="train", **problem_keys)
     held_out = {"eval_dataset_name": str(tmp_path / "held.jsonl"), "eval_dataset_split": "test"}
     args = SimpleNamespace(**held_out, max_eval_problems=None, prompt_template="tiny")
-    return runpy.run_path(str(ROOT / "recipes/grpo_gsr.py"))["load_datasets"](problems, args)
+    return runpy.run_path(str(ROOT / "recipes/grpo_gsr.py"))["load_rows"](problems, args)
 
 
 def test_a_held_out_problem_is_not_trained_on(tmp_path, capsys):
-    train, held = load_datasets(tmp_path, ["3 + 3", "add two and two"], dataset_kwargs={"difficulty": 3})
-    assert train["problem"][:] == ["3 + 3"] and len(held) == 2
+    train, held = load_rows(tmp_path, ["3 + 3", "add two and two"], dataset_kwargs={"difficulty": 3})
+    assert [row["problem"] for row in train] == ["3 + 3"] and len(held) == 2
     assert "left out 1 training problems that eval_dataset_name holds out" in capsys.readouterr().err
     with pytest.raises(ValueError, match="eval_dataset_name holds out every problem of dataset_name"):
-        load_datasets(tmp_path, ["add two and two"])
+        load_rows(tmp_path, ["add two and two"])
 
 
 @pytest.mark.parametrize("name, kept", [("tiny/chain", False), ("tiny/mix", True)])
