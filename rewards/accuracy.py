@@ -36,6 +36,9 @@ class AccuracyReward:
 
     def __call__(self, prompts=None, completions=None, completion_ids=None, *, answer, log_metric=None, **columns):
         began = time.monotonic()
+        raw = next((row for row, gold in enumerate(answer) if isinstance(gold, bytes | bytearray)), None)
+        if raw is not None:
+            raise ValueError(f"accuracy: the column `answer` holds bytes (row {raw}): decode it to text first")
         texts = [completion_text(completion) for completion in completions]
         pairs = grading.extract_pairs(texts, answer, require_box=self.require_box)
         judgements = grading.judge(pairs, timeout=self.timeout)

@@ -13,7 +13,7 @@ _CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(\S.*)"
 def labelled(text: str) -> str | None:
     """The value of "(C) 42" or "C. 42"; None if there is no label, or a product may be meant, as in "(C)(x+1)"."""
     match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
-    return match[3].strip() if match and match[3][0] not in "([" else None
+    return match[3].strip() if match and (match[3][0] not in "([" or "," in match[3]) else None
 
 
 def gold_choice(text: str) -> tuple[str, str | None] | None:

@@ -1,12 +1,11 @@
 """Whether two answers are the same, as a mathematician would say. Runs in a worker: it loads the math stack."""
 
-import itertools
 import re
 from fractions import Fraction
 
-from rewards import arithmetic, choices, parameters, roles, structure, symbolic, units, wording
+from rewards import choices, formulas, parameters, roles, structure, symbolic, units, wording
 from rewards.normalisation import balanced, clean, compact, words
-from rewards.numeric import Number, read_number, same_number, split_percent
+from rewards.numeric import Number, read_number, same_number
 
 MAX_PARTS = 1000  # elements of a list
 MAX_PAIRED = 24  # elements of a list that need more than a look at their spelling
@@ -28,17 +27,13 @@ def answer_request(request: dict) -> dict:
 def describe(text: str) -> str:
     """How an answer is read, in a few words."""
     text = clean(text)
-    number = read_number(text)
-    if number:
+    if number := read_number(text):
         return f"the number {number.value}" + (" percent" if number.percent else "")
-    if structure.matrix_rows(text):
-        return f"a matrix {structure.matrix_rows(text)}"
     parts = structure.parts_of(text)
-    if len(parts) > 1:
-        return f"the list {parts}"[:300]
-    if words(text):
-        return f"the text {text!r}"[:300]
-    return f"the formula {symbolic.latex(text)}"[:300]
+    kind = (
+        f"list {parts}" if len(parts) > 1 else f"text {text!r}" if words(text) else f"formula {symbolic.latex(text)}"
+    )
+    return f"the {kind}"[:300]
 
 
 def same(gold: str, answer: str, depth: int = 0) -> bool:
@@ -50,9 +45,7 @@ def same(gold: str, answer: str, depth: int = 0) -> bool:
     choice = choices.gold_choice(gold)
     if choice:
         letter, text = choice
-        if choices.chosen_letter(answer) == letter:
-            return True
-        if compact(answer).strip("()") == letter:
+        if letter in (choices.chosen_letter(answer), compact(answer).strip("()")):
             return True
         if text is None:
             return len(gold) == 1 and _same_parts(gold, answer, depth)
@@ -111,8 +104,7 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
         return sorted(gold) == sorted(part.strip("()") for part in answer_parts)  # several choices
     if len(gold_parts) > MAX_PARTS or len(answer_parts) > MAX_PARTS:
         return False
-    comma = _decimal_comma(gold, answer) or _decimal_comma(answer, gold)
-    if comma:
+    if _decimal_comma(gold, answer) or _decimal_comma(answer, gold):
         return True
     inner = [structure.bracketed(side) for side in (gold, answer)]
     pair = inner[1] and inner[1][0] + inner[1][2]
@@ -189,19 +181,12 @@ def _same_one(gold: str, answer: str, depth: int) -> bool:
         verdict = step(gold, answer) if verdict is None else verdict
     if verdict is not None:
         return verdict
-    for step in (
-        _same_congruence,
-        _same_with_names,
-        _same_ratio,
-        _same_matrix,
-        _same_range,
-        _same_bracketed,
-        _same_with_unit,
-    ):
+    shapes = (_same_congruence, _same_with_names, _same_ratio, _same_matrix, _same_range, _same_bracketed)
+    for step in (*shapes, _same_with_unit):
         verdict = step(gold, answer, depth)
         if verdict is not None:
             return verdict
-    return _same_formula(gold, answer, numbers)
+    return formulas.same(gold, answer, numbers)
 
 
 def _same_named_text(gold: str, answer: str, depth: int) -> bool | None:
@@ -235,27 +220,11 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
     if left and not structure.is_equation(answer) and not structure.is_relation(answer):
         return _same_parts(left[1], answer, depth + 1)
     if structure.is_equation(answer) and not structure.is_equation(gold) and not structure.is_relation(answer):
-        return _stated(answer) is not None and _same_parts(gold, _stated(answer), depth + 1)
+        return formulas.stated(answer) is not None and _same_parts(gold, formulas.stated(answer), depth + 1)
     if structure.is_equation(gold) != structure.is_equation(answer) and not structure.is_relation(gold):
         chain = structure.split_top(gold, ("=",))
         return len(chain) > 2 and _same_parts(chain[-1], answer, depth + 1)
     return None
-
-
-def _stated(equation: str) -> str | None:
-    """What an equation says that something is: 6 of "f(2) = 6"; None of "2x = 6", "3 = 6" and the like."""
-    *left, right = structure.split_top(equation, ("=",))
-    if structure.is_name(right) and read_number(left[0]):
-        left, right = [right], left[0]
-    values = [arithmetic.constant(side) for side in (*left, right)]
-    if any(value is not None and values[-1] is not None and not _near(value, values[-1]) for value in values):
-        return None
-    return right if all(map(structure.states, left[:1])) else None
-
-
-def _near(value, other) -> bool:
-    """Whether two values agree but for what a writer rounds."""
-    return abs(value - other) <= abs(other) / 100
 
 
 _CONGRUENCE = re.compile(r"(?:([a-zA-Z])\s*\\equiv)?\s*([^()=]+?)\s*\(?\s*\\?b?mod\s*(\w+)\s*\)?")
@@ -288,46 +257,23 @@ def _same_ratio(gold: str, answer: str, depth: int) -> bool | None:
 
 
 def _same_matrix(gold: str, answer: str, depth: int) -> bool | None:
-    """Matrices entry by entry; a column or row against a tuple too, and "2i + 3j" against either."""
+    """Matrices by rows, entry by entry; a column or row against a tuple too, and "2i + 3j" against either."""
+    rows = [structure.matrix_rows(side) for side in (gold, answer)]
     axes = [structure.components(side) for side in (gold, answer)]
-    if any(axes) and (
-        all(axes) or structure.bracketed(gold) or structure.bracketed(answer) or "\\begin" in gold + answer
+    if not any((*rows, *axes)) or "\\{" in (gold[:2], answer[:2]):
+        return None
+    if all(rows) and [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
+        return False
+    if not all(
+        matrix or axis or structure.bracketed(side)
+        for matrix, axis, side in zip(rows, axes, (gold, answer), strict=True)
     ):
-        gold, answer = (
-            f"({', '.join(entries)})" if entries else side for entries, side in zip(axes, (gold, answer), strict=True)
-        )
-        return _same_one(gold, answer, depth + 1)
-    brackets = [structure.bracketed(side) for side in (gold, answer)]
-    left, right = (
-        structure.matrix_rows(inner[1])
-        if inner and "\\begin" in inner[1] and structure.matrix_rows(inner[1])
-        else structure.matrix_rows(side)
-        for inner, side in zip(brackets, (gold, answer), strict=True)
-    )
-    if not left and not right:
         return None
-    if left and right:
-        if [len(row) for row in left] != [len(row) for row in right]:
-            return False
-        return all(
-            _same_one(g, a, depth + 1) for g, a in zip(itertools.chain(*left), itertools.chain(*right), strict=True)
-        )
-    rows, bracket = (left, brackets[1]) if left else (right, brackets[0])
-    if not bracket or "\\begin" in (answer if left else gold):
-        return None
-    flat = list(itertools.chain(*rows)) if 1 in (len(rows), len(rows[0])) else None
-    if flat is None:
-        nested = [structure.bracketed(part) for part in structure.parts_of(bracket[1])]
-        if not all(nested) or len(nested) != len(rows):
-            return False
-        entries = [structure.parts_of(inner[1]) for inner in nested]
-        if [len(row) for row in entries] != [len(row) for row in rows]:
-            return False
-        return all(
-            _same_one(g, a, depth + 1) for g, a in zip(itertools.chain(*rows), itertools.chain(*entries), strict=True)
-        )
-    parts = structure.parts_of(bracket[1])
-    return len(parts) == len(flat) and all(_same_one(g, a, depth + 1) for g, a in zip(flat, parts, strict=True))
+    sides = [
+        structure.as_tuple(matrix or [axis]) if matrix or axis else side
+        for matrix, axis, side in zip(rows, axes, (gold, answer), strict=True)
+    ]
+    return _same_bracketed(*sides, depth + 1)
 
 
 def _interval(text: str) -> tuple[str, str, str, str] | None:
@@ -414,41 +360,3 @@ def _same_scaled(gold: str, factor: Fraction, answer: str, depth: int) -> bool:
     if left and right:
         return same_number(Number(left.value * factor), right) or same_number(left, Number(right.value / factor))
     return _same_one(f"\\frac{{{factor.numerator}}}{{{factor.denominator}}} \\cdot ({gold})", answer, depth + 1)
-
-
-def _same_formula(gold: str, answer: str, numbers: tuple) -> bool:
-    """Compare values: by the small reader where it can, else by what the LaTeX parser makes of both."""
-    (gold, left_percent), (answer, right_percent) = split_percent(gold), split_percent(answer)
-    decimal = (numbers[0] and numbers[0].decimals) or (numbers[1] and numbers[1].decimals)
-    if not decimal and not left_percent and not right_percent:
-        verdict = _by_arithmetic(gold, answer)
-        if verdict is not None:
-            return verdict
-    try:
-        left, right = symbolic.parse(gold), symbolic.parse(answer)
-    except symbolic.Unreadable:
-        return wording.bag_of_words(gold) == wording.bag_of_words(answer)
-    for number, other in ((numbers[0], right), (numbers[1], left)):
-        if number and number.decimals and not (left_percent or right_percent):
-            agrees = symbolic.decimal_agrees(number, other)
-            if agrees is not None:
-                return agrees
-    if symbolic.same_formula(left, right):
-        return True
-    if left_percent != right_percent:
-        sides = ((gold, left_percent), (answer, right_percent))
-        try:
-            scaled = [symbolic.parse(f"\\frac{{{side}}}{{100}}" if percent else side) for side, percent in sides]
-        except symbolic.Unreadable:
-            return False
-        return symbolic.same_formula(*scaled)
-    return False
-
-
-def _by_arithmetic(gold: str, answer: str) -> bool | None:
-    sides = [structure.split_top(side, ("=",)) for side in (gold, answer)]
-    if len(sides[0]) == len(sides[1]) == 1:
-        return arithmetic.same(gold, answer)
-    if len(sides[0]) == len(sides[1]) == 2:
-        return arithmetic.same_equation(tuple(sides[0]), tuple(sides[1]))
-    return None

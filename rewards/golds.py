@@ -11,7 +11,7 @@ _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
 
 _NO_GOLD = re.compile(
     r"(?:an? |the )?(?:proof|answer|solution)?(?: (?:is|was))? ?(?:omitted|left to the reader|not (?:found|available|given|provided)|missing"
-    r"|unavailable)|(?:the )?proof|n/?a|nan|null|nil|tb[dac]|todo|q\.?e\.?d|unknown|undetermined|not ?found|no ?answer|invalid|error|placeholder|xxx+"
+    r"|unavailable)|(?:the )?proof|n/?a|nan|null|nil|tb[dac]|todo|q ?e ?d|not ?found|no ?answer|placeholder|xxx+"
     r"|(?:see|refer to|check|given in|as in|as) (?:the )?(?:above|below|solutions?|proof|explanation|figure|diagram|picture|attachment|text|answer(?: key)?)"
     r"|(?:answers?|results?) (?:may |will )?var(?:y|ies)",
     re.IGNORECASE,

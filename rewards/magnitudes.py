@@ -2,21 +2,22 @@
 
 import re
 from fractions import Fraction
+from unicodedata import normalize
 
 _SCALE_WORDS = {
     12: "dozen dozens dutzend docena docenas douzaine dúzia dúzias dozzina dozzine dozijn tuzin düzine lusin",
-    100: "hundred hundreds hundert honderd ratus trăm yüz सौ শত ร้อย εκατό מאה مائة مئة",
+    100: "hundred hundreds hundert honderd ratus trăm yüz सौ শত ร้อย מאה مائة مئة",
     1000: "thousand thousands tausend mil mille mila duizend tysiąc tysiące tysięcy тысяча тысячи тысяч тисяча тисячі"
-    " тисяч ribu nghìn ngàn elfu हज़ार हजार হাজার พัน χιλιάδες אלף ألف آلاف bin",
+    " тисяч ribu nghìn ngàn elfu हज़ार हजार হাজার พัน אלף ألف آلاف bin",
     10**5: "lakh lakhs lac laki लाख লাখ লক্ষ แสน",
     10**6: "million millions millionen millón millones milhão milhões milione milioni miljoen milion miliony milionów"
-    " миллион миллиона миллионов мільйон мільйони мільйонів milyon juta triệu milioni ล้าน εκατομμύρια מיליון مليون",
+    " миллион миллиона миллионов мільйон мільйони мільйонів milyon juta triệu milioni ล้าน מיליון مليون",
     10**7: "crore crores करोड़ কোটি",
     10**9: "billion billions milliard milliards milliarde milliarden miliardo miliardi miljard miliard bilhão bilhões"
     " миллиард миллиарда миллиардов мільярд мільярди мільярдів milyar miliar tỷ tỉ bilioni مليار מיליארד",
     10**12: "trillion trillions",
 }
-SCALES = {word: value for value, words in _SCALE_WORDS.items() for word in words.split()}
+SCALES = {word: value for value, names in _SCALE_WORDS.items() for word in normalize("NFKC", names).split()}
 _CHARACTERS = {"百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "兆": 10**12}
 _CHARACTERS |= {"백": 100, "천": 1000, "만": 10**4, "억": 10**8, "조": 10**12}
 PARTS = {
@@ -35,14 +36,15 @@ _WRITTEN = re.compile(rf"(?:{_PLAIN}\s*[{''.join(_CHARACTERS)}]+(?![米克瓦分
 _PIECE = re.compile(rf"({_PLAIN})\s*([{''.join(_CHARACTERS)}]+)")
 _PART_WORDS = "|".join(name for name in PARTS if name not in ("half", "quarter"))  # a quarter is a coin too
 _PART = re.compile(rf"(?<![\d./])(\d{{1,20}})[ -]({_PART_WORDS}|hal(?:f|ve))s?(?![^\W\d_])", re.IGNORECASE)
-_AND_A_HALF = re.compile(r"(?<![\d./])(\d{1,20}) and (?:a|one) half(?![^\W\d_])", re.IGNORECASE)
+_AND_A_PART = re.compile(rf"(?<![\d./])(\d{{1,20}}) and (?:an?|one) ({'|'.join(PARTS)})(?![^\W\d_])", re.IGNORECASE)
 _OUT_OF = re.compile(r"(?<![\d./,])(\d{1,20}) (?:out of|divided by|over) (?:every )?(\d{1,20})(?![\d.,/])")
 _IN = re.compile(r"(\d{1,20}) in (?:every )?(\d{1,20})")
 _SQUARED = re.compile(
     r"(?<=[\d)}!a-z]) (?<![a-z]{2} )(squared|cubed|factorial)(?! ?[^\W\d_])|(?<=\\pi) (squared|cubed)"
 )
-_SIGNS = {"squared": "^2", "cubed": "^3", "factorial": "!", "times": "\\cdot", "multiplied by": "\\cdot", "plus": "+"}
-_SIGNS |= {"minus": "-"}
+_SIGNS = {
+    "squared": "^2", "cubed": "^3", "factorial": "!", "times": "\\cdot", "multiplied by": "\\cdot", "plus": "+", "minus": "-",
+}  # fmt: skip
 _OPERATOR = re.compile(
     r"(?<=[\d)}a-z]) (times|multiplied by|plus|minus) (?=[\d\\(-]|[a-z](?![^\W\d_]))(?!a (?:day|week|month|year))"
 )
@@ -59,7 +61,7 @@ def worked_out(text: str) -> str:
         return text
     text = _WRITTEN.sub(_sum, text)
     text = _SCALED.sub(_product, text)
-    text = _AND_A_HALF.sub(r"\1 1/2", text)
+    text = _AND_A_PART.sub(lambda m: f"{m[1]} 1/{PARTS[m[2].lower()]}", text)
     text = _PART.sub(lambda m: f"{m[1]}/{PARTS[m[2].lower().replace('halve', 'half')]}", text)
     text = _OUT_OF.sub(r"\1/\2", text)
     if match := _IN.fullmatch(text.strip()):

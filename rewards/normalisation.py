@@ -66,6 +66,7 @@ _INVISIBLE = re.compile(
     r"\\(?:[hv]?phantom|tag|label|(?:text|page)?color|colorbox)\*?\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\vspace\*?\s*\{[^{}]*\}"
 )
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:!> ]|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~")
+_WIDE = re.compile(r"\\q?quad(?![a-zA-Z])|\\hspace\*?\s*\{[^{}]*\}|\\hskip\s*-?[\d.]+\s*[a-z]{2}")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$\$|(?<!\\)\$")
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*\}|\\,|,\\!|\\!|\{\\,\})\s*(?=\d{3}(?!\d))")
 _JOIN = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}")
@@ -90,7 +91,7 @@ def clean(text: str) -> str:
     text = text.replace("**", "") if text.count("**") % 2 == 0 and "\\" not in text and text.startswith("**") else text
     text = layout.systems_as_lists(_without_escapes(text))
     text = re.sub(r"\.{3,}|…|\\[lc]?dots(?![a-zA-Z])", r"\\dots ", text)
-    text = _THOUSANDS.sub("", text)
+    text = _THOUSANDS.sub("", text).replace("{,}", ",")
     text = text.replace("\\$", layout.DOLLAR)
     if text.count("$") == 1:
         text = re.sub(r"\$(?=\s*[-+]?[\d.])", layout.DOLLAR, text)
@@ -109,11 +110,12 @@ def _without_escapes(text: str) -> str:
 
 def _commands(text: str) -> str:
     """One command for each that has several names; none for layout."""
-    text = re.sub(r"\\q?quad(?![a-zA-Z])|\\hspace\*?\s*\{[^{}]*\}", layout.WIDE, text)
-    text = _INVISIBLE.sub("", text)
+    text = _INVISIBLE.sub("", _WIDE.sub(layout.WIDE, text))
+    text = re.sub(r"\{\s*\{([^{}]*)\}\s*\}", r"{\1}", text) if "{{" in text else text
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\lbrack", "[").replace("\\rbrack", "]")
-    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
+    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("==", "=")
+    text = re.sub(r"(?<!\d)!=", r"\\ne ", text)  # 3!=6 has a factorial
     text = text.replace("\\colon", ":").replace("\\leqslant", "\\le").replace("\\geqslant", "\\ge")
     text = re.sub(r"\\(leq|geq|neq|lt|gt)(?![a-zA-Z])", lambda m: _RELATIONS[m[1]], text)
     text = re.sub(r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset ", text)

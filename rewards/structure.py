@@ -5,8 +5,8 @@ import re
 from rewards.normalisation import words
 from rewards.numeric import read_number
 
-_OPEN = {"(": ")", "[": "]", "{": "}"}
-_CLOSE = {")", "]", "}"}
+_OPENING = frozenset(["(", "[", "{", "\\{", "\\langle"])
+_CLOSING = frozenset([")", "]", "}", "\\}", "\\rangle"])
 _STEP = re.compile(
     r"\\[{}|]|\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\[lr]angle|\\[lr](?:floor|ceil|vert)|\\[a-zA-Z]+|\\\\|.",
     re.DOTALL,
@@ -18,9 +18,9 @@ def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
     parts, depth, start = [], 0, 0
     for match in _STEP.finditer(text):
         token = match[0]
-        if token in ("(", "[", "{", "\\{", "\\langle") or token.startswith("\\begin"):
+        if token in _OPENING or token.startswith("\\begin"):
             depth += 1
-        elif token in (")", "]", "}", "\\}", "\\rangle") or token.startswith("\\end"):
+        elif token in _CLOSING or token.startswith("\\end"):
             depth = max(0, depth - 1)
         elif depth == 0 and token in separators:
             parts.append(text[start : match.start()])
@@ -59,13 +59,8 @@ def expand_plus_minus(text: str) -> list[str]:
     """ "a \\pm b" as the two answers it stands for."""
     if text.count("\\pm") != 1 or "\\mp" in text or text.startswith("\\{"):
         return [text]
-    head, tail = text.split("\\pm")
-    return [
-        f"{head.rstrip()} + {tail.lstrip()}"
-        if head.strip() and not head.rstrip().endswith("=")
-        else f"{head} {tail.lstrip()}",
-        f"{head.rstrip()} - {tail.lstrip()}".strip(),
-    ]
+    head, tail = (side.strip() for side in text.split("\\pm"))
+    return [f"{head} {'' if head[-1:] in ('', '=') else '+ '}{tail}", f"{head} - {tail}".strip()]
 
 
 def elements(text: str) -> list[str]:
@@ -85,23 +80,15 @@ def ascending(text: str) -> list[str]:
 def bracketed(text: str) -> tuple[str, str, str] | None:
     """(opening, inside, closing) if one pair of brackets surrounds all of `text`; mixed pairs as in (0, 1] count."""
     text = re.sub(rf"(?<=[)\]])\s*{TRANSPOSE}$", "", text.strip())
-    for opening, closing in (("\\{", "\\}"), ("\\langle", "\\rangle")):
-        if text.startswith(opening) and text.endswith(closing):
-            inside = text[len(opening) : -len(closing)]
-            if opening not in inside and closing not in inside:
-                return opening[1:], inside.strip(), closing[1:]
-    if len(text) < 2 or text[0] not in "([]<" or text[-1] not in ")][>":
+    match = re.fullmatch(r"(\\\{|\\langle|[(\[\]<])(.*)(\\\}|\\rangle|[)\]\[>])", text, re.DOTALL)
+    if not match or (len(match[1]) > 1) != (len(match[3]) > 1):
         return None
-    inside = text[1:-1]
     depth = 0
-    for match in _STEP.finditer(inside):
-        if match[0] in ("(", "[", "{", "\\{"):
-            depth += 1
-        elif match[0] in (")", "]", "}", "\\}"):
-            depth -= 1
-            if depth < 0:
-                return None
-    return (text[0], inside.strip(), text[-1]) if depth == 0 else None
+    for step in _STEP.finditer(match[2]):
+        depth += (step[0] in _OPENING) - (step[0] in _CLOSING)
+        if depth < 0:
+            return None
+    return None if depth else (match[1].removeprefix("\\"), match[2].strip(), match[3].removeprefix("\\"))
 
 
 def without_group(text: str) -> str:
@@ -141,7 +128,7 @@ _MATRIX = re.compile(
 
 def matrix_rows(text: str) -> list[list[str]] | None:
     """Entries of a matrix that is all of `text`, by rows."""
-    match = _MATRIX.fullmatch(text.strip())
+    match = _MATRIX.fullmatch(text.strip())  # with or without brackets of their own
     if not match or "\\begin" in match[1]:
         return None
     rows = [row.strip() for row in re.split(r"\\\\(?:\s*\[[^\]]*\])?", match[1])]
@@ -149,6 +136,13 @@ def matrix_rows(text: str) -> list[list[str]] | None:
     if not rows or len({len(row) for row in rows}) > 1:
         return None
     return [list(column) for column in zip(*rows, strict=True)] if match["turned"] else rows
+
+
+def as_tuple(rows: list[list[str]]) -> str:
+    """A row or a column as a tuple, any other matrix as a tuple of its rows."""
+    if min(len(rows), len(rows[0])) > 1:
+        rows = [[f"\\langle {', '.join(row)}\\rangle" for row in rows]]
+    return f"\\langle {', '.join(entry for row in rows for entry in row)}\\rangle"
 
 
 _AXIS = r"(?:\\(?:hat|vec|overline|bar)\s*\{?\s*)?\\?([ijk])(?:math)?\s*\}?"
@@ -181,7 +175,6 @@ _ASSIGNMENT = re.compile(
     rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_RATIO_NAME}|{_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)",
     re.DOTALL,
 )
-_APPROX = re.compile(r"\\(?:approx|simeq|sim|doteq|thickapprox|approxeq)(?![a-zA-Z])|\\dots|\\ldots")
 _CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
 _FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|arc\w+)(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")

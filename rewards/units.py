@@ -75,7 +75,7 @@ _NOT_UNITS = re.compile(
 
 def split_unit(text: str) -> tuple[str, str]:
     """(value, unit) of `clean` text such as "5 cm^2", "17 apples" or "90^\\circ"; the unit is "" if there is none."""
-    text = text.strip()
+    text = re.sub(r"^\(([^(),]*)\)$", r"\1", text.strip())
     if _ANGLE.search(text):  # degrees belong to the function
         return text, ""
     if text.endswith("^\\circ"):

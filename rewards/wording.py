@@ -39,6 +39,7 @@ _SYNONYMS = {
     "all real numbers": "reals", "\\mathbb{r}": "reals", "all reals": "reals", "real numbers": "reals",
     "integers": "integers", "all integers": "integers", "\\mathbb{z}": "integers",
     "infinity": "infty", "\\infty": "infty", "infinite": "infty", "infinitely many": "infty",
+    "infinitely many solutions": "infty", "infinite solutions": "infty",
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def bag_of_words(text: str) -> str:
 
 
 _REMARK = re.compile(r"(.*[\w}%)\]])(?:\s+\(|(?<=[\d}%)\]])\()([^()]{1,200})\)", re.DOTALL)
-_NO_REMARK = re.compile(r"\s*(?:or|and|also|not|maybe|perhaps|possibly|mod|base|if|for|when|where)\b", re.IGNORECASE)
+_NO_REMARK = re.compile(r"\s*(?:or|and|also|maybe|perhaps|possibly|mod|base|if|for|when|where)\b", re.IGNORECASE)
 _ASIDE = re.compile(r"\s*(?:\\approx(?![a-zA-Z])|i\.?\s?e\b)")
 
 
@@ -80,11 +81,11 @@ def without_remark(text: str) -> str:
     numbers = read_number(head), read_number(inside)
     if (
         not _ASIDE.match(match[2])
-        and not any(len(word) > 3 for word in words(inside))
+        and not any(len(word) > 2 for word in words(inside))
         and not split_percent(inside)[1]
     ):
         return text
-    return text if all(numbers) and numbers[0] != numbers[1] else head
+    return text if all(numbers) and numbers[0].value != numbers[1].value else head
 
 
 _REASON = re.compile(r"(yes|no|true|false)\b[\s,.;:]*(?:because|since|as)\s+\S.*", re.IGNORECASE | re.DOTALL)
