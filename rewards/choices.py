@@ -13,7 +13,11 @@ _CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(\S.*)"
 def labelled(text: str) -> str | None:
     """The value of "(C) 42" or "C. 42"; None if there is no label, or a product may be meant, as in "(C)(x+1)"."""
     match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
-    return match[3].strip() if match and (match[3][0] not in "([" or "," in match[3]) else None
+    return (
+        match[3].strip()
+        if match and not _INITIALS.match(text) and (match[3][0] not in "([" or "," in match[3])
+        else None
+    )
 
 
 def gold_choice(text: str) -> tuple[str, str | None] | None:
@@ -21,7 +25,7 @@ def gold_choice(text: str) -> tuple[str, str | None] | None:
     match = _CHOICE_GOLD.fullmatch(text.strip())
     if match:
         return match[1], None
-    match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
+    match = None if _INITIALS.match(text) else _CHOICE_WITH_TEXT.fullmatch(text.strip())
     if match:
         return match[1] or match[2], match[3].strip()
     match = re.fullmatch(r"([A-J]) ([A-Z][a-z]+.*)", text.strip(), re.DOTALL)
@@ -43,14 +47,16 @@ _AFTER = re.compile(
 _SEVERAL = re.compile(r"\(?[A-J]\)?\s*(?:[,/&;]|\bor\b|\band\b|\s|(?<=\)))\s*\(?[A-J](?![a-zA-Z'’])")
 _INITIALS = re.compile(r"[A-J]\.\s?[A-Z]\.")
 _RULED_OUT = re.compile(
-    r"(?:n['’]t|\bnot|\bcannot|\bnor|\bnon|\bpas|\bnone of|不是)\s+(?:be\s+)?\(?[A-J]\)?(?![a-zA-Z])(?:\s*(?:,|or|nor|and)\s*\(?[A-J]\)?(?![a-zA-Z]))*",
+    r"(?:n['’]t|\bnot|\bcannot|\bnor|\bnon|\bpas|\bnone of|不是)\s+(?:be\s+)?\(?[A-J]\)?(?![a-zA-Z])"
+    r"(?:\s*(?:,|or|nor|and)\s*\(?[A-J]\)?(?![a-zA-Z]))*",
     re.IGNORECASE,
 )
 _REASON = re.compile(
     r"\b(?:because|since|as|so that|while|whereas|weil|porque|parce que|因为)\b[^.\n]*", re.IGNORECASE
 )
 _ANOTHER = re.compile(
-    r"(?:[,;/&\n]|\b(?:or|and|then|maybe|perhaps|possibly|also|but))\s*(?:(?:or|and|then|maybe|perhaps|possibly|also|even|else|option|both|could be)\s+)*"
+    r"(?:[,;/&\n]|\b(?:or|and|then|maybe|perhaps|possibly|also|but))\s*"
+    r"(?:(?:or|and|then|maybe|perhaps|possibly|also|even|else|option|both|could be)\s+)*"
     r"\(?([A-J])\)?(?=\s*(?:$|[.,;:!?)\n\d\\]|\b(?:or|and|maybe|perhaps)\b))"
 )
 _BRACKETED = re.compile(r"(?<![A-Za-z])\(([A-J])\)")

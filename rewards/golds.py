@@ -10,10 +10,11 @@ from rewards.numeric import read_number
 _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
 
 _NO_GOLD = re.compile(
-    r"(?:an? |the )?(?:proof|answer|solution)?(?: (?:is|was))? ?(?:omitted|left to the reader|not (?:found|available|given|provided)|missing"
-    r"|unavailable)|(?:the )?proof|n/?a|nan|null|nil|tb[dac]|todo|q ?e ?d|not ?found|no ?answer|placeholder|xxx+"
-    r"|(?:see|refer to|check|given in|as in|as) (?:the )?(?:above|below|solutions?|proof|explanation|figure|diagram|picture|attachment|text|answer(?: key)?)"
-    r"|(?:answers?|results?) (?:may |will )?var(?:y|ies)",
+    r"(?:an? |the )?(?:proof|answer|solution)?(?: (?:is|was))? ?"
+    r"(?:omitted|left to the reader|not (?:found|available|given|provided)|missing|unavailable)"
+    r"|(?:the )?proof|n/?a|nan|null|nil|tb[dac]|todo|q ?e ?d|not ?found|no ?answer|placeholder|xxx+"
+    r"|(?:see|refer to|check|given in|as in|as) (?:the )?(?:above|below|solutions?|proof|explanation|figure|diagram"
+    r"|picture|attachment|text|answer(?: key)?)|(?:answers?|results?) (?:may |will )?var(?:y|ies)",
     re.IGNORECASE,
 )
 

@@ -82,7 +82,10 @@ _SIGNS = {
     "¥": "yen", "\\yen": "yen", "₹": "rupees", "₽": "rubles", "₩": "won", "₺": "lira", "₫": "dong", "฿": "baht",
     "¢": "cents", "USD": "dollars", "US": "dollars", "EUR": "euros", "GBP": "gbp", "Rs.": "rupees", "Rs": "rupees",
 }  # fmt: skip
-_SIGN = rf"(?:{DOLLAR}|\\(?:pounds|euro|yen|textdollar)(?![a-zA-Z])|[€£¥₹₽₩₺₫฿¢]|\b(?:USD|US|EUR|GBP)(?=\s*\d)|\bRs\.?(?=\s*\d))"
+_SIGN = (
+    rf"(?:{DOLLAR}|\\(?:pounds|euro|yen|textdollar)(?![a-zA-Z])|[€£¥₹₽₩₺₫฿¢]"
+    r"|\b(?:USD|US|EUR|GBP)(?=\s*\d)|\bRs\.?(?=\s*\d))"
+)
 _AMOUNT = r"(?:\d+/\d+|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+|\\frac\{\d+\}\{\d+\})(?![\d_]|\.\d)"
 _BEFORE = re.compile(rf"({_SIGN})\s*([-+]?)\s*({_AMOUNT})(?!\s*(?:dollar|euro|cent|USD|EUR|buck)|\s*[\d(\\])")
 _AFTER = re.compile(rf"(?<=[\d}}])\s*({_SIGN})(?!\s*\d)")

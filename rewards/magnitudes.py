@@ -28,7 +28,8 @@ PARTS = {
 _PLAIN = r"\d{1,30}(?:,\d{1,2}(?!\d)|(?:,\d{3})*(?:\.\d{1,30})?)"
 _MIXED = r"(?:\d{1,20} )?\d{1,20}/\d{1,20}"
 _SCALED = re.compile(
-    rf"(?:(?P<number>(?<![\d.,^_{{/])(?:{_MIXED}|{_PLAIN}))|(?<=[\d)}}]))[ -]?\s*(?P<word>{'|'.join(sorted(SCALES, key=len, reverse=True))})"
+    rf"(?:(?P<number>(?<![\d.,^_{{/])(?:{_MIXED}|{_PLAIN}))|(?<=[\d)}}]))[ -]?\s*"
+    rf"(?P<word>{'|'.join(sorted(SCALES, key=len, reverse=True))})"
     r"(?![^\W\d_])(?:\s+of(?= ))?",
     re.IGNORECASE,
 )
@@ -36,21 +37,23 @@ _WRITTEN = re.compile(rf"(?:{_PLAIN}\s*[{''.join(_CHARACTERS)}]+(?![米克瓦分
 _PIECE = re.compile(rf"({_PLAIN})\s*([{''.join(_CHARACTERS)}]+)")
 _PART_WORDS = "|".join(name for name in PARTS if name not in ("half", "quarter"))  # a quarter is a coin too
 _PART = re.compile(rf"(?<![\d./])(\d{{1,20}})[ -]({_PART_WORDS}|hal(?:f|ve))s?(?![^\W\d_])", re.IGNORECASE)
-_AND_A_PART = re.compile(rf"(?<![\d./])(\d{{1,20}}) and (?:an?|one) ({'|'.join(PARTS)})(?![^\W\d_])", re.IGNORECASE)
+_AND_A_PART = re.compile(rf"(?<![\d./])(\d{{1,20}}) and (?:an?|one) ({'|'.join(PARTS)})(?![^\W\d_])", re.I)
 _OUT_OF = re.compile(r"(?<![\d./,])(\d{1,20}) (?:out of|divided by|over) (?:every )?(\d{1,20})(?![\d.,/])")
 _IN = re.compile(r"(\d{1,20}) in (?:every )?(\d{1,20})")
 _SQUARED = re.compile(
     r"(?<=[\d)}!a-z]) (?<![a-z]{2} )(squared|cubed|factorial)(?! ?[^\W\d_])|(?<=\\pi) (squared|cubed)"
 )
 _SIGNS = {
-    "squared": "^2", "cubed": "^3", "factorial": "!", "times": "\\cdot", "multiplied by": "\\cdot", "plus": "+", "minus": "-",
+    "squared": "^2", "cubed": "^3", "factorial": "!", "times": "\\cdot", "multiplied by": "\\cdot", "plus": "+",
+    "minus": "-",
 }  # fmt: skip
 _OPERATOR = re.compile(
     r"(?<=[\d)}a-z]) (times|multiplied by|plus|minus) (?=[\d\\(-]|[a-z](?![^\W\d_]))(?!a (?:day|week|month|year))"
 )
 _CHANGE = re.compile(
     r"(?:squared|cubed|factorial|minus|plus|divided|multiplied|out of|(?:more|less|fewer|greater) than|to the)\b"
-    rf"|times (?:the|a|an|that|what|its|their)\b(?! (?:day|week|month|year))|(?:{'|'.join(SCALES)})(?![^\W\d_])|.*(?:以上|以下|以内|未[满満]|分之|的|半|余|多)",
+    r"|times (?:the|a|an|that|what|its|their)\b(?! (?:day|week|month|year))"
+    rf"|(?:{'|'.join(SCALES)})(?![^\W\d_])|.*(?:以上|以下|以内|未[满満]|分之|的|半|余|多)",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""Letters that may stand for any number ("k\\pi, k \\in \\mathbb{Z}", "f(x) = cx for any constant c"), and their names."""
+"""Letters that may stand for any number ("k\\pi, k \\in \\mathbb{Z}", "cx for any constant c"), and their names."""
 
 import re
 
@@ -12,7 +12,8 @@ _QUALIFIER = re.compile(
     r"(?P<text>.+?)(?:\s*[,;(]\s*|\s+(?=for\b|where\b|with\b|\\forall))(?:(?:for|where|with|and)\s+|\\forall\s*)?(?:"
     rf"{_ANY}?(?P<in>{_LETTERS})\s*(?:\\in|in)\s*\\mathbb\{{(?P<set>[ZNRQC])\}}"
     rf"|(?P<is>{_LETTERS})\s+(?:(?:is|are|being)\s+)?{_ANY}*(?P<kind>{_KIND})"
-    rf"|{_ANY}*(?P<like>{_KIND})\s+(?P<of>{_LETTERS})|(?:(?<=\\forall)|(?<=\\forall )|(?<=for ){_ANY})\s*(?P<all>{_LETTERS}))\s*\)?",
+    rf"|{_ANY}*(?P<like>{_KIND})\s+(?P<of>{_LETTERS})"
+    rf"|(?:(?<=\\forall)|(?<=\\forall )|(?<=for ){_ANY})\s*(?P<all>{_LETTERS}))\s*\)?",
     re.DOTALL,
 )
 _SETS = {"i": "Z", "w": "Z", "n": "N"}
@@ -52,7 +53,7 @@ def renamed(text: str, names: dict[str, str]) -> str:
 
 
 def aligned(gold: str, answer: str) -> tuple[str, str] | None:
-    """Both without what they say of their letters, the answer's named as in the gold; None if what they say differs."""
+    """Both without what they say of their letters, the answer's named as in the gold; None if that differs."""
     (gold, fixed), (answer, free) = qualified(gold), qualified(answer)
     if fixed:
         ours, theirs = letters(gold), letters(answer)

@@ -5,6 +5,7 @@ Each name has one or more readings (a pound is a mass and a currency), each a fa
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from rewards.magnitudes import changes
 from rewards.normalisation import language
@@ -23,8 +24,8 @@ _TABLE = {
     " tablespoon tbsp 473176473/32000000000000; teaspoon tsp 157725491/32000000000000",
     "kg": "kg kilogram kilo 公斤 千克 1; g gram gramme 克 1/1000; mg milligram 1/1000000; ton tonne 吨 1000; lb pound"
     " 45359237/100000000; oz ounce 45359237/1600000000; stone 317514659/50000000",
-    "s": "second sec s 秒 1; ms millisecond 1/1000; minute min 分钟 60; hour hr h 小时 3600; day 天 86400; week 604800;"
-    " fortnight 1209600",
+    "s": "second sec s 秒 1; ms millisecond 1/1000; minute min 分钟 60; hour hr h 小时 3600; day 天 86400;"
+    " week 604800; fortnight 1209600",
     "month": "month 1; year yr 年 12; decade 120; century centurie 1200",
     "dollar": "dollar buck usd 1; cent 1/100",
     "euro": "euro eur 1; cent 1/100",
@@ -159,7 +160,8 @@ def conversions(unit: str, other: str) -> list[Fraction] | None:
 
 
 _PIECE = re.compile(
-    r"\s*(?:(?:,\s*)?(?:and|et|und|y|e)\s+|,\s*)?(\d+(?:\.\d+)?(?: \d+/\d+)?|\\frac\{\d+\}\{\d+\})\s*-?\s*([^\W\d_]+)\.?"
+    r"\s*(?:(?:,\s*)?(?:and|et|und|y|e)\s+|,\s*)?"
+    r"(\d+(?:\.\d+)?(?: \d+/\d+)?|\\frac\{\d+\}\{\d+\})\s*-?\s*([^\W\d_]+)\.?"
 )
 _IN_COMPOUND = {"h": "hour", "m": "minute", "s": "second"}
 
@@ -184,9 +186,7 @@ def compound(text: str) -> list[tuple[tuple, Fraction]] | None:
         }
         position = match.end()
     falling = all(
-        larger.get(powers, 0) > smaller.get(powers, 0)
-        for powers in total
-        for larger, smaller in zip(sizes, sizes[1:], strict=False)
+        larger.get(powers, 0) > smaller.get(powers, 0) for powers in total for larger, smaller in pairwise(sizes)
     )
     return list(total.items()) if len(sizes) > 1 and total and falling else None
 

@@ -44,7 +44,8 @@ _SYNONYMS = {
 
 
 _NONE = re.compile(
-    r"(?:(?:\w+ )?has )?no (?:\w+ ){0,2}?(?:solutions?|roots?|values?|integers?|numbers?|such \w+)(?: (?:exists?|possible|works?))?|none exists?"
+    r"(?:(?:\w+ )?has )?no (?:\w+ ){0,2}?(?:solutions?|roots?|values?|integers?|numbers?|such \w+)"
+    r"(?: (?:exists?|possible|works?))?|none exists?"
 )
 _REALS = re.compile(r"(?:[a-z] )?(?:can be |in )?(?:set )?(?:all |any |every )?(?:real numbers?|reals?|real values?)")
 _MONTH = r"(january|february|march|april|may|june|july|august|september|october|november|december)"
