@@ -9,6 +9,7 @@ import yaml
 
 from gsr_rl import cli
 from tests.support.findings import GRPO, TINY, findings
+from tests.support.fixed_engine import run_recipe
 from tests.support.paths import ROOT
 
 
@@ -356,19 +357,12 @@ def test_bad_input_exits_with_2_and_one_message():
     assert "num_candidates=9 is more than num_generations=8" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_row_that_only_the_loader_sees_ends_with_one_message_too(tmp_path):
+def test_a_row_that_only_the_loader_sees_ends_with_one_message_too(tmp_path, monkeypatch, capsys):
     path = tmp_path / "rows.json"
     path.write_text('[{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": ""}]')
-    command = [
-        sys.executable,
-        "recipes/grpo_gsr.py",
-        "--config",
-        "recipes/tiny/grpo.yaml",
-        "--model_name_or_path",
-        TINY,
-        "--dataset_name",
-        str(path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "answer" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    keys = {"config": "recipes/tiny/grpo.yaml", "model_name_or_path": TINY, "dataset_name": path}
+    with pytest.raises(SystemExit) as end:
+        run_recipe(monkeypatch, "grpo", **keys)
+    errors = capsys.readouterr().err
+    assert end.value.code == 2, errors[-2000:]
+    assert "answer" in errors.splitlines()[-1] and "Traceback" not in errors
