@@ -124,8 +124,7 @@ class Trainer:
 
 def roll_out(trainer: Trainer, rows: list[dict], generations: int, streamed: bool) -> float:
     """Seconds of one rollout."""
-    from gsr_rl.training.blocks import Plan
-    from gsr_rl.training.rollout import TwoStageRollout
+    from gsr_rl.training.rollout import Plan, TwoStageRollout
 
     trainer.streamed = streamed
     trainer.llm.reset_prefix_cache()

@@ -7,7 +7,7 @@ from math import comb
 
 import torch
 
-from gsr_rl.training.blocks import Block
+from gsr_rl.training.rollout import Block
 
 EPSILON = 1e-4  # added to the standard deviation, as in TRL
 

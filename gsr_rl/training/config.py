@@ -8,8 +8,8 @@ from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
-from gsr_rl.training.blocks import Plan
 from gsr_rl.training.checks import check_grpo, check_sft
+from gsr_rl.training.rollout import Plan
 from gsr_rl.training.trl_checks import check_reporting
 
 MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from gsr_rl.run_folder import atomic_path
-from gsr_rl.training.blocks import Block, Plan
+from gsr_rl.training.rollout import Block, Plan
 from gsr_rl.training.rollout_metrics import (
     REPORTED,
     Sums,

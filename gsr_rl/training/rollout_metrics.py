@@ -7,7 +7,7 @@ from collections import Counter
 from math import isnan
 
 from gsr_rl.refinement.metrics import maj_correct, pass_at_k
-from gsr_rl.training.blocks import Block, CandidateSet, Plan, Rollout
+from gsr_rl.training.rollout import Block, CandidateSet, Plan, Rollout
 
 Sums = dict[str, list[float]]  # name -> [sum, count]
 STAGE_METRICS = ("accuracy", "reward", "completion_length", "unfinished", "unscored", "advantage_abs", "distinct")

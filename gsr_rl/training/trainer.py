@@ -17,7 +17,6 @@ from trl.trainer.utils import RepeatSampler
 
 from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.training.advantages import has_signal, set_advantages
-from gsr_rl.training.blocks import Block, Plan
 from gsr_rl.training.checkpoints import WholeCheckpoints
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.packing import batching as windows
@@ -26,7 +25,7 @@ from gsr_rl.training.packing.throughput import clock, unique_tokens
 from gsr_rl.training.packing.trainer import PackedGRPOTrainer
 from gsr_rl.training.problem_order import ProblemStream, sampling_limit
 from gsr_rl.training.pushing import PushesToHub
-from gsr_rl.training.rollout import TwoStageRollout
+from gsr_rl.training.rollout import Block, Plan, TwoStageRollout
 from gsr_rl.training.rollout_log import TrainingLog, evaluate_held_out
 from gsr_rl.training.sharding import warn_of_lost_updates
 from gsr_rl.training.vllm_colocated import engine_in_place

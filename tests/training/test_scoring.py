@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsr_rl.training.advantages import candidate_credit, has_signal, set_advantages
-from gsr_rl.training.blocks import Block, CandidateSet, Rollout
 from gsr_rl.training.problem_order import sampling_limit
+from gsr_rl.training.rollout import Block, CandidateSet, Rollout
 from gsr_rl.training.trainer import GSRTrainer
 
 nan = float("nan")
