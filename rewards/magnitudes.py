@@ -60,7 +60,7 @@ _CHANGE = re.compile(
 
 def worked_out(text: str) -> str:
     """`text` with such words as digits and signs: "36", "2/3", "4^2", "5/7", "30000"."""
-    if not re.search(r"[^\W\d_]", text):
+    if not re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{2}|[^\x00-\x7f]", text):
         return text
     text = _WRITTEN.sub(_sum, text)
     text = _SCALED.sub(_product, text)

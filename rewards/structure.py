@@ -153,6 +153,8 @@ _COMPONENT = re.compile(
 
 def components(text: str) -> list[str] | None:
     """Coefficients of "2i - j + 4k", with or without hats; two of them if k does not occur. None for anything else."""
+    if not re.search(r"[jk]", text):
+        return None
     text = text.replace("\\imath", "i").replace("\\jmath", "j")
     matches, position = [], 0
     while position < len(text) and (match := _COMPONENT.match(text, position)):
