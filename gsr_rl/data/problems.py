@@ -25,6 +25,7 @@ from gsr_rl.data.sources import (
     problem_id,
     source_of,
 )
+from gsr_rl.keys import mapping
 from gsr_rl.refinement.prompts import get_template, solve_prompt
 from rewards import extract_answer
 from rewards.golds import read_gold
@@ -144,7 +145,7 @@ def plain_config(name: str, **values) -> SimpleNamespace:
 
 def _read(config) -> Problems:
     """The rows of a set, local, generated or the Hub's, as far as they are usable."""
-    name, options = str(config.dataset_name), _options(config)
+    name, options = str(config.dataset_name), dict(mapping("dataset_kwargs", config.dataset_kwargs) or {})
     if Path(name).suffix in LOCAL_SUFFIXES and not name.startswith(GENERATED):
         return _standard_rows(config, read_local(Path(name)), strict=config.unusable_rows == "error")
     if not name.startswith(GENERATED):
@@ -214,16 +215,6 @@ def without_held_out(rows: list[dict], held_out: list[dict]) -> list[dict]:
     if count := len(rows) - len(left):
         print(f"left out {count} training problems that eval_dataset_name holds out", file=sys.stderr)
     return left
-
-
-def _options(config) -> dict:
-    """`dataset_kwargs`, which may be JSON."""
-    options = config.dataset_kwargs or {}
-    if isinstance(options, str):
-        options = json.loads(options)
-    if not isinstance(options, dict):
-        raise ValueError(f"dataset_kwargs={options!r}: a mapping is expected")
-    return dict(options)
 
 
 def _parsed(line: str, path: Path, number: int) -> dict:

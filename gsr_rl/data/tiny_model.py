@@ -20,21 +20,8 @@ CHAT_TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """Every token, in the order of its id: about two tokens per step of a chain, one per value of a guess."""
-    words = [
-        "refine ",
-        "\n#",
-        "\n>",
-        "ok\\boxed{",
-        "no\\boxed{",
-        "\\boxed{",
-        "}",
-        "=",
-        "ok",
-        "no",
-        *STATES,
-        *MAPS,
-        IDENTITY,
-    ]
+    words = ["refine ", "\n#", "\n>", "ok\\boxed{", "no\\boxed{", "\\boxed{", "}", "=", "ok", "no"]
+    words += [*STATES, *MAPS, IDENTITY]
     words += [*STEPS, *(f"{step}=" for step in STEPS), *(f"{number:02d}" for number in range(100))]
     return [PAD, EOS, USER, ASSISTANT, UNKNOWN, *words]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gsr_rl.distillation.rows import Rows, make_rows
 from gsr_rl.engines.base import EngineError, Request, Sampling
-from gsr_rl.engines.jobs import ShardStore, Units, run_units
+from gsr_rl.engines.jobs import Progress, ShardStore, Units, run_units
 from gsr_rl.engines.open import open_configured
 from gsr_rl.refinement.candidates import SetChoice, choice_seed
 from gsr_rl.refinement.stages import Candidate, SetToRefine, Stages, grade
@@ -139,7 +139,8 @@ def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]]
         _grade_and_store(units, golds, store, kind)
 
     done = total - len(left)
-    return run_units(engine, planned, f"problems, {kind}", total, done, add, store_units, config.problems_per_chunk)
+    progress = Progress(f"problems, {kind}", total, done)
+    return run_units(engine, planned, progress, add, store_units, config.problems_per_chunk)
 
 
 def _sample(completion, place) -> dict:

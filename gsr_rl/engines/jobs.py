@@ -1,4 +1,10 @@
-"""Units of a resumable job through an engine: requests go in as there is room, units are stored as they finish."""
+"""The resumable job: units of work go through an engine and are stored as they finish.
+
+A unit is what is made and stored together, such as all candidates of one problem: on disk a JSON object with a unique
+id as `unit`, in memory whatever the program makes of it. Units that are made in one way, with one form, are of one
+kind, such as `candidates` or `refinements`. `run_units` makes the units of a kind that are not there yet; a `ShardStore`
+keeps the units of all kinds of a job in one folder, so that the same command after a kill makes only what is missing.
+"""
 
 import contextlib
 import fcntl
@@ -6,93 +12,126 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from gsr_rl.engines.base import Request, progress_bar
+from gsr_rl.engines.base import Completion, Engine, Request, Result, progress_bar
 from gsr_rl.run_folder import atomic_path, atomic_write, plain
 
 SHARD_SECONDS = 60.0  # a shard is written at least so often, if there is anything to write
+SHARDS_IN_MEMORY = 4  # that wait to be written, at most
+Unit = TypeVar("Unit")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """For the progress bar: what is made, of how many units, and how many there were before."""
+
+    label: str
+    total: int
+    done: int
 
 
 def run_units(
-    engine,
-    planned: Iterator[tuple[dict, list[Request]]],
-    label: str,
-    total: int,
-    done: int,
-    add: Callable[[dict, object, object], None],
-    store: Callable[[list[dict]], None],
+    engine: Engine,
+    planned: Iterator[tuple[Unit, list[Request]]],
+    progress: Progress,
+    add: Callable[[Unit, Hashable, Completion], None],
+    store: Callable[[list[Unit]], None],
     per_shard: int,
 ) -> dict[str, str]:
-    """Send the requests of all units. Units are graded and stored beside the sampling, in a thread.
+    """Send the requests of all units, as the engine has room. Units are graded and stored beside it, in a thread.
 
     Args:
         planned: Units, each with its requests, whose keys are `(id, place)`. A unit without requests is stored as it
             is.
-        label, total, done: For the progress bar: what is made, of how many units, and how many there were before.
         add: Called with a unit, a place and a completion, for each completion.
         store: Called with a list of finished units, in the thread.
-        per_shard: Units that `store` is given at most once so many are there; it is called every minute too.
+        per_shard: `store` is called when there are so many finished units, and every minute.
 
     Returns:
         The errors of the units that an endpoint gave no answer for, by their ids.
     """
-    open_units: dict[str, tuple[dict, int]] = {}  # unit and the number of answers that it waits for
-    finished: list[dict] = []
-    failed: dict[str, str] = {}
-    empty: list[dict] = []
-
-    def requests() -> Iterable[Request]:
-        for unit, wanted in planned:
-            if wanted:
-                open_units[wanted[0].key[0]] = (unit, len(wanted))
-                yield from wanted
-            else:
-                empty.append(unit)
-
-    with ThreadPoolExecutor(1) as background, progress_bar(total, label, done) as bar:
-        pending, last, start, before = [], time.monotonic(), time.monotonic(), dict(engine.counts)
-
-        def store_finished():
-            nonlocal finished, last
-            last, batch, finished = time.monotonic(), finished, []
-            if batch:
-                pending.append(background.submit(store, batch))
-
+    with ThreadPoolExecutor(1) as thread, progress_bar(progress.total, progress.label, progress.done) as bar:
+        work, writer = _Work(planned, add, bar), _Writer(thread, store)
+        before, start = dict(engine.counts), time.monotonic()
         try:
-            for result in engine.stream(requests()):
-                identity, place = result.key
-                unit, waiting = open_units[identity]
-                if result.error:
-                    failed[identity] = result.error
-                for completion in result.completions:
-                    add(unit, place, completion)
-                open_units[identity] = (unit, waiting - 1)
-                if waiting == 1:
-                    del open_units[identity]
-                    if identity not in failed:
-                        finished.append(unit)
-                    bar.update()
-                    bar.set_postfix_str(speed(engine.counts, before, time.monotonic() - start), refresh=False)
-                finished += empty
-                bar.update(len(empty))
-                empty.clear()
-                if len(finished) >= per_shard or time.monotonic() - last > SHARD_SECONDS:
-                    store_finished()
-                    while len(pending) > 4 or (pending and pending[0].done()):  # do not run ahead of the disk
-                        pending.pop(0).result()
+            for result in engine.stream(work.requests()):
+                work.take(result)
+                bar.set_postfix_str(speed(engine.counts, before, time.monotonic() - start), refresh=False)
+                if len(work.finished) >= per_shard or time.monotonic() - writer.last > SHARD_SECONDS:
+                    writer.write(work.take_finished())
+                    writer.wait(SHARDS_IN_MEMORY)  # so as not to run ahead of the disk
         finally:
-            finished += empty
-            bar.update(len(empty))
-            store_finished()
-            with suppress(Exception):
-                print(f"{label}: {speed(engine.counts, before, time.monotonic() - start)}", flush=True)
-            for one in pending:
-                one.result()
-    return failed
+            writer.write(work.take_finished())
+            with contextlib.suppress(Exception):
+                print(f"{progress.label}: {speed(engine.counts, before, time.monotonic() - start)}", flush=True)
+            writer.wait()
+    return work.failed
+
+
+class _Work:
+    """The units that the engine works on, those that are finished and not stored yet, and the errors of the failed."""
+
+    def __init__(self, planned: Iterator[tuple[Unit, list[Request]]], add: Callable, bar):
+        self._planned, self._add, self._bar = planned, add, bar
+        self._units: dict[str, Unit] = {}
+        self._results_left: Counter[str] = Counter()  # of each of these units
+        self.finished: list[Unit] = []
+        self.failed: dict[str, str] = {}
+
+    def requests(self) -> Iterator[Request]:
+        """The requests of the planned units; read by the engine as it has room."""
+        for unit, requests in self._planned:
+            if requests:
+                identity, _ = requests[0].key
+                self._units[identity], self._results_left[identity] = unit, len(requests)
+                yield from requests
+            else:
+                self.finished.append(unit)
+                self._bar.update()
+
+    def take(self, result: Result) -> None:
+        """Add a result to its unit, which may be finished, or failed, by it."""
+        identity, place = result.key
+        if result.error:
+            self.failed[identity] = result.error
+        for completion in result.completions:
+            self._add(self._units[identity], place, completion)
+        self._results_left[identity] -= 1
+        if not self._results_left[identity]:
+            unit = self._units.pop(identity)
+            if identity not in self.failed:
+                self.finished.append(unit)
+            self._bar.update()
+
+    def take_finished(self) -> list[Unit]:
+        """The finished units, which are not given again."""
+        units, self.finished = self.finished, []
+        return units
+
+
+class _Writer:
+    """Calls `store` in a thread, one batch of units after the other."""
+
+    def __init__(self, thread: Executor, store: Callable[[list[Unit]], None]):
+        self._thread, self._store = thread, store
+        self._pending: list[Future] = []
+        self.last = time.monotonic()
+
+    def write(self, units: list[Unit]) -> None:
+        self.last = time.monotonic()
+        if units:
+            self._pending.append(self._thread.submit(self._store, units))
+
+    def wait(self, pending: int = 0) -> None:
+        """Until at most so many batches are `pending`. Raises what `store` has raised so far."""
+        while len(self._pending) > pending or (self._pending and self._pending[0].done()):
+            self._pending.pop(0).result()
 
 
 def speed(counts: dict, before: dict, seconds: float) -> str:
@@ -137,17 +176,17 @@ class Units(Mapping):
         return unit in self._places
 
 
-def _locked(file, how: int) -> bool:
+def _locked(file, mode: int) -> bool:
     """Lock a file, unless another process has done so. The lock goes with the file's closing."""
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
 
 
 def _unit_id(line: bytes) -> str:
-    """The id at the front of a unit's line, without reading the whole of it."""
+    """The id at the front of a unit's line, without parsing the rest of it."""
     head = line[:4096].decode("utf-8", "ignore")
     try:
         return json.JSONDecoder().raw_decode(head, len('{"unit": '))[0]
@@ -158,9 +197,9 @@ def _unit_id(line: bytes) -> str:
 class ShardStore:
     """Results of a resumable job, in one folder.
 
-    A unit is a JSON object whose first key is `unit`, its unique id. A shard is a file of units that appears in one
-    step, so a job that is killed loses at most the shard at work, and never half of one. Several processes may work in
-    one folder, each on its own part of the units.
+    A shard is a file of units of one kind, a line each, whose first key is `unit`. It is written atomically, so a job
+    that is killed loses at most the shard at work, and never half of one. Several processes may work in one folder,
+    each on a part of the units.
     """
 
     def __init__(self, folder: str | Path, settings: dict, part: str | None = None):
@@ -187,17 +226,18 @@ class ShardStore:
         try:
             self._check_settings(self.folder)
         except ValueError as changed:
-            with open(self.folder / ".lock", "a") as whole:
-                if self._shards(self.folder) or not _locked(whole, fcntl.LOCK_EX):
+            with open(self.folder / ".lock", "a") as folder_lock:
+                if self._shards(self.folder) or not _locked(folder_lock, fcntl.LOCK_EX):
                     raise changed from None
                 atomic_write(path, text)
 
     @staticmethod
     def _shards(folder: Path) -> list[Path]:
-        """The whole shards; a name with a dot in front is half-written, when a process was killed."""
+        """The shards; a file with a dot in front was half written when a process was killed."""
         return sorted(folder.glob("[!.]*-*.jsonl"))
 
     def _check_settings(self, folder: Path) -> None:
+        """Raise `ValueError` if a folder's settings are others than these."""
         path = folder / "settings.json"
         if not path.is_file():
             return
@@ -205,9 +245,9 @@ class ShardStore:
         keys = sorted(set(before) | set(self.settings))
         changed = [key for key in keys if before.get(key) != self.settings.get(key)]
         if changed:
-            said = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
+            changes = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
             raise ValueError(
-                f"{folder} holds results of another configuration ({said}): set it back, or give a new output_dir"
+                f"{folder} holds results of another configuration ({changes}): set it back, or give a new output_dir"
             )
 
     @contextlib.contextmanager
@@ -215,11 +255,14 @@ class ShardStore:
         """Work on this part alone. The lock goes with the process, however it ends.
 
         Raises:
-            ValueError: Another process is at work on the part, or on the whole, or on any part if this is the whole.
+            ValueError: Another process is at work on the part, or on all parts, or on any part if this is all.
         """
-        with open(self.folder / ".lock", "a") as whole, open(self.folder / f".lock-{self.part}", "a") as part:
-            how = fcntl.LOCK_EX if self.part == "all" else fcntl.LOCK_SH
-            if not (_locked(whole, how) and _locked(part, fcntl.LOCK_EX)):
+        with (
+            open(self.folder / ".lock", "a") as folder_lock,
+            open(self.folder / f".lock-{self.part}", "a") as part_lock,
+        ):
+            mode = fcntl.LOCK_EX if self.part == "all" else fcntl.LOCK_SH
+            if not (_locked(folder_lock, mode) and _locked(part_lock, fcntl.LOCK_EX)):
                 raise ValueError(
                     f"{self.folder}: another process is at work here: wait for it or end it, or give each its own "
                     "--shard i/n"
@@ -234,7 +277,7 @@ class ShardStore:
         return Units(sorted(self.folder.glob(f"{kind}-*.jsonl")))
 
     def append(self, kind: str, units: list[dict]) -> None:
-        """Add a shard of units, in one step, synced to disk."""
+        """Add a shard of units, atomically, synced to disk."""
         numbers = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"{kind}-{self.part}-*.jsonl")]
         number = max(numbers, default=-1) + 1
         text = "".join(json.dumps({"unit": unit["unit"]} | unit, ensure_ascii=False) + "\n" for unit in units)

@@ -59,7 +59,7 @@ class RewardModel:
 
         texts = [candidate_text(solution) for solution in solutions]
         places = [place for place, text in enumerate(texts) if text]
-        found: list[float | None] = [None] * len(solutions)
+        scores: list[float | None] = [None] * len(solutions)
         for start in range(0, len(places), self.batch_size):
             part = places[start : start + self.batch_size]
             inputs = self.tokenizer(
@@ -75,8 +75,8 @@ class RewardModel:
                 logits = self._model(**{key: inputs[key].to(self._model.device) for key in wanted}).logits.float()
             values = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
             for place, value in zip(part, values.tolist(), strict=True):
-                found[place] = value
-        return found
+                scores[place] = value
+        return scores
 
     def _text(self, problem: str, solution: str) -> str:
         """Problem and solution as the chat that the model was trained on, or one below the other."""

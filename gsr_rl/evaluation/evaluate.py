@@ -18,7 +18,7 @@ from gsr_rl.data import benchmarks
 from gsr_rl.data.problems import load_problems
 from gsr_rl.data.sources import LOCAL_SUFFIXES
 from gsr_rl.engines.base import Completion, EngineError, Request, Sampling, progress_bar
-from gsr_rl.engines.jobs import SHARD_SECONDS, run_units
+from gsr_rl.engines.jobs import SHARD_SECONDS, Progress, run_units
 from gsr_rl.engines.open import open_configured
 from gsr_rl.engines.reward_model import RewardModel, check_reward_model
 from gsr_rl.evaluation.methods import Planner, StoredRun, Task, kinds_of, unit_id
@@ -268,10 +268,9 @@ def _sample_kind(run: StoredRun, kind: str, store, left: list[dict], engine) -> 
             _grade(units, run, stages)
         store.append("units", [unit.stored() for unit in units])
 
-    label = f"problems, {NAMES.get(kind, kind)}"
-    done, total = len(run.rows) - len(left), len(run.rows)
+    progress = Progress(f"problems, {NAMES.get(kind, kind)}", len(run.rows), len(run.rows) - len(left))
     planned = (_unit(row, planner.tasks(kind, row), stages, run.config) for row in left)
-    return run_units(engine, planned, label, total, done, Unit.add, finish, run.config.problems_per_chunk)
+    return run_units(engine, planned, progress, Unit.add, finish, run.config.problems_per_chunk)
 
 
 def _unit(row: dict, tasks: list[Task], stages: Stages, config) -> tuple[Unit, list[Request]]:
