@@ -2,8 +2,8 @@
 
 A unit is what is made and stored together, such as all candidates of one problem: on disk a JSON object with a unique
 id as `unit`, in memory whatever the program makes of it. Units that are made in one way, with one form, are of one
-kind, such as `candidates` or `refinements`. `run_units` makes the units of a kind that are not there yet; a `ShardStore`
-keeps the units of all kinds of a job in one folder, so that the same command after a kill makes only what is missing.
+kind, such as `candidates`. `run_units` makes the units of a kind that are not there yet; a `ShardStore` keeps those of
+all kinds of a job in one folder, so that the same command after a kill makes only what is missing.
 """
 
 import contextlib
