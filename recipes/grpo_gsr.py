@@ -58,7 +58,7 @@ def main() -> None:
     from transformers import AutoTokenizer, set_seed
     from trl import get_peft_config
 
-    from gsr_rl.hub.provenance import write_provenance
+    from gsr_rl.hub.model_card import write_provenance
     from gsr_rl.run_folder import write_run_info
     from gsr_rl.training.sharding import launched_as
 

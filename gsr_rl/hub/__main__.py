@@ -27,10 +27,10 @@ def _parser() -> argparse.ArgumentParser:
     results = commands.add_parser("results", help="write an evaluation's results into a model's card")
     results.add_argument("folder", type=Path, help="folder of eval.json")
     results.add_argument("--model", type=Path, help="folder of the model")
-    for one in (push, results):
-        one.add_argument("--repo_id", help="USER/NAME on the Hub (push: default from hub.json in the folder)")
-        one.add_argument("--revision", help="branch, made if it is not there")
-        one.add_argument(
+    for command in (push, results):
+        command.add_argument("--repo_id", help="USER/NAME on the Hub (push: default from hub.json in the folder)")
+        command.add_argument("--revision", help="branch, made if it is not there")
+        command.add_argument(
             "--private",
             action=argparse.BooleanOptionalAction,
             help="if the repository has to be made; a public one that is there is refused (default: as asked before)",
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def target_of(args: argparse.Namespace) -> Target:
-    """Where `push` goes: what was said, else what hub.json says. Raises `ValueError` if neither says it."""
+    """Where `push` goes: as the arguments say, else as hub.json says. Raises `ValueError` if neither does."""
     record = read_record(args.folder)
     repo_id = args.repo_id or record.get("repo_id")
     if not repo_id:
@@ -55,10 +55,11 @@ def target_of(args: argparse.Namespace) -> Target:
 
 
 def results_target_of(args: argparse.Namespace) -> Target | None:
-    """Where `results` goes on the Hub. Whether it is private: what was said, else as the model was pushed there."""
+    """Where `results` goes on the Hub: private as the arguments say, else as the model was pushed there."""
     record = read_record(args.model) if args.model else {}
-    asked = record.get("private") if record.get("repo_id") == args.repo_id else None
-    private = asked if args.private is None else args.private
+    private = args.private
+    if private is None and record.get("repo_id") == args.repo_id:
+        private = record.get("private")
     return Target(args.repo_id, private=private, revision=args.revision) if args.repo_id else None
 
 

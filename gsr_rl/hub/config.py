@@ -54,8 +54,8 @@ class ResultsHubConfig(HubConfig):
 
 
 def check_hub(c) -> list[str]:
-    """The keys of `HubConfig` and TRL's of the same names, before anything is loaded or sampled."""
-    found = [
+    """Messages on the keys of `HubConfig` and TRL's of the same names, before anything is loaded or sampled."""
+    messages = [
         f"{name} is set: a token does not belong on a command line or in a file, where others read it. Leave the key "
         "out and export HF_TOKEN, or use `hf auth login` (value not shown)"
         for name in TOKEN_KEYS
@@ -64,19 +64,21 @@ def check_hub(c) -> list[str]:
     names = {name: getattr(c, name, None) for name in ("hub_model_id", "hub_dataset_id")}
     for name, value in names.items():
         if value and not is_repo_name(str(value)):
-            found.append(f"{name}={value!r} is no name on the Hub: give USER/NAME in letters, digits, -, _ and .")
+            messages.append(f"{name}={value!r} is no name on the Hub: give USER/NAME in letters, digits, -, _ and .")
     if not c.push_to_hub:
-        return found
+        return messages
     if hasattr(c, "hub_dataset_id") and not names["hub_dataset_id"]:
-        found.append("push_to_hub=true needs hub_dataset_id: give the data set's name on the Hub, USER/NAME")
+        messages.append("push_to_hub=true needs hub_dataset_id: give the data set's name on the Hub, USER/NAME")
     if hasattr(c, "update_model_card") and not names["hub_model_id"] and Path(str(c.model)).is_dir():
-        found.append(f"push_to_hub=true needs hub_model_id, because model={c.model} is a folder: give USER/NAME")
+        messages.append(f"push_to_hub=true needs hub_model_id, because model={c.model} is a folder: give USER/NAME")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        found.append("push_to_hub=true with HF_HUB_OFFLINE set: unset it, or leave push_to_hub out and push later by "
-                     "`python -m gsr_rl.hub push`")  # fmt: skip
+        messages.append(
+            "push_to_hub=true with HF_HUB_OFFLINE set: unset it, or leave push_to_hub out and push later by "
+            "`python -m gsr_rl.hub push`"
+        )
     elif not _has_token():
-        found.append("push_to_hub=true but there is no token: export HF_TOKEN or use `hf auth login`")
-    return found
+        messages.append("push_to_hub=true but there is no token: export HF_TOKEN or use `hf auth login`")
+    return messages
 
 
 def check_update_model_card(c) -> list[str]:

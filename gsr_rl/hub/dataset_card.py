@@ -2,50 +2,18 @@
 
 from pathlib import Path
 
+from gsr_rl.data.sources import as_list
 from gsr_rl.refinement.candidates import range_text
 
 SHARD_BYTES = 500_000_000
-
-
-def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -> str:
-    """The set's README.md: what it is, how it was made and what became of what was sampled."""
-    import yaml
-
-    from gsr_rl.run_folder import versions
-
-    size, version = counts["funnel"]["rows"], versions()["gsr-rl"]
-    sizes = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")]
-    category = next((name for limit, name in sizes if size < limit), "n>1M")
-    header = {
-        "pretty_name": repo_id.split("/")[-1],
-        "task_categories": ["text-generation"],
-        "tags": ["gsr-rl", "generative-self-refinement", "math", "synthetic"],
-        "size_categories": [category],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
-    }
-    teacher = f"temperature {config.refinement_temperature}, top_p {config.refinement_top_p}, at most "
-    teacher += f"{config.max_refinement_length} tokens"
-    student = f"temperature {config.temperature}, top_p {config.top_p}, at most {config.max_completion_length} tokens"
-    shown = range_text(config.min_num_candidates, config.num_candidates)
-    against = problem_config.decontaminate_against
-    for model in (config.student_model, config.teacher_model):
-        report = report.replace(model, _shown(model))
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
-
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}  # the Hub's names, by upper limit
+BODY = """
 # {repo_id}
 
 Rows for the warm start of generative self-refinement (arXiv 2509.00084), made with gsr-rl {version}: a student's
 candidate solutions, a teacher's refinements of them, kept where the boxed answer is right; and direct solutions.
 
-- problems: {_shown(problem_config.dataset_name)}, split {problem_config.dataset_split}; mind their licence
-- student: {_shown(config.student_model)}, {config.num_generations} candidates a problem, {student}
-- teacher: {_shown(config.teacher_model)}, {config.refinements_per_set} refinements a candidate set, {teacher}
-- candidate sets: {shown} candidates, choice `{config.candidate_choice}`, prompt template
-  `{config.prompt_template}`
-- decontaminated against: {", ".join([against] if isinstance(against, str) else against) if against else "nothing"}
-- versions: {", ".join(f"{name} {version}" for name, version in versions().items())}
+{facts}
 
 Columns: `prompt` and `completion` (messages), `stage` (candidate or refinement), `problem_id`, `answer`, `candidates`
 (the texts shown) and `num_correct` (how many of them are right; both null for direct solutions), `source`.
@@ -55,8 +23,56 @@ from datasets import load_dataset
 rows = load_dataset("{repo_id}", split="train")
 ```
 
-{report.replace("# Distillation", "## How it came out", 1).split("## Rows to read")[0].rstrip()}
+{report}
 """
+
+
+def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -> str:
+    """The set's README.md: what it is, how it was made and what became of what was sampled.
+
+    Args:
+        counts, report: Of the distillation: its counts.json and its report as markdown.
+        config, problem_config: A `DistillConfig` and a `DistillProblemConfig`.
+    """
+    from gsr_rl.run_folder import versions
+
+    for model in (config.student_model, config.teacher_model):
+        report = report.replace(model, _shown(model))
+    report = report.replace("# Distillation", "## How it came out", 1).split("## Rows to read")[0].rstrip()
+    facts = _facts(config, problem_config, versions())
+    body = BODY.format(repo_id=repo_id, version=versions()["gsr-rl"], facts=facts, report=report)
+    return f"---\n{_metadata(repo_id, counts['funnel']['rows'])}\n---\n{body}"
+
+
+def _metadata(repo_id: str, num_rows: int) -> str:
+    """What the Hub reads, as YAML."""
+    import yaml
+
+    header = {
+        "pretty_name": repo_id.split("/")[-1],
+        "task_categories": ["text-generation"],
+        "tags": ["gsr-rl", "generative-self-refinement", "math", "synthetic"],
+        "size_categories": [next((name for limit, name in SIZES.items() if num_rows < limit), "n>1M")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    }
+    return yaml.safe_dump(header, sort_keys=False).strip()
+
+
+def _facts(config, problem_config, versions: dict) -> str:
+    """Where the rows come from, as a list."""
+    teacher = f"temperature {config.refinement_temperature}, top_p {config.refinement_top_p}, at most "
+    teacher += f"{config.max_refinement_length} tokens"
+    student = f"temperature {config.temperature}, top_p {config.top_p}, at most {config.max_completion_length} tokens"
+    shown = range_text(config.min_num_candidates, config.num_candidates)
+    against = ", ".join(as_list(problem_config.decontaminate_against)) or "nothing"
+    return f"""\
+- problems: {_shown(problem_config.dataset_name)}, split {problem_config.dataset_split}; mind their licence
+- student: {_shown(config.student_model)}, {config.num_generations} candidates per problem, {student}
+- teacher: {_shown(config.teacher_model)}, {config.refinements_per_set} refinements per candidate set, {teacher}
+- candidate sets: {shown} candidates, choice `{config.candidate_choice}`, prompt template
+  `{config.prompt_template}`
+- decontaminated against: {against}
+- versions: {", ".join(f"{name} {version}" for name, version in versions.items())}"""
 
 
 def _shown(name: str) -> str:

@@ -1,7 +1,7 @@
 """A model's card: metadata that the Hub reads, how the model was made, its evaluation with intervals, how to use it.
 
 Made from the run folder alone (config.yaml, provenance.json, versions.json, gsr_config.json, evaluations/), so it can
-be remade. A card from which the mark is taken out is somebody's own: it is only given results then.
+be remade. In a card without `MARK`, which somebody has edited, only the results are updated.
 """
 
 import hashlib
@@ -12,18 +12,48 @@ from pathlib import Path
 
 import yaml
 
-from gsr_rl.data.sources import LOCAL_SUFFIXES
-from gsr_rl.hub.provenance import on_hub, read_provenance, shown_start
+from gsr_rl.data.sources import LOCAL_SUFFIXES, from_hub
+from gsr_rl.hub.config import is_repo_name
 from gsr_rl.report.markdown import INTERVALS, figure, main_metrics, markdown_table, run_lines
-from gsr_rl.run_folder import machine
+from gsr_rl.run_folder import atomic_write, machine
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
 LONGEST_NAME = 80  # of a file under evaluations/
+PROVENANCE = "provenance.json"
+INHERITED = ("base_model", "datasets", "license", "language")  # from the card of the model that training starts from
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "loss_type", "beta", "num_generations", "num_candidate_sets", "candidate_objective",
     "candidate_choice", "max_completion_length", "max_refinement_length", "reward_funcs", "stages", "seed",
 )  # fmt: skip
+BODY = """{mark}
+
+# {title}
+
+A language model that refines its own parallel attempts (generative self-refinement, arXiv 2509.00084): it \
+writes {k} candidate solutions of a problem, reads them next to the \
+problem and writes a better one. Trained by {program} with gsr-rl, which sits on TRL.
+
+## How it was made
+
+{facts}
+
+Every key with its value: `training_config.yaml`. How candidates must be shown to the model: `gsr_config.json`.
+
+{settings}
+
+## Evaluation
+
+Not evaluated yet.
+
+## How to use it
+
+{usage}
+
+## Versions
+
+{versions}
+"""
 USAGE = """In a terminal, with candidates, votes and the refined solution:
 
 ```bash
@@ -68,6 +98,11 @@ class Evaluation:
     summary: dict
     dataset: dict
 
+    @property
+    def path(self) -> str:
+        """Where it lies beside the model's card."""
+        return f"evaluations/{self.name}.json"
+
 
 def read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in a run folder. Raises `ValueError` if there is none."""
@@ -86,7 +121,7 @@ def evaluation_of(text: str, dataset: dict | None = None) -> Evaluation:
     if dataset and dataset.get("name"):
         summary["dataset"] = dataset
         text = json.dumps(summary, indent=1) + "\n"
-    names = [re.sub(r"[^A-Za-z0-9.-]+", "-", one).strip("-.") for one in benchmarks_of(summary)]
+    names = [re.sub(r"[^A-Za-z0-9.-]+", "-", benchmark).strip("-.") for benchmark in benchmarks_of(summary)]
     name = "-".join(names)
     if len(name) > LONGEST_NAME:
         digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
@@ -104,13 +139,13 @@ def benchmarks_of(summary: dict) -> list[str]:
 
 
 def current_card(folder: Path, name: str) -> str:
-    """The folder's card under this name: remade, or somebody's own with the results put in."""
+    """The folder's card under this name: remade, or with its results updated if somebody has edited it."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else MARK
     if MARK in text:
         return card_of(folder, name)
-    for one in sorted(folder.glob("evaluations/*.json")):
-        text = with_results(text, evaluation_of(one.read_text(encoding="utf-8")), name)
+    for path in sorted(folder.glob("evaluations/*.json")):
+        text = with_results(text, evaluation_of(path.read_text(encoding="utf-8")), name)
     return text
 
 
@@ -124,45 +159,23 @@ def card_of(folder: Path, name: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     config, settings = _yaml(folder / "config.yaml"), _json(folder / "gsr_config.json")
-    program = "joint GRPO" if "problems" in config else "a supervised warm start"
     dataset = (config.get("problems") or config.get("training") or {}).get("dataset_name")
     origin = read_provenance(folder, str(config.get("model", {}).get("model_name_or_path") or ""), dataset)
     adapter = (folder / "adapter_config.json").is_file()
     data = {"library_name": "peft" if adapter else "transformers"}
     data |= {"pipeline_tag": "text-generation", "tags": ["gsr-rl", "trl", "generative-self-refinement"]}
     header = ModelCardData(**(origin["card"] | data)).to_yaml()
-    body = [
-        MARK,
-        "",
-        f"# {name.split('/')[-1]}",
-        "",
-        "A language model that refines its own parallel attempts (generative self-refinement, arXiv 2509.00084): it "
-        f"writes {settings.get('num_candidates', 'K')} candidate solutions of a problem, reads them next to the "
-        f"problem and writes a better one. Trained by {program} with gsr-rl, which sits on TRL.",
-        "",
-        "## How it was made",
-        "",
-        _facts(config, shown_start(origin)),
-        "",
-        "Every key with its value: `training_config.yaml`. How candidates must be shown to the model: "
-        "`gsr_config.json`.",
-        "",
-        _settings_table(settings),
-        "",
-        "## Evaluation",
-        "",
-        "Not evaluated yet.",
-        "",
-        "## How to use it",
-        "",
-        _usage(name, settings, adapter),
-        "",
-        "## Versions",
-        "",
-        _versions(_json(folder / "versions.json")),
-        "",
-    ]
-    text = f"---\n{header}\n---\n\n" + "\n".join(body)
+    body = BODY.format(
+        mark=MARK,
+        title=name.split("/")[-1],
+        k=settings.get("num_candidates", "K"),
+        program="joint GRPO" if "problems" in config else "a supervised warm start",
+        facts=_facts(config, shown_start(origin)),
+        settings=_settings_table(settings),
+        usage=_usage(name, settings, adapter),
+        versions=_versions(_json(folder / "versions.json")),
+    )
+    text = f"---\n{header}\n---\n\n{body}"
     for path in sorted(folder.glob("evaluations/*.json")):
         text = with_results(text, evaluation_of(path.read_text(encoding="utf-8")), name)
     ModelCard(text)  # raises on metadata that the Hub's client would not read
@@ -203,6 +216,60 @@ def _versions(versions: dict) -> str:
     return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join(trained_on)}"
 
 
+# Where a model comes from: written down when training starts, so that a card made later and elsewhere says the same.
+# A folder's name, seen from another place, looks like a name on the Hub.
+
+
+def write_provenance(folder: str | Path, start: str, dataset: str | None) -> None:
+    """Write `provenance.json`: whether the start is a folder here or a model of the Hub, and what a card says of it.
+
+    Args:
+        folder: Of the run.
+        start: `model_name_or_path` of the training.
+        dataset: `dataset_name` of the training.
+    """
+    origin = _origin(start, dataset, start_on_hub=not Path(start).is_dir())
+    atomic_write(Path(folder) / PROVENANCE, json.dumps(origin, indent=1) + "\n")
+
+
+def read_provenance(folder: Path, start: str, dataset: str | None) -> dict:
+    """`provenance.json` of a run: `start`, `on_hub`, and `card` (base_model, datasets, license, language).
+
+    Older runs lack it: nothing then says that their start is on the Hub.
+    """
+    path = folder / PROVENANCE
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return _origin(start, dataset, start_on_hub=False)
+
+
+def _origin(start: str, dataset: str | None, start_on_hub: bool) -> dict:
+    card = {"base_model": start} if start_on_hub and is_repo_name(start) else _inherited(Path(start) / "README.md")
+    if dataset and from_hub(dataset) and is_repo_name(dataset) and not Path(dataset).exists():
+        card["datasets"] = list(dict.fromkeys([*card.get("datasets", []), dataset]))
+    return {"start": start, "on_hub": start_on_hub, "card": card}
+
+
+def _inherited(card: Path) -> dict:
+    """What a local model's card says that holds for one trained from it; names that the Hub cannot have left out."""
+    if not card.is_file():
+        return {}
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    inherited = {key: getattr(data, key, None) for key in INHERITED}
+    for key in ("base_model", "datasets"):
+        names = [inherited[key]] if isinstance(inherited[key], str) else inherited[key] or []
+        names = [name for name in names if is_repo_name(str(name))]
+        inherited[key] = names[0] if key == "base_model" and len(names) == 1 else names
+    return {key: value for key, value in inherited.items() if value}
+
+
+def shown_start(origin: dict) -> str:
+    """The start as others may read it: of a folder its last part."""
+    return origin["start"] if origin["on_hub"] else Path(origin["start"]).name
+
+
 # Results ----------------------------------------------------------------------------------------------------
 
 
@@ -217,16 +284,19 @@ def with_results(card: str, evaluation: Evaluation, name: str) -> str:
 
     new = ModelCard(card)
     results = hub_results(evaluation)
-    replaced = {_place(one) for one in results}
-    kept = [one for one in new.data.eval_results or [] if _place(one) not in replaced]
-    new.data.eval_results = kept + results
+    replaced = {_place(result) for result in results}
+    others = [result for result in new.data.eval_results or [] if _place(result) not in replaced]
+    new.data.eval_results = others + results
     new.data.model_name = getattr(new.data, "model_name", None) or name.split("/")[-1]
     new.text = _put_section(new.text, evaluation)
     return str(new)
 
 
-def _place(one) -> tuple:
-    return one.dataset_type, one.dataset_config, one.dataset_split, one.dataset_name, one.metric_type
+def _place(result) -> tuple:
+    """What tells an `EvalResult` from the others of a card."""
+    return (
+        result.dataset_type, result.dataset_config, result.dataset_split, result.dataset_name, result.metric_type
+    )  # fmt: skip
 
 
 def hub_results(evaluation: Evaluation) -> list:
@@ -234,28 +304,28 @@ def hub_results(evaluation: Evaluation) -> list:
     from huggingface_hub import EvalResult
 
     summary, dataset = evaluation.summary, evaluation.dataset
-    source = dataset.get("name") if on_hub(dataset.get("name")) else None
+    name = dataset.get("name")
+    source = name if name and from_hub(name) else None
     main = next(iter(summary["benchmarks"]))
-    found = []
-    for benchmark, values in summary["benchmarks"].items():
+    results = []
+    for benchmark, estimates in summary["benchmarks"].items():
         config = dataset.get("config") if benchmark == main else benchmark  # the Hub tells a set's parts by this
-        for metric, one in values.items():
-            if not one or one.get("value") is None:
-                continue
-            found.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_type=source or benchmark,
-                    dataset_name=benchmark,
-                    dataset_config=config if source else None,
-                    dataset_split=dataset.get("split"),
-                    metric_type=metric,
-                    metric_name=f"{metric}, %",
-                    metric_value=round(100 * one["value"], 2),
-                    metric_args={"low": round(100 * one["low"], 2), "high": round(100 * one["high"], 2)},
-                )
+        results += [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=source or benchmark,
+                dataset_name=benchmark,
+                dataset_config=config if source else None,
+                dataset_split=dataset.get("split"),
+                metric_type=metric,
+                metric_name=f"{metric}, %",
+                metric_value=round(100 * estimate["value"], 2),
+                metric_args={end: round(100 * estimate[end], 2) for end in ("low", "high")},
             )
-    return found
+            for metric, estimate in estimates.items()
+            if estimate and estimate.get("value") is not None
+        ]
+    return results
 
 
 def _put_section(text: str, evaluation: Evaluation) -> str:
@@ -276,7 +346,7 @@ def results_text(evaluation: Evaluation) -> str:
     """A table with intervals, and what belongs to the figures: sizes, sampling, versions."""
     summary = evaluation.summary
     k = summary["k"]
-    known = [metric for values in summary["benchmarks"].values() for metric, one in values.items() if one]
+    known = {metric for estimates in summary["benchmarks"].values() for metric, each in estimates.items() if each}
     wanted = [*main_metrics(k), f"maj@{k + 1}", "selfref_none", "selfref_foreign"]
     metrics = [metric for metric in wanted if metric in known]
     rows = [[name, *(figure(values.get(m)) for m in metrics)] for name, values in summary["benchmarks"].items()]
@@ -292,7 +362,7 @@ def results_text(evaluation: Evaluation) -> str:
     lines += [f"- {line}" for line in run_lines(summary)]
     versions = summary.get("versions", {})
     lines.append("- measured with " + ", ".join(f"{key} {value}" for key, value in versions.items()))
-    lines.append(f"- all figures: `evaluations/{evaluation.name}.json`")
+    lines.append(f"- all figures: `{evaluation.path}`")
     return "\n".join(lines)
 
 
@@ -304,9 +374,9 @@ def public_config(path: Path) -> str:
 
     def shown(value):
         if isinstance(value, dict):
-            return {key: shown(one) for key, one in value.items()}
+            return {key: shown(of_key) for key, of_key in value.items()}
         if isinstance(value, list):
-            return [shown(one) for one in value]
+            return [shown(item) for item in value]
         return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
     return yaml.safe_dump(shown(_yaml(path)), sort_keys=False, width=119)

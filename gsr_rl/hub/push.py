@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from gsr_rl.hub.model_card import Evaluation, current_card, public_config, read_evaluation, with_results
 from gsr_rl.run_folder import atomic_write
 
 RECORD = "hub.json"
@@ -26,15 +27,13 @@ MODEL_FILES = (
 DATA_SET_FILES = ("data/*.parquet", "README.md")  # a JSON file beside them would be read as rows
 START_SECONDS, LEAST_BYTES_PER_SECOND = 600.0, 1e6  # what a push may take: this long, and its size at this speed
 TEXT_BYTES = 20_000_000  # longer files are weights and tables, not looked through for a token
-
-
-Files = dict[str, Path | bytes]
-
 WEIGHTS = re.compile(
     r"(adapter_)?(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
 )
 SHARD = re.compile(r"(data/[^/]+)-\d+-of-\d+\.parquet")  # the group: its split
 WHOLE_CHECKPOINT = re.compile(r"((?:last-checkpoint|checkpoint-\d+)/).+")
+
+Files = dict[str, Path | bytes]  # what is pushed, by its path in the repository
 
 
 @dataclass(frozen=True)
@@ -90,24 +89,22 @@ def _local_base(folder: Path) -> str | None:
 def files_of(folder: Path, target: Target) -> Files:
     """What of a folder is pushed, by its path in the repository. Raises `ValueError` where that is no model or set."""
     patterns = MODEL_FILES if target.repo_type == "model" else DATA_SET_FILES
-    found: Files = {
+    files: Files = {
         path.relative_to(folder).as_posix(): path
         for part in ("*", "data/*", "evaluations/*")
         for path in sorted(folder.glob(part))
         if path.is_file() and any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
     }
     if target.repo_type == "dataset":
-        if not any(name.endswith(".parquet") for name in found):
+        if not any(name.endswith(".parquet") for name in files):
             raise ValueError(f"{folder} holds no data set: give the folder with README.md and data/*.parquet")
-        return found
-    if not {"config.json", "adapter_config.json"} & set(found) or not any(n.endswith(".safetensors") for n in found):
+        return files
+    if not {"config.json", "adapter_config.json"} & set(files) or not any(n.endswith(".safetensors") for n in files):
         raise ValueError(f"{folder} holds no model (config.json and *.safetensors): give a run's output_dir")
-    from gsr_rl.hub.model_card import current_card, public_config
-
-    found["README.md"] = current_card(folder, target.repo_id).encode()
+    files["README.md"] = current_card(folder, target.repo_id).encode()
     if (folder / "config.yaml").is_file():
-        found["training_config.yaml"] = public_config(folder / "config.yaml").encode()
-    return found
+        files["training_config.yaml"] = public_config(folder / "config.yaml").encode()
+    return files
 
 
 def push_files(files: Files, target: Target, message: str, retry: str) -> str:
@@ -123,33 +120,9 @@ def push_files(files: Files, target: Target, message: str, retry: str) -> str:
         return bounded(lambda: commit(files, target, message), seconds, f"the Hub's commit to {target.repo_id}")
     except Exception as error:  # whatever it is, the run's files are whole and it can be retried
         raise PushError(
-            f"the push to {target.repo_id} failed: {without_token(said(error))}\nNothing local is lost. Retry with:\n"
-            f"    {retry}"
+            f"the push to {target.repo_id} failed: {without_token(in_one_line(error))}\nNothing local is lost. "
+            f"Retry with:\n    {retry}"
         ) from error
-
-
-def bounded(action: Callable[[], str], seconds: float, what: str) -> str:
-    """The result of `action`, which runs beside this thread: the Hub's client waits for ever for a silent server.
-
-    Raises:
-        TimeoutError: Not done after `seconds`; it says what it waited for.
-    """
-    result: dict[str, object] = {}
-
-    def run() -> None:
-        try:
-            result["value"] = action()
-        except BaseException as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True, name="hub")
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"{what} was not done after {seconds:.0f} seconds")
-    if "error" in result:
-        raise result["error"]
-    return str(result["value"])
 
 
 def push_or_exit(folder: str | Path, target: Target) -> None:
@@ -158,72 +131,7 @@ def push_or_exit(folder: str | Path, target: Target) -> None:
         print(push_folder(folder, target), flush=True)
 
 
-def results_or_exit(folder: str | Path, model: str | Path | None, target: Target | None) -> None:
-    """`add_results` at the end of a program: a failure ends it with its message and exit code 3."""
-    with exit_on_failure():
-        print("\n".join(add_results(folder, model, target)), flush=True)
-
-
-@contextmanager
-def exit_on_failure():
-    """Turn a `PushError` into its message and exit code 3, an interruption into one and exit code 130."""
-    try:
-        yield
-    except PushError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(PUSH_FAILED) from None
-    except KeyboardInterrupt:
-        print("interrupted while pushing, nothing local is lost: see above for the retry", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED) from None
-
-
-# Secrets ----------------------------------------------------------------------------------------------------
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
-
-
-def without_token(text: str) -> str:
-    """`text` without the token, wherever an error message may have it from."""
-    token = _token()
-    return text.replace(token, "...") if token else text
-
-
-def _refuse_token(files: Files) -> None:
-    """Raise if a file that would be pushed holds the token."""
-    token = (_token() or "").encode()
-    for name, content in files.items():
-        if token and isinstance(content, Path) and content.stat().st_size <= TEXT_BYTES:
-            content = content.read_bytes()
-        if token and isinstance(content, bytes) and token in content:
-            raise ValueError(f"{name} holds your token: take it out, and make a new token")
-
-
-def said(error: BaseException) -> str:
-    """An error with its cause in one line."""
-    parts = [str(error) or type(error).__name__]
-    if error.__cause__ is not None and not isinstance(error.__cause__, SystemExit):
-        parts.append(str(error.__cause__) or type(error.__cause__).__name__)
-    return ": ".join(" ".join(part.split()) for part in dict.fromkeys(parts))
-
-
-# Where a folder has been pushed to --------------------------------------------------------------------------
-
-
-def _record(folder: Path, target: Target, commit: str | None) -> None:
-    atomic_write(folder / RECORD, json.dumps(asdict(target) | {"commit": commit}, indent=1) + "\n")
-
-
-def read_record(folder: Path) -> dict:
-    """What hub.json of a folder says: the fields of `Target` and the last commit; empty if there is none."""
-    path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-# Results of an evaluation -----------------------------------------------------------------------------------
+# Results of an evaluation --------------------------------------------------------------------------------------
 
 
 def add_results(folder: str | Path, model: str | Path | None, target: Target | None) -> list[str]:
@@ -241,13 +149,10 @@ def add_results(folder: str | Path, model: str | Path | None, target: Target | N
         ValueError: There is no eval.json in `folder`.
         PushError: The Hub did not take it.
     """
-    from gsr_rl.hub.model_card import current_card, read_evaluation, with_results
-
     evaluation = read_evaluation(Path(folder))
-    path, content = f"evaluations/{evaluation.name}.json", evaluation.text.encode()
     lines = []
     if model:
-        atomic_write(Path(model) / path, content)
+        atomic_write(Path(model) / evaluation.path, evaluation.text)
         record = read_record(Path(model))
         atomic_write(Path(model) / "README.md", current_card(Path(model), record.get("repo_id", Path(model).name)))
         lines.append(f"results of {evaluation.name}: {Path(model) / 'README.md'}")
@@ -255,17 +160,22 @@ def add_results(folder: str | Path, model: str | Path | None, target: Target | N
         retry = f"python -m gsr_rl.hub results {folder} --repo_id {target.repo_id}"
         retry += f" --revision {target.revision}" if target.revision else ""
         retry += {True: " --private", False: " --no-private", None: ""}[target.private]
-        try:
-            old = bounded(lambda: _hub_card(target), START_SECONDS, f"the card of {target.repo_id}")
-        except Exception as error:
-            message = f"the card of {target.repo_id} could not be read: {without_token(said(error))}"
-            raise PushError(f"{message}\nNothing local is lost. Retry with:\n    {retry}") from error
-        if not old and model:
-            old = current_card(Path(model), target.repo_id)
-        card = with_results(old or f"# {target.repo_id}\n", evaluation, target.repo_id)
-        files = {"README.md": card.encode(), path: content}
-        lines.append(push_files(files, target, f"Results of {evaluation.name}", retry))
+        lines.append(_push_results(evaluation, model, target, retry))
     return lines
+
+
+def _push_results(evaluation: Evaluation, model: str | Path | None, target: Target, retry: str) -> str:
+    """Results into a repository's card: its own, else that of the folder `model`. Returns the commit's address."""
+    try:
+        old = bounded(lambda: _hub_card(target), START_SECONDS, f"the card of {target.repo_id}")
+    except Exception as error:
+        message = f"the card of {target.repo_id} could not be read: {without_token(in_one_line(error))}"
+        raise PushError(f"{message}\nNothing local is lost. Retry with:\n    {retry}") from error
+    if not old:
+        old = current_card(Path(model), target.repo_id) if model else f"# {target.repo_id}\n"
+    card = with_results(old, evaluation, target.repo_id)
+    files = {"README.md": card.encode(), evaluation.path: evaluation.text.encode()}
+    return push_files(files, target, f"Results of {evaluation.name}", retry)
 
 
 def _hub_card(target: Target) -> str:
@@ -279,7 +189,13 @@ def _hub_card(target: Target) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-# The command ------------------------------------------------------------------------------------------------
+def results_or_exit(folder: str | Path, model: str | Path | None, target: Target | None) -> None:
+    """`add_results` at the end of a program: a failure ends it with its message and exit code 3."""
+    with exit_on_failure():
+        print("\n".join(add_results(folder, model, target)), flush=True)
+
+
+# One commit ----------------------------------------------------------------------------------------------------
 
 
 def commit(files: Files, target: Target, message: str) -> str:
@@ -336,3 +252,86 @@ def make_repository(target: Target) -> str:
     if target.revision and target.revision != "main" and not target.revision.startswith("refs/"):
         api.create_branch(made.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
     return made.repo_id
+
+
+# Failures, deadlines and secrets -------------------------------------------------------------------------------
+
+
+def bounded(action: Callable[[], str], seconds: float, what: str) -> str:
+    """The result of `action`, which runs beside this thread: the Hub's client waits for ever for a silent server.
+
+    Raises:
+        TimeoutError: Not done after `seconds`; it says what it waited for.
+    """
+    result: dict[str, object] = {}
+
+    def run() -> None:
+        try:
+            result["value"] = action()
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True, name="hub")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"{what} was not done after {seconds:.0f} seconds")
+    if "error" in result:
+        raise result["error"]
+    return str(result["value"])
+
+
+@contextmanager
+def exit_on_failure():
+    """Turn a `PushError` into its message and exit code 3, an interruption into one and exit code 130."""
+    try:
+        yield
+    except PushError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(PUSH_FAILED) from None
+    except KeyboardInterrupt:
+        print("interrupted while pushing, nothing local is lost: see above for the retry", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def without_token(text: str) -> str:
+    """`text` without the token, wherever an error message may have it from."""
+    token = _token()
+    return text.replace(token, "...") if token else text
+
+
+def _refuse_token(files: Files) -> None:
+    """Raise if a file that would be pushed holds the token."""
+    token = (_token() or "").encode()
+    for name, content in files.items():
+        if token and isinstance(content, Path) and content.stat().st_size <= TEXT_BYTES:
+            content = content.read_bytes()
+        if token and isinstance(content, bytes) and token in content:
+            raise ValueError(f"{name} holds your token: take it out, and make a new token")
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error with its cause in one line."""
+    parts = [str(error) or type(error).__name__]
+    if error.__cause__ is not None and not isinstance(error.__cause__, SystemExit):
+        parts.append(str(error.__cause__) or type(error.__cause__).__name__)
+    return ": ".join(" ".join(part.split()) for part in dict.fromkeys(parts))
+
+
+# Where a folder has been pushed to -----------------------------------------------------------------------------
+
+
+def _record(folder: Path, target: Target, commit: str | None) -> None:
+    atomic_write(folder / RECORD, json.dumps(asdict(target) | {"commit": commit}, indent=1) + "\n")
+
+
+def read_record(folder: Path) -> dict:
+    """What hub.json of a folder says: the fields of `Target` and the last commit; empty if there is none."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

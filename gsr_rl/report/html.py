@@ -6,9 +6,11 @@ scripts and anything from elsewhere.
 
 import base64
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_rl.refinement import metrics
+from gsr_rl.refinement.metrics import is_scored
 from gsr_rl.report.markdown import (
     INTERVALS,
     metric_rows,
@@ -17,132 +19,21 @@ from gsr_rl.report.markdown import (
     settings_lines,
     spread_lines,
 )
-from gsr_rl.report.plots import svgs
+from gsr_rl.report.plots import png, svgs
 from gsr_rl.run_folder import atomic_write
 
 SHOWN_CHARACTERS = 6000  # of a text: its start and its end
 GRADING = "lenient"
 
-
-def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> str:
-    """The whole page.
-
-    Args:
-        summary: The content of eval.json.
-        samples: Rows of samples.parquet with their texts; without them there are no examples.
-        num_examples: Triumphs and failures of each benchmark.
-    """
-    from jinja2 import Environment
-
-    by_benchmark = defaultdict(list)
-    for sample in samples:
-        by_benchmark[sample["benchmark"]].append(sample)
-    sections = [
-        {
-            "name": name,
-            "plots": {title: _data_address(svg) for title, svg in svgs(summary, name).items()},
-            "rows": [row for row in metric_rows(summary, name) if row[4] != "paired"],
-            "differences": [row[:2] for row in metric_rows(summary, name) if row[4] == "paired"],
-            "num_correct": num_correct_rows(summary, name),
-            "spread": spread_lines(summary, name),
-            "examples": examples(by_benchmark[name], num_examples) if name in by_benchmark else [],
-        }
-        for name in summary["benchmarks"]
-    ]
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    settings = settings_lines(summary)
-    return page.render(summary=summary, settings=settings, intervals=INTERVALS, sections=sections)
-
-
-def _data_address(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def examples(samples: list[dict], number: int) -> list[dict]:
-    """Refinements to look at: right where the vote is wrong, those over the fewest right candidates first; and wrong
-    where the vote is right, those over the most right candidates first.
-
-    Args:
-        samples: Rows of one benchmark.
-        number: So many of each at most, of different problems.
-    """
-    direct, found = defaultdict(dict), []
-    for sample in samples:
-        if sample["method"] == "direct":
-            direct[sample["problem_id"]][sample["index"]] = sample
-    for sample in samples:
-        if sample["method"] != "selfref" or sample["skipped"] or sample[f"correct_{GRADING}"] is None:
-            continue
-        candidates = [direct[sample["problem_id"]][index] for index in sample["candidates"]]
-        correct = [one[f"correct_{GRADING}"] for one in candidates]
-        vote = metrics.maj_correct([one[f"class_{GRADING}"] for one in candidates], correct)
-        if vote == vote:
-            right = sum(value == 1.0 for value in correct)
-            found.append((sample[f"correct_{GRADING}"] - vote, right, sample, candidates))
-    triumphs = sorted((one for one in found if one[0] > 0), key=lambda one: (one[1], -one[0]))
-    failures = sorted((one for one in found if one[0] < 0), key=lambda one: (-one[1], one[0]))
-    return [
-        _example(kind, *one[1:])
-        for kind, chosen in (("triumph", triumphs), ("failure", failures))
-        for one in _of_different_problems(chosen, number)
-    ]
-
-
-def _of_different_problems(found: list[tuple], number: int) -> list[tuple]:
-    first: dict[str, tuple] = {}
-    for one in found:
-        first.setdefault(one[2]["problem_id"], one)
-    return list(first.values())[:number]
-
-
-def _example(kind: str, right: int, sample: dict, candidates: list[dict]) -> dict:
-    return {
-        "kind": kind,
-        "problem_id": sample["problem_id"],
-        "problem": _shortened(sample.get("problem") or ""),
-        "gold": sample["gold"],
-        "right": right,
-        "of": len(candidates),
-        "columns": [_column(f"candidate {place}", one) for place, one in enumerate(candidates, 1)],
-        "refinement": _column("refinement", sample),
-    }
-
-
-def _column(title: str, sample: dict) -> dict:
-    correct = sample[f"correct_{GRADING}"]
-    verdict = "not graded" if correct is None else "right" if correct == 1.0 else "wrong"
-    return {
-        "title": title,
-        "verdict": verdict,
-        "cut": not sample["finished"],
-        "answer": sample[f"answer_{GRADING}"],
-        "text": _shortened(sample["text"]),
-        "tokens": sample["tokens"],
-    }
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= SHOWN_CHARACTERS:
-        return text
-    half = SHOWN_CHARACTERS // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-
-
-def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
-    """Write report.md and report.html, and report.png if matplotlib is installed.
-
-    Args:
-        summary: The content of eval.json.
-        samples: Rows of samples.parquet with their texts, for the examples in report.html.
-    """
-    from gsr_rl.report.plots import png
-
-    atomic_write(Path(folder) / "report.md", report_markdown(summary))
-    atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
-    if image := png(summary):
-        atomic_write(Path(folder) / "report.png", image)
-
-
+# The page
+TEXT = """{% macro text(column, kind) %}
+<div class="text {{ column.verdict }} {{ kind }}">
+<header>{{ column.title }}: <b>{{ column.verdict }}</b>{% if column.cut %}, cut off{% endif %}</header>
+<p class="soft">answer {{ column.answer if column.answer is not none else "none" }}, {{ column.tokens }} tokens</p>
+<pre>{{ column.text }}</pre>
+</div>
+{% endmacro %}
+"""
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -241,19 +132,19 @@ K = {{ summary.k }}, seed {{ summary.seed }}. Percent with 95 % {{ intervals }}.
 {% endif %}
 {% if section.examples %}
 <h3>Examples</h3>
-{% for one in section.examples %}
+{% for example in section.examples %}
 <details{% if loop.first %} open{% endif %}>
-<summary>{{ "Triumph" if one.kind == "triumph" else "Failure" }}: problem {{ one.problem_id }},
-{{ one.right }} of {{ one.of }} candidates right, the refinement {{ one.refinement.verdict }}</summary>
+<summary>{{ "Triumph" if example.kind == "triumph" else "Failure" }}: problem {{ example.problem_id }},
+{{ example.right }} of {{ example.of }} candidates right, the refinement {{ example.refinement.verdict }}</summary>
 <h3>Problem</h3>
-<pre>{{ one.problem }}</pre>
-<p>Answer: <b>{{ one.gold }}</b></p>
+<pre>{{ example.problem }}</pre>
+<p>Answer: <b>{{ example.gold }}</b></p>
 <div class="columns">
-{% for column in one.columns %}
+{% for column in example.columns %}
 {{ text(column, "") }}
 {% endfor %}
 </div>
-{{ text(one.refinement, "refinement") }}
+{{ text(example.refinement, "refinement") }}
 </details>
 {% endfor %}
 {% endif %}
@@ -263,12 +154,130 @@ K = {{ summary.k }}, seed {{ summary.seed }}. Percent with 95 % {{ intervals }}.
 </html>
 """
 
-TEXT = """{% macro text(column, kind) %}
-<div class="text {{ column.verdict }} {{ kind }}">
-<header>{{ column.title }}: <b>{{ column.verdict }}</b>{% if column.cut %}, cut off{% endif %}</header>
-<p class="soft">answer {{ column.answer if column.answer is not none else "none" }}, {{ column.tokens }} tokens</p>
-<pre>{{ column.text }}</pre>
-</div>
-{% endmacro %}
-"""
-PAGE = TEXT + PAGE
+
+@dataclass
+class Example:
+    """A refinement with its candidates: rows of samples.parquet."""
+
+    refinement: dict
+    candidates: list[dict]
+
+    def __post_init__(self):
+        correct = [candidate[f"correct_{GRADING}"] for candidate in self.candidates]
+        vote = metrics.maj_correct([candidate[f"class_{GRADING}"] for candidate in self.candidates], correct)
+        self.gap = self.refinement[f"correct_{GRADING}"] - vote  # NaN if the vote is unscored
+        self.num_correct = sum(value == 1.0 for value in correct)
+
+
+def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> str:
+    """The whole page.
+
+    Args:
+        summary: The content of eval.json.
+        samples: Rows of samples.parquet with their texts; without them there are no examples.
+        num_examples: Triumphs and failures of each benchmark.
+    """
+    from jinja2 import Environment
+
+    by_benchmark = defaultdict(list)
+    for sample in samples:
+        by_benchmark[sample["benchmark"]].append(sample)
+    sections = [
+        {
+            "name": name,
+            "plots": {title: _data_address(svg) for title, svg in svgs(summary, name).items()},
+            "rows": [row for row in metric_rows(summary, name) if row[4] != "paired"],
+            "differences": [row[:2] for row in metric_rows(summary, name) if row[4] == "paired"],
+            "num_correct": num_correct_rows(summary, name),
+            "spread": spread_lines(summary, name),
+            "examples": examples(by_benchmark[name], num_examples) if name in by_benchmark else [],
+        }
+        for name in summary["benchmarks"]
+    ]
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEXT + PAGE)
+    settings = settings_lines(summary)
+    return page.render(summary=summary, settings=settings, intervals=INTERVALS, sections=sections)
+
+
+def _data_address(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def examples(samples: list[dict], number: int) -> list[dict]:
+    """Refinements to look at: right where the vote is wrong, those over the fewest right candidates first; and wrong
+    where the vote is right, those over the most right candidates first.
+
+    Args:
+        samples: Rows of one benchmark.
+        number: So many of each at most, of different problems.
+    """
+    direct, shown = defaultdict(dict), []
+    for sample in samples:
+        if sample["method"] == "direct":
+            direct[sample["problem_id"]][sample["index"]] = sample
+    for sample in samples:
+        if sample["method"] == "selfref" and not sample["skipped"] and sample[f"correct_{GRADING}"] is not None:
+            example = Example(sample, [direct[sample["problem_id"]][index] for index in sample["candidates"]])
+            if is_scored(example.gap):
+                shown.append(example)
+    triumphs = sorted((e for e in shown if e.gap > 0), key=lambda e: (e.num_correct, -e.gap))
+    failures = sorted((e for e in shown if e.gap < 0), key=lambda e: (-e.num_correct, e.gap))
+    return [
+        _shown(kind, example)
+        for kind, chosen in (("triumph", triumphs), ("failure", failures))
+        for example in _of_different_problems(chosen)[:number]
+    ]
+
+
+def _of_different_problems(shown: list[Example]) -> list[Example]:
+    first: dict[str, Example] = {}
+    for example in shown:
+        first.setdefault(example.refinement["problem_id"], example)
+    return list(first.values())
+
+
+def _shown(kind: str, example: Example) -> dict:
+    sample = example.refinement
+    return {
+        "kind": kind,
+        "problem_id": sample["problem_id"],
+        "problem": _shortened(sample.get("problem") or ""),
+        "gold": sample["gold"],
+        "right": example.num_correct,
+        "of": len(example.candidates),
+        "columns": [_column(f"candidate {place}", row) for place, row in enumerate(example.candidates, 1)],
+        "refinement": _column("refinement", sample),
+    }
+
+
+def _column(title: str, sample: dict) -> dict:
+    correct = sample[f"correct_{GRADING}"]
+    verdict = "not graded" if correct is None else "right" if correct == 1.0 else "wrong"
+    return {
+        "title": title,
+        "verdict": verdict,
+        "cut": not sample["finished"],
+        "answer": sample[f"answer_{GRADING}"],
+        "text": _shortened(sample["text"]),
+        "tokens": sample["tokens"],
+    }
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
+    """Write report.md and report.html, and report.png if matplotlib is installed.
+
+    Args:
+        summary: The content of eval.json.
+        samples: Rows of samples.parquet with their texts, for the examples in report.html.
+    """
+    atomic_write(Path(folder) / "report.md", report_markdown(summary))
+    atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
+    if image := png(summary):
+        atomic_write(Path(folder) / "report.png", image)

@@ -1,6 +1,7 @@
 """95 % intervals of ratios (gsr_rl/refinement/metrics.py): one bootstrap over problems serves all, so all are paired.
 
-Where few problems tell, it is too narrow, and Wilson's and Newcombe's intervals are the least: docs/evaluation.md.
+With few informative problems it is too narrow: then the interval is at least Wilson's or Newcombe's
+(docs/evaluation.md). Below: how many problems and runs it takes to see a difference.
 """
 
 import math
@@ -17,10 +18,37 @@ RESAMPLES = 2000
 Z95 = 1.959963984540054
 # Student's t of 95 %, by degrees of freedom from 1 on
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-FEW = 15  # with fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90
-# instead of 95 of 100; with fewer off 0, or off 1, that of a share covers from 77 on
-OFF = 0.2  # of the furthest: a problem that is less far off an end tells nothing, as most do a little over many runs
+# With fewer problems that differ, or differ by less than all, the bootstrap of a difference covers 40 to 90 instead of
+# 95 of 100; with fewer off 0, or off 1, that of a share covers from 77 on.
+FEW = 15
+# Of the furthest: a problem that is less far off an end is not informative, as most are a little off over many runs.
+OFF = 0.2
 _UNIT = 2.0**28  # whole numbers of it add without rounding, up to 2**25 problems
+Z80 = 0.8416212335729143  # a test at 5 %, two-sided, sees so large an effect in 80 of 100 cases
+DIFFERENCES = (0.01, 0.02, 0.05)  # that the power note is about
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Parts of the variance of a difference.
+
+    Attributes:
+        between: Of the problems' own means. Without several independent runs it holds both parts.
+        within: Of one run about its problem's mean; None without several independent runs.
+        problems, runs: How many there were; `runs` is a mean.
+    """
+
+    between: float
+    within: float | None
+    problems: int
+    runs: float
+
+    def of_mean(self, runs: float) -> float:
+        """Variance of a problem's mean over so many runs."""
+        return self.between + (self.within or 0.0) / runs
+
+
+# Intervals ----------------------------------------------------------------------------------------------------
 
 
 def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -31,7 +59,7 @@ def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int =
     return _drawn_weights(num_problems, resamples, seed)
 
 
-@lru_cache(maxsize=4)  # a table asks for the same again and again: over all problems and over parts of them
+@lru_cache(maxsize=4)  # a table uses the same again and again: over all problems and over parts of them
 def _drawn_weights(num_problems: int, resamples: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     weights = np.empty((resamples, num_problems))
@@ -91,7 +119,7 @@ def _widened(interval: tuple[float, float], least: tuple[float, float]) -> tuple
 
 
 def _is_too_narrow(interval: tuple[float, float], ratio: Ratio, *ends: float) -> bool:
-    """Whether few problems are well off one of the `ends`, values that a problem can have, or the interval is none."""
+    """Whether few problems are well off one of the `ends` (values that a problem can have), or the width is 0."""
     parts = [np.rint(np.abs(ratio.numerator - end * ratio.denominator) * _UNIT) for end in ends]
     off = min(np.count_nonzero(part >= max(1.0, np.floor(OFF * part.max()))) for part in parts)
     return off < FEW or interval[0] >= interval[1]
@@ -104,26 +132,26 @@ def _at_least_wilson(interval: tuple[float, float], ratio: Ratio) -> tuple[float
     return _widened(interval, wilson(ratio.value, _trials(ratio)))
 
 
-def _most(ratio: Ratio) -> float:
-    """The most that a problem can have: 1, or 2 where it is the difference of two gaps."""
+def _largest(ratio: Ratio) -> float:
+    """The largest value that a problem can have: 1, or 2 where it is the difference of two gaps."""
     return 2.0 if (np.abs(ratio.numerator) > ratio.denominator * 1.001).any() else 1.0
 
 
 def _at_least_newcombe(interval: tuple[float, float], signed: Ratio) -> tuple[float, float]:
-    """Where the bootstrap of a difference is, widened to Newcombe's of how much problems are better and worse."""
+    """Where the bootstrap of a difference is too narrow, widened to Newcombe's of how much problems gain and lose."""
     if not _is_too_narrow(interval, signed, -1, 0, 1):
         return interval
-    most = _most(signed)
-    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count / most for sign in (1, -1))
+    largest = _largest(signed)
+    up, down = (math.fsum(np.maximum(sign * signed.numerator, 0.0)) / signed.count / largest for sign in (1, -1))
     low, high = _newcombe(up, down, *[_trials(signed)] * 2)
-    return _widened(interval, (most * low, most * high))
+    return _widened(interval, (largest * low, largest * high))
 
 
 def estimate(ratio: Ratio, weights: np.ndarray, signed: bool = False) -> dict[str, float | None]:
     """`{"value", "low", "high", "n"}`: the statistic, its 95 % interval, its denominator.
 
     Bootstrap over problems. With fewer than `FEW` problems well off 0, or off 1, it is too narrow, down to no width at
-    all, and Wilson's interval is the least; so too where all problems are the same. All None without a scored problem.
+    all, and is widened to Wilson's interval; so too where all problems are the same. None without a scored problem.
 
     Args:
         signed: It is a difference: see `estimate_difference`.
@@ -141,7 +169,7 @@ def estimate_difference(first: Ratio, second: Ratio, weights: np.ndarray) -> dic
     """`{"value", "low", "high"}` of `first` - `second`, paired by problem: over those that are scored on both sides.
 
     Bootstrap over problems. With fewer than `FEW` problems that well differ, or by less than all, its interval is too
-    narrow, down to none at all, and Newcombe's is the least. So too of two rates over different problems, where
+    narrow, down to no width at all, and is widened to Newcombe's. So too of two rates over different problems, where
     one of them has fewer than `FEW` problems off 0, or off 1.
     """
     first, second = scored_on_both(first, second)
@@ -163,8 +191,8 @@ def estimate_over_seeds(
     """The mean over several seeds' runs on the same problems, with what seeds and what problems leave open.
 
     The half widths of two intervals are added in squares: the bootstrap over problems of the seeds' mean, at least as
-    wide as Wilson's, or for a difference Newcombe's, where few problems tell (`estimate`); and Student's t of the
-    seeds' values, because resampling two or three of them shows only a part of how much seeds differ.
+    wide as Wilson's or Newcombe's with few informative problems (see `estimate`); and Student's t of the seeds'
+    values, because resampling two or three of them shows only a part of how much seeds differ.
 
     Args:
         ratios: The statistic of each seed.
@@ -182,8 +210,8 @@ def estimate_over_seeds(
     interval = _percentiles(np.mean([_resampled(ratio, weights) for ratio in ratios], axis=0))
     mean = Ratio(*(np.mean([vars(r)[part] for r in ratios], axis=0) for part in ("numerator", "denominator")))
     interval = (_at_least_newcombe if signed else _at_least_wilson)(interval, mean)
-    most = max(_most(ratio) for ratio in ratios)
-    return _summary(value, *widen_by_seeds(value, interval, values, (-most if signed else 0.0, most))) | each
+    largest = max(map(_largest, ratios))
+    return _summary(value, *widen_by_seeds(value, interval, values, (-largest if signed else 0.0, largest))) | each
 
 
 def widen_by_seeds(
@@ -197,34 +225,13 @@ def widen_by_seeds(
     return max(bounds[0], value - low), min(bounds[1], value + high)
 
 
-Z80 = 0.8416212335729143  # a test at 5 %, two-sided, sees so large an effect in 80 of 100 cases
-DIFFERENCES = (0.01, 0.02, 0.05)
-
-
-@dataclass(frozen=True)
-class Variance:
-    """Parts of the variance of a difference.
-
-    Attributes:
-        between: Of the problems' own means. Without several independent runs it holds both parts.
-        within: Of one run about its problem's mean; None without several independent runs.
-        problems, runs: How many there were; `runs` is a mean.
-    """
-
-    between: float
-    within: float | None
-    problems: int
-    runs: float
-
-    def of_mean(self, runs: float) -> float:
-        """Variance of a problem's mean over so many runs."""
-        return self.between + (self.within or 0.0) / runs
+# Power --------------------------------------------------------------------------------------------------------
 
 
 def variance(groups: Sequence[Sequence[float | None]], independent: bool = True) -> Variance | None:
     """Split the variance of a difference, from each problem's values by run; None with fewer than two problems.
 
-    Runs that are not `independent`, as of candidate sets that overlap, do not tell the two parts apart.
+    Runs that are not `independent`, as of candidate sets that overlap, cannot tell the two parts apart.
     """
     scored = [[value for value in group if is_scored(value)] for group in groups]
     scored = [group for group in scored if group]
@@ -259,7 +266,7 @@ def problems_needed(parts: Variance, difference: float, runs: float | None = Non
 def runs_needed(parts: Variance, difference: float, problems: int | None = None) -> int | None:
     """Runs that it takes on so many problems (default: as now).
 
-    None if no number suffices, as the problems differ too much, or if one run a problem does not tell.
+    None if no number suffices, as the problems differ too much, or if one run per problem cannot tell.
     """
     if parts.within is None:
         return None
@@ -270,7 +277,7 @@ def runs_needed(parts: Variance, difference: float, problems: int | None = None)
 def of_two_models(parts: Variance | None) -> Variance | None:
     """Of the difference of two equal models with as many runs each as one has: the same on every problem.
 
-    None if one run a problem does not tell.
+    None if one run per problem cannot tell.
     """
     if parts is None or parts.within is None:
         return None

@@ -1,43 +1,10 @@
-"""An evaluation as text and files: report.md with tables and intervals, report.png, and report.html."""
+"""Reports of an evaluation as markdown, from the content of eval.json, seeds.json and compare.json."""
 
-from gsr_rl.report.samples import FIRST
+from gsr_rl.report.problem_values import about
+from gsr_rl.report.samples import OLD_SETTINGS
 from gsr_rl.run_folder import machine
 
-NOTES = {
-    "pass@1": "a candidate alone",
-    "pass@k": "any of the k candidates right",
-    "maj": "the vote over the same candidates, ties by expectation",
-    "maj+1": "the vote with one candidate more: as many completions as refinement takes",
-    "maj@tokens": "the vote over as many candidates as refinement takes tokens",
-    "maj@tokens_capped": "refinements with more tokens than all candidates, which maj@tokens then is the vote over",
-    "selfref": "the refinement over the k candidates",
-    "refinement_gap": "selfref - maj on the same candidates",
-    "selfref_none": "refinement prompt without candidates",
-    "selfref_foreign": "with another problem's candidates",
-    "selfref_frozen": "over another run's candidate sets",
-    "select": "the model says which candidate is right",
-    "best_of": "the candidate that the reward model scores highest",
-    "weighted_maj": "the vote weighted by the reward model",
-    "select_named": "selections that name a candidate",
-    "fix_rate": "refinements right where the vote is wrong",
-    "break_rate": "refinements wrong where the vote is right",
-    "copy_rate": "refinements that are a candidate word by word",
-    "novel_answer": "refinements whose answer is no candidate's",
-    "rescue_rate": "refinements right where no candidate is",
-    "order_disagreement": "two refinements of a set in two orders, one right and one wrong",
-    "resample_disagreement": "the same in one order: what sampling alone does",
-    "order_sensitivity": "the first less the second: what the order does",
-}
 INTERVALS = "bootstrap intervals over problems, at least Wilson's or Newcombe's where few problems tell"
-
-
-def note(metric: str, k: int) -> str:
-    """What a metric is, in words."""
-    if metric.startswith("rounds_"):
-        number, vote = metric.split("_")[1], metric.endswith("_maj")
-        return f"the vote over round {number}'s refinements" if vote else f"refinement, round {number}"
-    known = {f"pass@{k}": "pass@k", f"maj@{k + 1}": "maj+1", "pass@1": "pass@1", "maj@tokens": "maj@tokens"}
-    return NOTES.get(known.get(metric, metric.removesuffix(f"@{k}")), "")
 
 
 def main_metrics(k: int) -> list[str]:
@@ -45,11 +12,11 @@ def main_metrics(k: int) -> list[str]:
     return list(dict.fromkeys(["pass@1", f"maj@{k}", f"selfref@{k}", f"pass@{k}", "refinement_gap"]))
 
 
-def figure(one: dict | None) -> str:
+def figure(estimate: dict | None) -> str:
     """A share as points with its interval: `63.0 [61.2, 64.9]`; a dash where there is none."""
-    if not one or one["value"] is None:
+    if not estimate or estimate["value"] is None:
         return "-"
-    return f"{100 * one['value']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
 def points(value: float | None) -> str:
@@ -73,17 +40,17 @@ def run_lines(summary: dict) -> list[str]:
     for stage in ("candidate", "refinement"):
         settings = ", ".join(f"{key} {value}" for key, value in summary["sampling"][stage].items())
         lines.append(f"{stage}s: {settings}")
-    groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', FIRST['grouping'])}"
+    groups = f"{summary['num_candidate_sets']} a problem, {summary.get('grouping', OLD_SETTINGS['grouping'])}"
     lines.append(f"runs: {summary['num_samples']} candidates a problem; sets of K = {summary['k']}: {groups}")
-    if skipped := summary.get("skipped"):  # the first eval.json lack it
+    if skipped := summary.get("skipped"):  # older eval.json files lack it
         lines.append(skipped_line(skipped))
     return lines
 
 
 def skipped_line(skipped: dict[str, dict[str, int]]) -> str:
     """What was not asked for, by method."""
-    said = ", ".join(f"{method} {one['skipped']:,} of {one['samples']:,}" for method, one in skipped.items())
-    return f"not asked for, as no prompt fits or no candidate can be shown, and counted as wrong: {said}"
+    parts = ", ".join(f"{method} {of['skipped']:,} of {of['samples']:,}" for method, of in skipped.items())
+    return f"not asked for, as no prompt fits or no candidate can be shown, and counted as wrong: {parts}"
 
 
 def settings_lines(summary: dict) -> list[str]:
@@ -107,15 +74,15 @@ def metric_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of a benchmark's main table: metric, both gradings, n, what it is; then the differences, each `paired`."""
     k, strict, paired = summary["k"], summary["strict"][name], strict_differences(summary, name)
     rows = [
-        [metric, figure(one), figure(strict.get(metric)), f"{one['n']:g}", note(metric, k)]
-        for metric, one in summary["benchmarks"][name].items()
+        [metric, figure(estimate), figure(strict.get(metric)), f"{estimate['n']:g}", about(metric, k)]
+        for metric, estimate in summary["benchmarks"][name].items()
     ]
     differences = summary["differences"][name].items()
-    return rows + [[key, figure(one), figure(paired.get(key)), "", "paired"] for key, one in differences]
+    return rows + [[key, figure(estimate), figure(paired.get(key)), "", "paired"] for key, estimate in differences]
 
 
 def strict_differences(summary: dict, name: str) -> dict[str, dict]:
-    """Paired differences under strict grading; the first eval.json lack them."""
+    """Paired differences under strict grading; older eval.json files lack them."""
     return summary.get("strict_differences", {}).get(name, {})
 
 
@@ -123,23 +90,23 @@ def num_correct_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of the table by number of right candidates; [] without refinements."""
     table = summary["by_num_correct"].get(name) or {}
     return [
-        [number, str(one["n"]), points(one["selfref"]), points(one["maj"]), figure(one.get("gap"))]
-        for number, one in table.items()
+        [number, str(row["n"]), points(row["selfref"]), points(row["maj"]), figure(row.get("gap"))]
+        for number, row in table.items()
     ]
 
 
 def spread_lines(summary: dict, name: str) -> list[str]:
     """Sentences on the spread over runs, and on how many problems or runs a difference takes."""
     lines = []
-    for metric, one in (summary.get("runs", {}).get(name) or {}).items():
-        if one["runs"] > 1:
-            spread = "overlapping, " if one["sd"] is None else f"deviation {100 * one['sd']:.1f} points, "
-            low, high = points(one["min"]), points(one["max"])
-            lines.append(f"{metric} run by run: {one['runs']} runs, {spread}{low} to {high}.")
-    for what, one in (summary.get("power", {}).get(name) or {}).items():
-        text = f"{what}: {one['problems']} problems with {one['runs']:g} runs show a difference of "
-        text += f"{100 * one['detectable']:.1f} points in 80 of 100 cases."
-        for difference, needed in one["needed"].items():
+    for metric, runs in (summary.get("runs", {}).get(name) or {}).items():
+        if runs["runs"] > 1:
+            spread = "overlapping, " if runs["sd"] is None else f"deviation {100 * runs['sd']:.1f} points, "
+            low, high = points(runs["min"]), points(runs["max"])
+            lines.append(f"{metric} run by run: {runs['runs']} runs, {spread}{low} to {high}.")
+    for metric, note in (summary.get("power", {}).get(name) or {}).items():
+        text = f"{metric}: {note['problems']} problems with {note['runs']:g} runs show a difference of "
+        text += f"{100 * note['detectable']:.1f} points in 80 of 100 cases."
+        for difference, needed in note["needed"].items():
             runs = "" if needed["runs"] is None else f", or {needed['runs']} runs on these"
             text += f" {100 * float(difference):g} points take {needed['problems']} problems{runs}."
         lines.append(text)
@@ -147,7 +114,7 @@ def spread_lines(summary: dict, name: str) -> list[str]:
 
 
 def report_markdown(summary: dict) -> str:
-    """The whole report of one run, from the content of its eval.json."""
+    """The whole report of estimate run, from the content of its eval.json."""
     lines = [
         f"# Evaluation of {summary['model']}",
         "",
@@ -177,11 +144,11 @@ def seeds_markdown(summary: dict) -> str:
         "",
         *(f"- {line}" for line in run_lines(summary)),
     ]
-    for seed, one in summary["of_seed"].items():
-        said = [f"seed {seed}: {one['model']}", versions_of(one)]
-        said += [f"sampled on {machine(one['hardware'])}"] if one["hardware"] else []
-        said += [skipped_line(one["skipped"])] if one["skipped"] else []
-        lines.append("- " + "; ".join(said))
+    for seed, run in summary["of_seed"].items():
+        parts = [f"seed {seed}: {run['model']}", versions_of(run)]
+        parts += [f"sampled on {machine(run['hardware'])}"] if run["hardware"] else []
+        parts += [skipped_line(run["skipped"])] if run["skipped"] else []
+        lines.append("- " + "; ".join(parts))
     header = ["", "any final answer", "boxed only", "deviation", *(f"seed {seed}" for seed in seeds), ""]
     for name in summary["benchmarks"]:
         lines += ["", f"## {name}", "", markdown_table(header, seed_rows(summary, name))]
@@ -194,11 +161,13 @@ def seeds_markdown(summary: dict) -> str:
 def seed_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of a benchmark's table over seeds: each metric, both gradings; then the differences, each `paired`."""
     k, strict, boxed = summary["k"], summary["strict"][name], strict_differences(summary, name)
-    shares = [(m, one, figure(strict.get(m)), note(m, k)) for m, one in summary["benchmarks"][name].items()]
-    paired = [(key, one, figure(boxed.get(key)), "paired") for key, one in summary["differences"][name].items()]
+    shares = [(m, estimate, figure(strict.get(m)), about(m, k)) for m, estimate in summary["benchmarks"][name].items()]
+    paired = [
+        (key, estimate, figure(boxed.get(key)), "paired") for key, estimate in summary["differences"][name].items()
+    ]
     return [
-        [label, figure(one), second, points(one["sd"]), *map(points, one["seeds"]), what]
-        for label, one, second, what in shares + paired
+        [label, figure(estimate), second, points(estimate["sd"]), *map(points, estimate["seeds"]), what]
+        for label, estimate, second, what in shares + paired
     ]
 
 

@@ -2,13 +2,10 @@
 
 import io
 
-from gsr_rl.report.tables import NO_ACCURACY
+from gsr_rl.report.problem_values import NO_ACCURACY
 
-COLOURS = {
-    "selfref": "#009E73",
-    "maj": "#0072B2",
-    "pass": "#999999",
-}  # with the others told apart by everyone
+# told apart by everyone
+COLOURS = {"selfref": "#009E73", "maj": "#0072B2", "pass": "#999999"}
 OTHERS = ("#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "sD^vP*X"
 
@@ -24,35 +21,38 @@ def _has_matplotlib() -> bool:
 
 def _styles(metrics: list[str]) -> dict[str, dict[str, str]]:
     """Colour and marker of each metric."""
-    found = {}
+    styles = {}
     for metric in metrics:
         colour = next((colour for name, colour in COLOURS.items() if metric.startswith(f"{name}@")), None)
         if colour:
-            found[metric] = {"color": colour, "marker": "o"}
+            styles[metric] = {"color": colour, "marker": "o"}
         else:
-            place = sum(style["color"] in OTHERS for style in found.values())
+            place = sum(style["color"] in OTHERS for style in styles.values())
             marker = MARKERS[place % len(MARKERS)]
-            found[metric] = {"color": OTHERS[place % len(OTHERS)], "marker": marker}
-    return found
+            styles[metric] = {"color": OTHERS[place % len(OTHERS)], "marker": marker}
+    return styles
 
 
-def _interval(one: dict) -> list[list[float]]:
+def _interval(estimate: dict) -> list[list[float]]:
     """Lengths of the error bar in points, below and above."""
-    return [[max(0.0, 100 * (one["value"] - one["low"]))], [max(0.0, 100 * (one["high"] - one["value"]))]]
+    return [
+        [max(0.0, 100 * (estimate["value"] - estimate["low"]))],
+        [max(0.0, 100 * (estimate["high"] - estimate["value"]))],
+    ]
 
 
 def _accuracies(summary: dict, name: str) -> dict[str, dict]:
-    found = summary["benchmarks"][name].items()
-    return {metric: one for metric, one in found if metric not in NO_ACCURACY and one["value"] is not None}
+    estimates = summary["benchmarks"][name].items()
+    return {m: estimate for m, estimate in estimates if m not in NO_ACCURACY and estimate["value"] is not None}
 
 
 def draw_accuracies(axes, summary: dict, name: str) -> None:
     """All accuracies with their intervals, the best at the top."""
     shown = sorted(_accuracies(summary, name).items(), key=lambda pair: pair[1]["value"])
     styles = _styles(list(_accuracies(summary, name)))
-    for place, (metric, one) in enumerate(shown):
+    for place, (metric, estimate) in enumerate(shown):
         how = {"linestyle": "none", "capsize": 2, "markersize": 5} | styles[metric]
-        axes.errorbar([100 * one["value"]], [place], xerr=_interval(one), **how)
+        axes.errorbar([100 * estimate["value"]], [place], xerr=_interval(estimate), **how)
     axes.set_yticks(range(len(shown)), [metric for metric, _ in shown])
     axes.set_xlabel("problems right, %")
     axes.grid(axis="x", alpha=0.3)
@@ -63,19 +63,21 @@ def draw_against_k(axes, summary: dict, name: str) -> None:
     """pass@k and maj@k as curves, refinement and the other methods at K as points."""
     k, curves = summary["k"], summary["by_k"][name]
     for kind, points in curves.items():
-        kept = [(int(number), one) for number, one in points.items() if one["value"] is not None]
-        if kept:
-            numbers = [number for number, _ in kept]
-            low, middle, high = ([100 * one[side] for _, one in kept] for side in ("low", "value", "high"))
+        shown = {int(number): estimate for number, estimate in points.items() if estimate["value"] is not None}
+        if shown:
+            numbers = list(shown)
+            low, middle, high = (
+                [100 * estimate[side] for estimate in shown.values()] for side in ("low", "value", "high")
+            )
             axes.plot(numbers, middle, marker=".", color=COLOURS[kind], label=f"{kind}@k")
             axes.fill_between(numbers, low, high, color=COLOURS[kind], alpha=0.15, linewidth=0)
     accuracies = _accuracies(summary, name)
     styles = _styles(list(accuracies))
     at_k = [metric for metric in accuracies if metric.endswith(f"@{k}") and not metric.startswith(("pass@", "maj@"))]
     for place, metric in enumerate(at_k):
-        one, where = accuracies[metric], k * 1.05 ** (place - (len(at_k) - 1) / 2)  # beside each other
+        estimate, where = accuracies[metric], k * 1.05 ** (place - (len(at_k) - 1) / 2)  # beside each other
         how = {"linestyle": "none", "capsize": 2, "label": metric} | styles[metric]
-        axes.errorbar([where], [100 * one["value"]], yerr=_interval(one), **how)
+        axes.errorbar([where], [100 * estimate["value"]], yerr=_interval(estimate), **how)
     numbers = sorted({int(number) for points in curves.values() for number in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
@@ -90,16 +92,16 @@ def draw_against_tokens(axes, summary: dict, name: str) -> None:
     """Every method at the completion tokens that it spends on a problem; the votes as a line."""
     spent, accuracies = summary["tokens"][name], _accuracies(summary, name)
     curve = summary["by_k"][name].get("maj", {})
-    line = sorted((spent[f"maj@{n}"], 100 * one["value"]) for n, one in curve.items()
-                  if one["value"] is not None and f"maj@{n}" in spent)  # fmt: skip
+    line = sorted((spent[f"maj@{n}"], 100 * estimate["value"]) for n, estimate in curve.items()
+                  if estimate["value"] is not None and f"maj@{n}" in spent)  # fmt: skip
     if line:
         axes.plot(*zip(*line, strict=True), marker=".", color=COLOURS["maj"], label="maj@k")
     shown = [metric for metric in accuracies if metric in spent and not metric.startswith(("maj@", "pass@"))]
     styles = _styles(list(accuracies))
     for metric in shown:
-        one = accuracies[metric]
+        estimate = accuracies[metric]
         how = {"linestyle": "none", "capsize": 2, "label": metric} | styles[metric]
-        axes.errorbar([spent[metric]], [100 * one["value"]], yerr=_interval(one), **how)
+        axes.errorbar([spent[metric]], [100 * estimate["value"]], yerr=_interval(estimate), **how)
     axes.set_xlabel("completion tokens a problem")
     axes.set_ylabel("problems right, %")
     axes.set_xlim(left=0)
@@ -111,7 +113,7 @@ def draw_by_num_correct(axes, summary: dict, name: str) -> None:
     """Refinement against the vote by the number of right candidates in the set."""
     k, table = summary["k"], summary["by_num_correct"].get(name) or {}
     for key in ("selfref", "maj"):
-        points = [(int(number), 100 * one[key]) for number, one in table.items() if one[key] is not None]
+        points = [(int(number), 100 * row[key]) for number, row in table.items() if row[key] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[key], label=f"{key}@{k}")
     labels = [f"{number}\nn={table[str(number)]['n']}" if table else str(number) for number in range(k + 1)]
@@ -138,7 +140,7 @@ def svgs(summary: dict, name: str) -> dict[str, str]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    found = {}
+    images = {}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gsr", "font.family": "sans-serif"}):
         for title, draw in PLOTS.items():
             if draw is draw_by_num_correct and not summary["by_num_correct"].get(name):
@@ -150,8 +152,8 @@ def svgs(summary: dict, name: str) -> dict[str, str]:
                 canvas.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
             buffer = io.StringIO()
             canvas.savefig(buffer, format="svg", metadata={"Date": None})
-            found[title] = buffer.getvalue()
-    return found
+            images[title] = buffer.getvalue()
+    return images
 
 
 def png(summary: dict) -> bytes | None:

@@ -1,15 +1,34 @@
-"""samples.parquet: every sample of an evaluation, one a row, with the run's settings in the file's metadata."""
+"""samples.parquet: every sample of an evaluation, one a row, with the run's settings in the file's metadata.
+
+`Problem` is what the rows of one problem are under one grading: candidates, and candidate sets with what is over them.
+"""
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+from gsr_rl.refinement import metrics
+from gsr_rl.refinement.candidates import candidate_sets
+from gsr_rl.refinement.metrics import is_scored
 
 GRADINGS = ("lenient", "strict")
 TEXTS = ("benchmark", "part", "problem_id", "problem", "gold", "stage", "method", "candidates_of", "text")
 NUMBERS = ("index", "round", "order", "repeat", "chosen", "tokens", "prompt_tokens")
 FLAGS = ("finished", "skipped", "copied")
-# settings that the first files lack
-FIRST = {"grouping": "resampled", "methods": ["selfref", "selfref_none", "selfref_foreign"], "candidates_from": None}
+METHODS_WITH_SETS = ("selfref", "select", "rounds")  # their samples say which candidate sets there are
+FIELDS = ("index", "tokens", "candidates", "round", "order", "chosen", "copied", "skipped", "score")
+COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "repeat", "prompt_tokens", "finished"]
+COLUMNS += [*FIELDS, *(f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class"))]
+# settings that older files lack
+OLD_SETTINGS = {
+    "grouping": "resampled",
+    "methods": ["selfref", "selfref_none", "selfref_foreign"],
+    "candidates_from": None,
+}
 
 
 def samples_path(path: str | Path) -> Path:
@@ -36,7 +55,7 @@ def schema(header: dict):
 
 
 def write_samples(path: str | Path, samples: list[dict], header: dict) -> None:
-    """Write samples and the run's settings to a parquet file, whole or not at all. A column that is absent is null."""
+    """Write samples and the run's settings to a parquet file, atomically. A column that is absent is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -49,7 +68,7 @@ def write_samples(path: str | Path, samples: list[dict], header: dict) -> None:
 def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[dict, list[dict]]:
     """The settings and the rows of a samples.parquet; a column that the file lacks is None in every row.
 
-    Files of before a setting was kept have what it then was.
+    A setting that an older file lacks has the value of then (`OLD_SETTINGS`).
 
     Raises:
         ValueError: Another kind of file.
@@ -68,27 +87,28 @@ def read_samples(path: str | Path, columns: list[str] | None = None) -> tuple[di
         wanted = columns if columns is not None else file.schema_arrow.names
         rows = file.read(columns=[name for name in wanted if name in known]).to_pylist()
     missing = dict.fromkeys(name for name in wanted if name not in known)
-    return FIRST | json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
+    return OLD_SETTINGS | json.loads(metadata[b"gsr"]), [missing | row for row in rows] if missing else rows
 
 
 def skipped_of(samples: list[dict]) -> dict[str, dict[str, int]]:
     """By method, of those that have any: how many samples were `skipped`, and how many there are (`samples`)."""
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for sample in samples:
-        one = found.setdefault(sample["method"], {"skipped": 0, "samples": 0})
-        one["skipped"] += sample["skipped"]
-        one["samples"] += 1
-    return {method: one for method, one in found.items() if one["skipped"]}
+        of_method = counts.setdefault(sample["method"], {"skipped": 0, "samples": 0})
+        of_method["skipped"] += sample["skipped"]
+        of_method["samples"] += 1
+    return {method: of_method for method, of_method in counts.items() if of_method["skipped"]}
 
 
 def check_same_problems(here: dict, there: dict, keys: Iterable[tuple[str, str]], where: str = "") -> None:
     """Raises `ValueError` where a (benchmark, id) of both stands for another problem or gold answer."""
     for name, identity in keys:
-        for what, one, other in zip(("problem", "answer"), here[name, identity], there[name, identity], strict=True):
-            if one != other and None not in (one, other):
+        pairs = zip(("problem", "answer"), here[name, identity], there[name, identity], strict=True)
+        for what, first, second in pairs:
+            if first != second and None not in (first, second):
                 raise ValueError(
-                    f"{where}{identity} of {name} is not the same {what} in both runs ({one[:60]!r} and "
-                    f"{other[:60]!r}): evaluate the same file, or give its rows ids of their own"
+                    f"{where}{identity} of {name} is not the same {what} in both runs ({first[:60]!r} and "
+                    f"{second[:60]!r}): evaluate the same file, or give its rows ids of their own"
                 )
 
 
@@ -132,3 +152,176 @@ def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+# One problem's samples ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Sample:
+    """A stored sample under one grading; what the fields mean: gsr_rl/report/samples.py."""
+
+    index: int
+    tokens: int
+    candidates: list[int] | None
+    round: int | None
+    order: int | None
+    chosen: int | None
+    copied: bool | None
+    skipped: bool
+    score: float | None
+    correct: float  # NaN if unscored
+    answer: int | None  # its class of equal answers
+
+
+@dataclass
+class CandidateSet:
+    """Candidates that are shown together, and by method the samples over them. NaN stands for unscored.
+
+    Attributes:
+        num_correct: Right candidates; None if one is unscored.
+        maj, selfref: Correctness of the vote and of the refinement.
+        tokens: Completion tokens of the candidates.
+        copied: 1 if the refinement is a candidate word by word, else 0; NaN if it was not asked for, or not looked at.
+        novel: 1 if its answer is no candidate's, else 0; NaN without an answer, and where `copied` is NaN.
+    """
+
+    candidates: list[Sample]
+    samples: dict[str, list[Sample]]
+
+    def __post_init__(self):
+        correct = [candidate.correct for candidate in self.candidates]
+        self.num_correct = sum(value == 1.0 for value in correct) if all(map(is_scored, correct)) else None
+        self.maj = vote(self.candidates)
+        self.tokens = sum(candidate.tokens for candidate in self.candidates)
+        self.refinement = refinement = next(iter(self.samples["selfref"]), None)
+        self.selfref = refinement.correct if refinement else math.nan
+        self.copied = self.novel = math.nan
+        if refinement and not refinement.skipped and refinement.copied is not None:
+            self.copied = float(refinement.copied)
+            if refinement.answer is not None:
+                self.novel = float(refinement.answer not in {candidate.answer for candidate in self.candidates})
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether both the vote and the refinement are."""
+        return is_scored(self.maj) and is_scored(self.selfref)
+
+    @property
+    def refined_tokens(self) -> int:
+        """Completion tokens of the candidates and the refinement."""
+        return self.tokens + self.refinement.tokens
+
+    def round(self, number: int) -> list[Sample]:
+        """The refinements of one round, from 1 on."""
+        return [sample for sample in self.samples["rounds"] if sample.round == number]
+
+    def tokens_through(self, last: int) -> int:
+        """Completion tokens of the candidates and of all rounds up to `last`."""
+        return self.tokens + sum(sample.tokens for sample in self.samples["rounds"] if sample.round <= last)
+
+    def disagreement(self, reordered: bool) -> float:
+        """How often two refinements disagree: one in the set's order and one in another, or both in its order."""
+        in_order = [sample.correct for sample in self.samples["orders"] if sample.order == 0]
+        others = [sample.correct for sample in self.samples["orders"] if sample.order]
+        return metrics.disagreement(in_order, others if reordered else None)
+
+    def best(self) -> float:
+        """Correctness of the candidate with the highest score."""
+        return metrics.best_of([c.score for c in self.candidates], [c.correct for c in self.candidates])
+
+    def weighted_maj(self) -> float:
+        """The vote in which a candidate counts the sigmoid of its score."""
+        scores = [candidate.score for candidate in self.candidates]
+        return vote(self.candidates, [1 / (1 + math.exp(-max(-700.0, s))) if is_scored(s) else None for s in scores])
+
+
+class Problem:
+    """One problem's samples under one grading.
+
+    Attributes:
+        samples: By method.
+        rounds: Numbers of the rounds of refinement.
+        kinds: What there is: methods, and `scores` of a reward model.
+        candidates: All of them, by index; and of each `correct`, `answers` and `tokens`.
+        sets: The candidate sets. With a `selfref` sample, every set has one.
+
+    Raises:
+        ValueError: Candidates are missing or twice.
+    """
+
+    def __init__(self, identity: str, rows: list[dict], header: dict, grading: str):
+        self.identity, self.k = identity, header["k"]
+        self.samples: dict[str, list[Sample]] = defaultdict(list)
+        over: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))  # by set and method
+        for row in rows:
+            correct = row[f"correct_{grading}"]
+            fields = [row[name] for name in FIELDS]
+            sample = Sample(*fields, math.nan if correct is None else correct, row[f"class_{grading}"])
+            self.samples[row["method"]].append(sample)
+            if row["method"] != "direct":
+                over[sample.index][row["method"]].append(sample)
+        self.candidates = sorted(self.samples["direct"], key=lambda sample: sample.index)
+        self.correct = [candidate.correct for candidate in self.candidates]
+        self.answers = [candidate.answer for candidate in self.candidates]
+        self.tokens = [candidate.tokens for candidate in self.candidates]
+        self.num_scored = sum(map(is_scored, self.correct))
+        chosen = self._chosen(header)
+        self.sets = [
+            CandidateSet([self.candidates[i] for i in chosen[index]], over[index]) for index in sorted(chosen)
+        ]
+        self.rounds = sorted({sample.round for sample in self.samples["rounds"]})
+        self.kinds = {method for method, samples in self.samples.items() if samples}
+        self.kinds |= {"scores"} if any(candidate.score is not None for candidate in self.candidates) else set()
+
+    def _chosen(self, header: dict) -> dict[int, list[int]]:
+        """The candidates of each set: as a method was shown them, or as they would have been chosen."""
+        known, seed = [candidate.index for candidate in self.candidates], header.get("sets_seed", header["seed"])
+        for method in METHODS_WITH_SETS:
+            shown = [s for s in self.samples[method] if not s.order and (s.round or 1) == 1]
+            if shown:
+                chosen = {sample.index: sample.candidates for sample in shown}
+                break
+        else:
+            number = header["num_candidate_sets"]
+            chosen = dict(enumerate(candidate_sets(self.identity, len(known), self.k, number, seed)))
+        held = set(chain.from_iterable(chosen.values()))
+        if known != list(range(len(known))) or not held <= set(known):
+            raise ValueError(
+                f"samples of problem {self.identity}: candidates are missing or twice: there are {known}, and its "
+                f"sets hold {sorted(held)}: take the file as the evaluation wrote it"
+            )
+        return chosen
+
+    def accuracy(self, method: str) -> float:
+        """The share of a method's samples that is right."""
+        return mean(sample.correct for sample in self.samples[method])
+
+    def pass_at(self, k: int) -> float:
+        """pass@k; NaN with fewer scored candidates."""
+        right = sum(value == 1.0 for value in self.correct)
+        return metrics.pass_at_k(self.num_scored, right, k) if self.num_scored >= k else math.nan
+
+    def maj_at(self, k: int) -> float:
+        """maj@k: the mean vote over all groups of k candidates; NaN with fewer scored ones."""
+        return metrics.maj_at_k(self.answers, self.correct, k)
+
+    def maj_at_tokens(self, tokens: int) -> float:
+        """The vote over as many candidates as take so many tokens."""
+        each = mean(self.tokens)
+        return metrics.maj_at_count(self.answers, self.correct, tokens / each if each else float(self.k))
+
+    def is_capped(self, tokens: int) -> float:
+        """1 if as many tokens are more than all scored candidates take, else 0; NaN without any."""
+        return float(tokens * len(self.tokens) > self.num_scored * sum(self.tokens)) if self.num_scored else math.nan
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of the scored values; NaN without any."""
+    scored = [value for value in values if is_scored(value)]
+    return sum(scored) / len(scored) if scored else math.nan
+
+
+def vote(samples: list[Sample], weights: list[float | None] | None = None) -> float:
+    """Expected correctness of a vote over samples; NaN if none is scored."""
+    return metrics.maj_correct([s.answer for s in samples], [s.correct for s in samples], weights)

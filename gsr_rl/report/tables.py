@@ -7,17 +7,19 @@ from pathlib import Path
 from gsr_rl.refinement import metrics
 from gsr_rl.report import intervals
 from gsr_rl.report.intervals import of_two_models, power_note, variance
-from gsr_rl.report.problem_values import ProblemValues, Results, metrics_from_samples
+from gsr_rl.report.problem_values import (
+    METRICS,
+    NO_ACCURACY,
+    SIGNED,
+    Problems,
+    Results,
+    metric_name,
+    metrics_from_samples,
+)
 from gsr_rl.report.samples import GRADINGS, check_same_problems
 
-# A grading, the table of its figures and that of their paired differences.
-UNDER = (("lenient", "benchmarks", "differences"), ("strict", "strict", "strict_differences"))
-FIGURES = [table for _, *two in UNDER for table in two]
-NO_ACCURACY = ("refinement_gap", "fix_rate", "break_rate", "copy_rate", "novel_answer", "rescue_rate", "select_named",
-               "order_disagreement", "resample_disagreement", "order_sensitivity", "maj@tokens_capped")  # fmt: skip
-
-SIGNED = ("refinement_gap", "order_sensitivity")  # differences
-OF_SETS = ("pass", "maj", "selfref", "select", "best_of", "weighted_maj")  # named with the K of the candidate sets
+# By grading, the keys of its figures and of their paired differences in eval.json and seeds.json.
+TABLES = {"lenient": ("benchmarks", "differences"), "strict": ("strict", "strict_differences")}
 SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings hold it
     "num_candidates": ("k",),
     "num_generations": ("num_samples",),
@@ -43,9 +45,9 @@ SHARED = ("num_samples", "num_candidate_sets", "grouping", "engine", "sampling")
 
 def summarise(results: Results) -> dict:
     """The content of eval.json: figures and paired differences under both gradings, what else is lenient, settings."""
-    tables = (*FIGURES, "by_num_correct", "by_k", "tokens", "runs", "power")
+    tables = (*chain.from_iterable(TABLES.values()), "by_num_correct", "by_k", "tokens", "runs", "power")
     summary = results.header | {"names": results.names} | {table: {} for table in tables}
-    for grading, target, paired in UNDER:
+    for grading, (target, paired) in TABLES.items():
         for name, values in results.problems[grading].items():
             weights = intervals.bootstrap_weights(len(values.ids), seed=results.header["seed"])
             ratios = values.ratios()
@@ -61,8 +63,8 @@ def summarise(results: Results) -> dict:
     return summary | {"counts": results.counts, "skipped": results.skipped}
 
 
-def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, weights) -> None:
-    """What is given under lenient grading only."""
+def _add_details(summary: dict, name: str, values: Problems, ratios: dict, weights) -> None:
+    """What is given under lenient grading only: by number of right candidates, curves, tokens, spread, power."""
     if "refinement_gap" in ratios:
         summary["by_num_correct"][name] = values.by_num_correct(weights)
     summary["by_k"][name] = {
@@ -73,15 +75,15 @@ def _add_details(summary: dict, name: str, values: ProblemValues, ratios: dict, 
         }
         for kind in ("pass", "maj")
     }
-    means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.spent.items()}
+    means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.tokens.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
     apart = summary["num_candidate_sets"] * values.k <= summary["num_samples"]  # then sets share no candidate
     independent = {metric: apart or metric == "pass@1" for metric in values.runs}
     summary["runs"][name] = {metric: runs_of(groups, independent[metric]) for metric, groups in values.runs.items()}
     parts = {metric: variance(groups, independent[metric]) for metric, groups in values.runs.items()}
     notes = {"refinement_gap": power_note(parts.get("refinement_gap"))}
-    notes |= {f"{metric} of two models": power_note(of_two_models(one)) for metric, one in parts.items()}
-    summary["power"][name] = {what: note for what, note in notes.items() if note}
+    notes |= {f"{metric} of two models": power_note(of_two_models(of_one)) for metric, of_one in parts.items()}
+    summary["power"][name] = {key: note for key, note in notes.items() if note}
 
 
 def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
@@ -109,7 +111,7 @@ def runs_of(groups: list[list[float]], independent: bool = True) -> dict:
     if not means:
         return {"runs": 0, "mean": None, "sd": None, "min": None, "max": None}
     centre = math.fsum(means) / len(means)
-    spread = math.fsum((one - centre) ** 2 for one in means)
+    spread = math.fsum((mean - centre) ** 2 for mean in means)
     sd = math.sqrt(spread / (len(means) - 1)) if len(means) > 1 and independent else None
     rounded = {"mean": round(centre, 6), "sd": None if sd is None else round(sd, 6)}
     return {"runs": len(means)} | rounded | {"min": round(min(means), 6), "max": round(max(means), 6)}
@@ -139,8 +141,8 @@ def compare(
 
 
 def _paired(common: dict, pairs: list[tuple[str, str]] | None = None, seed: int = 0) -> dict[str, dict[str, dict]]:
-    """`compare` on what `_in_common` has found."""
-    found = {}
+    """`compare` on the result of `_in_common`."""
+    tables = {}
     for name, both in common.items():
         left, right = (values.ratios() for values in both)
         for metric, known in [side for x, y in pairs or [] for side in ((x, left), (y, right))]:
@@ -148,13 +150,14 @@ def _paired(common: dict, pairs: list[tuple[str, str]] | None = None, seed: int 
                 raise ValueError(f"pairs: {metric} is no metric of {name}: there are {', '.join(known)}")
         weights = intervals.bootstrap_weights(len(both[0].ids), seed=seed)
         wanted = pairs or _same_metrics(left, right, both[0].k, both[1].k)
-        found[name] = {_label(x, y): intervals.estimate_difference(left[x], right[y], weights) for x, y in wanted}
-    return found
+        tables[name] = {_label(x, y): intervals.estimate_difference(left[x], right[y], weights) for x, y in wanted}
+    return tables
 
 
 def _same_metrics(left, right, left_k: int, right_k: int) -> list[tuple[str, str]]:
     """What both sides have, with itself; of different K, a figure over sets with that over the other's sets."""
-    of_sets = {f"{kind}@{left_k}": f"{kind}@{right_k}" for kind in OF_SETS}
+    templates = [metric.template for metric in METRICS if metric.template.endswith("@K")]
+    of_sets = {metric_name(template, left_k): metric_name(template, right_k) for template in templates}
     pairs = [(metric, metric if metric == "pass@1" else of_sets.get(metric, metric)) for metric in left]
     return [(x, y) for x, y in pairs if y in right]
 
@@ -163,18 +166,18 @@ def _results(run: str | Path | Results) -> Results:
     return run if isinstance(run, Results) else metrics_from_samples(run)
 
 
-def _in_common(a: Results, b: Results, grading: str) -> dict[str, tuple[ProblemValues, ProblemValues]]:
-    """By benchmark, the figures of both runs on the problems that both hold, in one order."""
-    found = {}
+def _in_common(a: Results, b: Results, grading: str) -> dict[str, tuple[Problems, Problems]]:
+    """By benchmark, the problems that both runs hold, in the order of the first."""
+    shared = {}
     for name, first in a.problems[grading].items():
         second = b.problems[grading].get(name)
         known = set(second.ids) if second else set()
         if common := [identity for identity in first.ids if identity in known]:
             check_same_problems(a.texts, b.texts, [(name, identity) for identity in common])
-            found[name] = first.select(common), second.select(common)
-    if not found:
+            shared[name] = first.select(common), second.select(common)
+    if not shared:
         raise ValueError("the two runs have no problem in common: evaluate the same problems with both models")
-    return found
+    return shared
 
 
 def comparison(run_a: str | Path | Results, run_b: str | Path | Results) -> dict:
@@ -203,11 +206,11 @@ def comparison(run_a: str | Path | Results, run_b: str | Path | Results) -> dict
     }
 
 
-def _values(a: ProblemValues, b: ProblemValues) -> dict[str, list[float | None]]:
+def _values(a: Problems, b: Problems) -> dict[str, list[float | None]]:
     """What each side has of every metric of both, over the problems that are scored on both."""
     left, right = a.ratios(), b.ratios()
     pairs = {_label(x, y): metrics.scored_on_both(left[x], right[y]) for x, y in _same_metrics(left, right, a.k, b.k)}
-    return {m: [round(one.value, 6) if one.count else None for one in pair] for m, pair in pairs.items()}
+    return {m: [round(ratio.value, 6) if ratio.count else None for ratio in pair] for m, pair in pairs.items()}
 
 
 def _label(x: str, y: str) -> str:
@@ -215,11 +218,11 @@ def _label(x: str, y: str) -> str:
 
 
 def _check_seeds(runs: list[Results]) -> None:
-    """Runs that are put together have the same problems and settings, and each a seed of its own."""
+    """Raises `ValueError` unless the runs have the same problems and settings, and each another seed."""
     first = runs[0]
     for run in runs[1:]:
         if set(run.problems["lenient"]) != set(first.problems["lenient"]):
-            here, there = (", ".join(sorted(one.problems["lenient"])) for one in (first, run))
+            here, there = (", ".join(sorted(results.problems["lenient"])) for results in (first, run))
             raise ValueError(
                 f"from_samples: the benchmarks are {here} in one run and {there} in another: evaluate the same ones"
             )
@@ -240,7 +243,9 @@ def _check_seeds(runs: list[Results]) -> None:
         if any(set(run.problems["lenient"][name].ids) != set(values.ids) for run in runs):
             raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
         for run in runs[1:]:
-            check_same_problems(first.texts, run.texts, [(name, one) for one in values.ids], "from_samples: ")
+            check_same_problems(
+                first.texts, run.texts, [(name, identity) for identity in values.ids], "from_samples: "
+            )
 
 
 def _settings_that_differ(here: dict, there: dict) -> dict[str, list]:
@@ -260,7 +265,7 @@ def over_seeds(runs: list[Results]) -> dict:
     """The content of seeds.json: runs of several seeds on the same problems, intervals over seeds and problems.
 
     Returns:
-        `k` and `seeds` (text); the settings that all runs share (`SHARED`); `of_seed`, what each has of its own,
+        `k` and `seeds` (text); the settings that all runs share (`SHARED`); `of_seed`, what differs between them,
         `{SEED: {"model", "versions", "hardware", "skipped"}}`; `benchmarks` (lenient) and `strict`,
         `{BENCHMARK: {METRIC: FIGURE}}`; paired, `differences` and `strict_differences`,
         `{BENCHMARK: {"X-Y": FIGURE}}`; and `missing`,
@@ -277,18 +282,18 @@ def over_seeds(runs: list[Results]) -> dict:
         seed: {key: run.header.get(key) for key in ("model", "versions", "hardware")} | {"skipped": run.skipped}
         for seed, run in zip(seeds, runs, strict=True)
     }
-    summary |= {table: {} for table in (*FIGURES, "missing")}
+    summary |= {table: {} for table in (*chain.from_iterable(TABLES.values()), "missing")}
     for name in runs[0].problems["lenient"]:
-        of = {grading: _of_seeds(runs, name, grading) for grading in GRADINGS}
-        for grading, target, paired in UNDER:
-            found = of[grading]
-            pairs = wanted_pairs(k, [metric for metric, ratios in found.items() if all(ratios)])
-            differences = {f"{x}-{y}": [*map(metrics.difference, found[x], found[y])] for x, y in pairs}
-            summary[target][name] = _figures(found)
+        of_seeds = {grading: _of_seeds(runs, name, grading) for grading in GRADINGS}
+        for grading, (target, paired) in TABLES.items():
+            ratios = of_seeds[grading]
+            pairs = wanted_pairs(k, [metric for metric, of_metric in ratios.items() if all(of_metric)])
+            differences = {f"{x}-{y}": [*map(metrics.difference, ratios[x], ratios[y])] for x, y in pairs}
+            summary[target][name] = _figures(ratios)
             summary[paired][name] = _figures(differences, signed=True)
         summary["missing"][name] = {
             metric: [seed for seed, ratio in zip(seeds, ratios, strict=True) if not ratio]
-            for metric, ratios in of["lenient"].items()
+            for metric, ratios in of_seeds["lenient"].items()
             if not all(ratios)
         }
     return summary
@@ -298,15 +303,15 @@ def _of_seeds(runs: list[Results], name: str, grading: str) -> dict[str, list[me
     """Every metric that any run has of a benchmark, run by run, problems in one order; None without a figure."""
     ids = runs[0].problems[grading][name].ids
     each = [run.problems[grading][name].select(ids).ratios() for run in runs]
-    scored = [{metric: ratio for metric, ratio in one.items() if ratio.count} for one in each]
-    return {metric: [one.get(metric) for one in scored] for metric in dict.fromkeys(chain.from_iterable(each))}
+    scored = [{metric: ratio for metric, ratio in ratios.items() if ratio.count} for ratios in each]
+    return {metric: [ratios.get(metric) for ratios in scored] for metric in dict.fromkeys(chain.from_iterable(each))}
 
 
 def _figures(of_seeds: dict[str, list[metrics.Ratio | None]], signed: bool = False) -> dict[str, dict]:
     """Those that every seed has, estimated over the seeds."""
-    found = {
+    figures = {
         metric: intervals.estimate_over_seeds(ratios, signed=signed or metric in SIGNED)
         for metric, ratios in of_seeds.items()
         if all(ratio and ratio.count for ratio in ratios)
     }
-    return {metric: figure | {"sd": runs_of([figure["seeds"]])["sd"]} for metric, figure in found.items()}
+    return {metric: figure | {"sd": runs_of([figure["seeds"]])["sd"]} for metric, figure in figures.items()}

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
-from gsr_rl.hub.model_card import MARK, card_of
-from gsr_rl.hub.provenance import PROVENANCE
+from gsr_rl.hub.model_card import MARK, PROVENANCE, card_of
 from gsr_rl.hub.push import (
     LEAST_BYTES_PER_SECOND,
     START_SECONDS,
@@ -18,10 +17,10 @@ from gsr_rl.hub.push import (
     bounded,
     exit_on_failure,
     files_of,
+    in_one_line,
     make_repository,
     push_files,
     push_folder,
-    said,
     without_token,
 )
 from gsr_rl.refinement.settings import write_refinement_settings
@@ -43,8 +42,8 @@ class PushesToHub:
             self.hub_model_id = bounded(lambda: make_repository(target), 120, f"making {target.repo_id} on the Hub")
         except Exception as error:
             print(
-                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {without_token(said(error))}\n"
-                "Nothing was trained. Mend it, or leave push_to_hub out and push later by `python -m gsr_rl.hub push`",
+                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {without_token(in_one_line(error))}\n"
+                "Nothing was trained. Fix it, or leave push_to_hub out and push later by `python -m gsr_rl.hub push`",
                 file=sys.stderr,
                 flush=True,
             )

@@ -7,8 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from gsr_rl.hub.model_card import card_of, evaluation_of, with_results
-from gsr_rl.hub.provenance import write_provenance
+from gsr_rl.hub.model_card import card_of, evaluation_of, with_results, write_provenance
 from tests.support.hub_folders import BASE, model_folder
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ from gsr_rl.report.html import examples, report_html
 from gsr_rl.report.intervals import bootstrap_weights
 from gsr_rl.report.markdown import comparison_markdown, figure, report_markdown, seeds_markdown
 from gsr_rl.report.plots import png, svgs
-from gsr_rl.report.problem_values import ProblemValues, metrics_from_samples
+from gsr_rl.report.problem_values import Problems, metrics_from_samples
 from gsr_rl.report.samples import read_samples, write_samples
 from gsr_rl.report.tables import compare, comparison, over_seeds, runs_of, summarise
 from tests.support.fixed_engine import run_recipe
@@ -350,9 +351,16 @@ def test_sets_overlap_only_where_candidates_run_out(tmp_path, sets, grouping, ap
 
 def test_the_gap_by_number_of_right_candidates_has_an_interval_over_problems():
     """Six problems of two sets each: the four sets with one right candidate are of two problems, which differ."""
-    sets = [(0, 1, 1.0, 0.5), (0, 1, 1.0, 0.5), (1, 1, 0.0, 0.5), (1, 1, 0.0, 0.5)]
-    sets += [(place, 3, 1.0, 1.0) for place in (2, 2, 3, 3, 4, 4)] + [(5, 2, math.nan, 1.0), (5, -1, 1.0, 1.0)]
-    values = ProblemValues(3, [f"p{place}" for place in range(6)], sets=sets)
+    sets = {0: [(1, 1.0, 0.5)] * 2, 1: [(1, 0.0, 0.5)] * 2} | {number: [(3, 1.0, 1.0)] * 2 for number in (2, 3, 4)}
+    sets[5] = [(2, math.nan, 1.0), (None, 1.0, 1.0)]
+    problems = [
+        SimpleNamespace(sets=[
+            SimpleNamespace(num_correct=right, selfref=selfref, maj=maj, is_scored=not math.isnan(selfref))
+            for right, selfref, maj in of
+        ])
+        for of in sets.values()
+    ]  # fmt: skip
+    values = Problems(3, problems)
     table = values.by_num_correct(bootstrap_weights(6))
     assert table["1"]["n"] == 4 and (table["1"]["selfref"], table["1"]["maj"]) == (0.5, 0.5)
     assert table["1"]["gap"]["value"] == 0 and table["1"]["gap"]["low"] <= -0.5 <= 0.5 <= table["1"]["gap"]["high"]

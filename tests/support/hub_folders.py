@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from gsr_rl.hub.provenance import write_provenance
+from gsr_rl.hub.model_card import write_provenance
 from tests.support.paths import ROOT
 
 BASE = ROOT / "recipes/tiny/models/base"
