@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import yaml
+
 from gsr_rl.data.sources import as_list
 from gsr_rl.refinement.candidates import range_text
+from gsr_rl.run_folder import atomic_path, atomic_write, versions
 
 SHARD_BYTES = 500_000_000
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}  # the Hub's names, by upper limit
@@ -34,8 +37,6 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
         counts, report: Of the distillation: its counts.json and its report as markdown.
         config, problem_config: A `DistillConfig` and a `DistillProblemConfig`.
     """
-    from gsr_rl.run_folder import versions
-
     for model in (config.student_model, config.teacher_model):
         report = report.replace(model, _shown(model))
     report = report.replace("# Distillation", "## How it came out", 1).split("## Rows to read")[0].rstrip()
@@ -46,8 +47,6 @@ def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -
 
 def _metadata(repo_id: str, num_rows: int) -> str:
     """What the Hub reads, as YAML."""
-    import yaml
-
     header = {
         "pretty_name": repo_id.split("/")[-1],
         "task_categories": ["text-generation"],
@@ -92,8 +91,6 @@ def write_data_set(rows_file: str | Path, folder: str | Path, card: str) -> Path
         `folder`.
     """
     import datasets
-
-    from gsr_rl.run_folder import atomic_path, atomic_write
 
     text = datasets.Value("string")
     messages = datasets.List({"role": text, "content": text})

@@ -13,6 +13,7 @@ from gsr_rl.refinement import metrics
 from gsr_rl.refinement.metrics import is_scored
 from gsr_rl.report.markdown import (
     INTERVALS,
+    difference_rows,
     metric_rows,
     num_correct_rows,
     report_markdown,
@@ -186,8 +187,8 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
         {
             "name": name,
             "plots": {title: _data_address(svg) for title, svg in svgs(summary, name).items()},
-            "rows": [row for row in metric_rows(summary, name) if row[4] != "paired"],
-            "differences": [row[:2] for row in metric_rows(summary, name) if row[4] == "paired"],
+            "rows": metric_rows(summary, name),
+            "differences": [row[:2] for row in difference_rows(summary, name)],
             "num_correct": num_correct_rows(summary, name),
             "spread": spread_lines(summary, name),
             "examples": examples(by_benchmark[name], num_examples) if name in by_benchmark else [],

@@ -1,6 +1,6 @@
 """Reports of an evaluation as markdown, from the content of eval.json, seeds.json and compare.json."""
 
-from gsr_rl.report.problem_values import about
+from gsr_rl.report.problem_values import about, metric_name
 from gsr_rl.report.samples import OLD_SETTINGS
 from gsr_rl.run_folder import machine
 
@@ -9,7 +9,8 @@ INTERVALS = "bootstrap intervals over problems, at least Wilson's or Newcombe's 
 
 def main_metrics(k: int) -> list[str]:
     """The columns of a comparison, in order."""
-    return list(dict.fromkeys(["pass@1", f"maj@{k}", f"selfref@{k}", f"pass@{k}", "refinement_gap"]))
+    templates = ("pass@1", "maj@K", "selfref@K", "pass@K", "refinement_gap")
+    return list(dict.fromkeys(metric_name(template, k) for template in templates))
 
 
 def figure(estimate: dict | None) -> str:
@@ -71,14 +72,18 @@ def versions_of(run: dict) -> str:
 
 
 def metric_rows(summary: dict, name: str) -> list[list[str]]:
-    """Rows of a benchmark's main table: metric, both gradings, n, what it is; then the differences, each `paired`."""
-    k, strict, paired = summary["k"], summary["strict"][name], strict_differences(summary, name)
-    rows = [
+    """Rows of a benchmark's main table: metric, both gradings, n, what it is."""
+    k, strict = summary["k"], summary["strict"][name]
+    return [
         [metric, figure(estimate), figure(strict.get(metric)), f"{estimate['n']:g}", about(metric, k)]
         for metric, estimate in summary["benchmarks"][name].items()
     ]
-    differences = summary["differences"][name].items()
-    return rows + [[key, figure(estimate), figure(paired.get(key)), "", "paired"] for key, estimate in differences]
+
+
+def difference_rows(summary: dict, name: str) -> list[list[str]]:
+    """The differences as rows of the same table, each `paired`."""
+    strict, lenient = strict_differences(summary, name), summary["differences"][name]
+    return [[key, figure(estimate), figure(strict.get(key)), "", "paired"] for key, estimate in lenient.items()]
 
 
 def strict_differences(summary: dict, name: str) -> dict[str, dict]:
@@ -124,8 +129,8 @@ def report_markdown(summary: dict) -> str:
         *(f"- {line}" for line in settings_lines(summary)),
     ]
     for name in summary["benchmarks"]:
-        table = markdown_table(["", "any final answer", "boxed only", "n", ""], metric_rows(summary, name))
-        lines += ["", f"## {name}", "", table]
+        rows = metric_rows(summary, name) + difference_rows(summary, name)
+        lines += ["", f"## {name}", "", markdown_table(["", "any final answer", "boxed only", "n", ""], rows)]
         if rows := num_correct_rows(summary, name):
             lines += ["", markdown_table(["right candidates", "sets", "selfref", "maj", "selfref - maj"], rows)]
         if spread := spread_lines(summary, name):
@@ -191,6 +196,6 @@ def comparison_markdown(summary: dict) -> str:
             [label, *map(points, values[label]), figure(lenient[label]), figure(strict.get(label))]
             for label in (shown[metric] for metric in main_metrics(summary["k"]) if metric in shown)
         ]
-        about = f"{summary['compared'][name]} problems compared; the runs hold {held[0]} and {held[1]}."
-        lines += ["", f"## {name}", "", about, "", markdown_table(header, rows)]
+        numbers = f"{summary['compared'][name]} problems compared; the runs hold {held[0]} and {held[1]}."
+        lines += ["", f"## {name}", "", numbers, "", markdown_table(header, rows)]
     return "\n".join(lines) + "\n"

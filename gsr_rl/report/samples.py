@@ -14,6 +14,8 @@ from pathlib import Path
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.candidates import candidate_sets
 from gsr_rl.refinement.metrics import is_scored
+from gsr_rl.refinement.prompts import get_template
+from gsr_rl.run_folder import atomic_path, hardware, versions
 
 GRADINGS = ("lenient", "strict")
 TEXTS = ("benchmark", "part", "problem_id", "problem", "gold", "stage", "method", "candidates_of", "text")
@@ -58,8 +60,6 @@ def write_samples(path: str | Path, samples: list[dict], header: dict) -> None:
     """Write samples and the run's settings to a parquet file, atomically. A column that is absent is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from gsr_rl.run_folder import atomic_path
 
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(samples, schema=schema(header)), temporary)
@@ -117,12 +117,8 @@ def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
 
     Args:
         config, rows: An `EvalConfig` and the problems.
-        other: The settings of the run whose candidates are taken (`eval_stores.candidates_of_file`).
+        other: The settings of the run whose candidates are taken (gsr_rl/evaluation/stores.py).
     """
-    from gsr_rl.refinement.prompts import get_template
-    from gsr_rl.run_folder import hardware, versions
-
-    candidate = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_completion_length}
     return {
         "model": config.model,
         "candidates_model": other["candidates_model"] if other else config.model,
@@ -133,24 +129,29 @@ def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
         "grouping": config.grouping,
         "methods": list(config.methods),
         "seed": config.seed,
-        "sampling": {
-            "candidate": other["sampling"]["candidate"] if other else candidate,
-            "refinement": {
-                "temperature": config.refinement_temperature,
-                "top_p": config.refinement_top_p,
-                "max_tokens": config.max_refinement_length,
-            },
-            "prompt_template": config.prompt_template,
-            "prompt_template_version": get_template(config.prompt_template).version,
-            "max_refinement_prompt_length": config.max_refinement_prompt_length,
-            "unfinished_candidates": config.unfinished_candidates,
-        },
+        "sampling": _sampling(config, other),
         "engine": config.engine,
         "reward_model": config.reward_model,
         "candidates_from": config.candidates_from,
         "own_candidates": config.own_candidates,
         "versions": versions(),
         "hardware": hardware(),
+    }
+
+
+def _sampling(config, other: dict | None) -> dict:
+    candidate = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_completion_length}
+    return {
+        "candidate": other["sampling"]["candidate"] if other else candidate,
+        "refinement": {
+            "temperature": config.refinement_temperature,
+            "top_p": config.refinement_top_p,
+            "max_tokens": config.max_refinement_length,
+        },
+        "prompt_template": config.prompt_template,
+        "prompt_template_version": get_template(config.prompt_template).version,
+        "max_refinement_prompt_length": config.max_refinement_prompt_length,
+        "unfinished_candidates": config.unfinished_candidates,
     }
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import chain
 import yaml
 from chain import Step
-from paper_arms import SHOWN, metric
+from paper_arms import SHOWN
+
+from gsr_rl.report.problem_values import metric_name
 
 ARMS = Path(__file__).with_name("arms.yaml")
 ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
@@ -82,18 +84,18 @@ def claims(results: dict) -> dict[str, dict]:
     """The paired difference behind each claim; it holds where the whole interval is above zero."""
     from gsr_rl.report.tables import compare
 
-    found = {}
+    differences_of = {}
     for claim in yaml.safe_load(ARMS.read_text())["tables"]["demo"]["claims"]:
         (new, high), (old, low) = claim["new"], claim["old"]
-        pair = tuple(metric(column, results[new].header["k"]) for column in (high, low))
+        pair = tuple(metric_name(column, results[new].header["k"]) for column in (high, low))
         differences = next(iter(compare(results[new], results[old], pairs=[pair]).values()))
-        found[claim["text"]] = next(iter(differences.values()))
-    return found
+        differences_of[claim["text"]] = next(iter(differences.values()))
+    return differences_of
 
 
 def columns(summary: dict) -> list[str]:
     """The table's columns, by the evaluation's names."""
-    return [metric(column, summary["k"]) for column in SHOWN]
+    return [metric_name(column, summary["k"]) for column in SHOWN]
 
 
 def report(summary: dict) -> str:
@@ -102,10 +104,9 @@ def report(summary: dict) -> str:
 
     names = columns(summary)
     rows = [[label, *(figure(summary[name].get(column)) for column in names)] for name, label in ROWS.items()]
-    found = [[text, figure(one), "yes" if one["low"] > 0 else "no"] for text, one in summary["claims"].items()]
-    return (
-        f"{markdown_table(['', *names], rows)}\n\n{markdown_table(['claim', 'difference, points', 'holds'], found)}\n"
-    )
+    claim_rows = [[text, figure(gap), "yes" if gap["low"] > 0 else "no"] for text, gap in summary["claims"].items()]
+    header = ["claim", "difference, points", "holds"]
+    return f"{markdown_table(['', *names], rows)}\n\n{markdown_table(header, claim_rows)}\n"
 
 
 def plot(path: Path, summary: dict) -> None:

@@ -20,8 +20,10 @@ import pandas as pd
 import paper_tables
 import yaml
 from chain import Step
-from paper_arms import COLUMNS, metric
+from paper_arms import COLUMNS
 from paper_steps import STATE, Seed, needed
+
+from gsr_rl.report.problem_values import metric_name
 
 ARMS = Path(__file__).with_name("arms.yaml")
 
@@ -68,20 +70,20 @@ def keep(seed: Seed, name: str) -> None:
 
 
 def write(target: Path, evaluation: Path, training: Path, model: str, about: dict) -> None:
-    """Write TARGET.json (settings, cost, table by num_correct) and TARGET.parquet (figures a problem)."""
+    """Write TARGET.json (settings, cost, table by num_correct) and TARGET.parquet (figures per problem)."""
     from safetensors import safe_open
 
     from gsr_rl.report.problem_values import metrics_from_samples
     from gsr_rl.run_folder import atomic_path, atomic_write
 
     parts = metrics_from_samples(evaluation).problems["lenient"]
-    whole = next(iter(parts))
+    benchmark = next(iter(parts))
     tables = []
-    for part, one in parts.items():
-        if part != whole or len(parts) == 1:
-            named = {column: one.values.get(metric(column, one.k)) for column in COLUMNS}
-            named = {column: values or [float("nan")] * len(one.ids) for column, values in named.items()}
-            tables.append(pd.DataFrame({"problem_id": one.ids, "part": part} | named))
+    for part, problems in parts.items():
+        if part != benchmark or len(parts) == 1:
+            named = {column: problems.values.get(metric_name(column, problems.k)) for column in COLUMNS}
+            named = {column: values or [float("nan")] * len(problems.ids) for column, values in named.items()}
+            tables.append(pd.DataFrame({"problem_id": problems.ids, "part": part} | named))
     figures = pd.concat(tables).astype(dict.fromkeys(COLUMNS, "float32"))
     summary = json.loads((evaluation / "eval.json").read_text())
     logs = training / "metrics.jsonl"
@@ -108,9 +110,9 @@ def arms_of(config: dict, seeds: list[Seed], tables: list[str]) -> list[tuple[Se
     """
 
     def of(number: int) -> list[str]:
-        its = [config["tables"][name] for name in tables]
-        asked = [arm for table in its if number in table.get("seeds", [number]) for arm in table["arms"]]
-        return needed(config["arms"], ["base", *asked])
+        chosen = [config["tables"][name] for name in tables]
+        arms = [arm for table in chosen if number in table.get("seeds", [number]) for arm in table["arms"]]
+        return needed(config["arms"], ["base", *arms])
 
     each = {seed.number: of(seed.number) for seed in seeds}
     order = needed(config["arms"], [name for names in each.values() for name in names])
@@ -122,14 +124,14 @@ def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
     from gsr_rl.report.markdown import markdown_table
 
     def hours(steps: list[Step]) -> str:
-        ones = {(step.folder, step.name): step for step in steps}.values()
-        return f"{sum(config['minutes'][step.kind] * step.places / chain.PLACES for step in ones) / 60:.1f}"
+        steps = {(step.folder, step.name): step for step in steps}.values()
+        return f"{sum(config['minutes'][step.kind] * step.places / chain.PLACES for step in steps) / 60:.1f}"
 
     rows = []
-    for name, its in ({name: [name] for name in tables} | {"all": tables}).items():
-        arms = arms_of(config, seeds, its)
-        whole, left = ([step for seed, arm in arms for step in of(seed, arm)] for of in (Seed.steps, Seed.left))
-        rows.append([name, str(len({arm for _, arm in arms})), hours(whole), hours(left)])
+    for name, names in ({name: [name] for name in tables} | {"all": tables}).items():
+        arms = arms_of(config, seeds, names)
+        every, left = ([step for seed, arm in arms for step in of(seed, arm)] for of in (Seed.steps, Seed.left))
+        rows.append([name, str(len({arm for _, arm in arms})), hours(every), hours(left)])
     return markdown_table(["table", "arms", "hours", "hours left"], rows)
 
 

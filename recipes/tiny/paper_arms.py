@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-# K is an arm's own number of candidates.
+from gsr_rl.refinement.metrics import share
+from gsr_rl.report.intervals import estimate_over_seeds
+from gsr_rl.report.problem_values import metric_name
+
+# K is an arm's number of candidates per set.
 COLUMNS = ["pass@1", "maj@K", "selfref@K", "pass@K", "refinement_gap", "selfref_frozen", "selfref_foreign"]
 COLUMNS += ["selfref_none", "maj@K+1", "maj@tokens"]
 SHOWN = COLUMNS[:8]
-
-
-def metric(column: str, k: int) -> str:
-    """What the evaluation calls a column: `maj@K+1` is `maj@5` for k = 4."""
-    return column.replace("@K+1", f"@{k + 1}").replace("@K", f"@{k}")
 
 
 @dataclass
@@ -32,35 +31,31 @@ class Arm:
 
     def shares(self, column: str, part: str | None = None) -> list:
         """A column as a ratio for each seed, over one part of the problems or over all."""
-        from gsr_rl.refinement.metrics import share
-
         return [
             share(frame[column] if part is None else frame[frame["part"] == part][column]) for frame in self.frames
         ]
 
     def estimate(self, column: str, part: str | None = None) -> dict:
         """A column over all seeds, `{"value", "low", "high", "seeds"}`."""
-        from gsr_rl.report.intervals import estimate_over_seeds
-
         return estimate_over_seeds(self.shares(column, part), signed=column == "refinement_gap")
 
     def mean(self, *keys: str) -> float:
         """The mean over seeds of a number in the settings."""
         total = 0
-        for one in self.settings:
+        for value in self.settings:
             for key in keys:
-                one = one[key]
-            total += one
+                value = value[key]
+            total += value
         return total / len(self.settings)
 
 
 def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
     """The arms of a table that have been run, on the seeds that all of those have; {} if a claim could not be told."""
     files = {name: [results / f"seed{seed}" / f"{name}.json" for seed in seeds] for name in config["arms"]}
-    found = {name: paths for name, paths in files.items() if any(path.is_file() for path in paths)}
-    run = [place for place in range(len(seeds)) if all(paths[place].is_file() for paths in found.values())]
+    started = {name: paths for name, paths in files.items() if any(path.is_file() for path in paths)}
+    run = [place for place in range(len(seeds)) if all(paths[place].is_file() for paths in started.values())]
     arms = {}
-    for name, paths in found.items() if run else ():
+    for name, paths in started.items() if run else ():
         frames = [pd.read_parquet(paths[place].with_suffix(".parquet")).set_index("problem_id") for place in run]
         settings = [json.loads(paths[place].read_text(encoding="utf-8")) for place in run]
         arms[name] = Arm(name, [seeds[place] for place in run], [f.loc[frames[0].index] for f in frames], settings)
@@ -71,4 +66,4 @@ def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
 def titles(columns: list[str], arms: dict[str, Arm]) -> list[str]:
     """Columns as they are shown: with the number itself where all arms have the same K."""
     numbers = {arm.k for arm in arms.values()}
-    return [metric(column, *numbers) for column in columns] if len(numbers) == 1 else columns
+    return [metric_name(column, *numbers) for column in columns] if len(numbers) == 1 else columns

@@ -14,11 +14,11 @@ STATE = Path("runs/paper")
 
 def needed(arms: dict, wanted: list[str]) -> list[str]:
     """The wanted arms and those that they start from, in an order in which they can be run."""
-    found: list[str] = []
+    order: list[str] = []
     for name in wanted:
         start = [arms[name]["from"]] if "from" in arms[name] else []
-        found += [arm for arm in [*needed(arms, start), name] if arm not in found]
-    return found
+        order += [arm for arm in [*needed(arms, start), name] if arm not in order]
+    return order
 
 
 def words(keys: dict) -> list[str]:
@@ -103,8 +103,8 @@ class Seed:
         alone = name == "base" or {"dataset_name", "dataset_kwargs", "num_candidates"} & set(keys)
         frozen = [] if alone else self.steps("base")
         folder = self.out / f"eval_{name}"
-        asked = (self.args.split, self.args.num_problems, None if alone else self.out / "eval_base", *words(keys))
-        command = chain.evaluate(folder, self.number, self.model(name), *asked)
+        problems = (self.args.split, self.args.num_problems, None if alone else self.out / "eval_base", *words(keys))
+        command = chain.evaluate(folder, self.number, self.model(name), *problems)
         return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out)]
 
     def commands(self, name: str) -> list[str]:
@@ -121,13 +121,13 @@ class Seed:
         target = self.target(name)
         if not target.is_file():
             return [step for step in self.steps(name) if step.seconds is None]
-        asked = self.commands(name)
-        for kept in json.loads(target.read_text())["commands"]:
-            if kept not in asked:
-                out = kept.split(" --output_dir ")[1].split()[0]
-                now = next((one for one in asked if f" --output_dir {out} " in f"{one} "), "nothing")
+        commands = self.commands(name)
+        for command in json.loads(target.read_text())["commands"]:
+            if command not in commands:
+                out = command.split(" --output_dir ")[1].split()[0]
+                now = next((other for other in commands if f" --output_dir {out} " in f"{other} "), "nothing")
                 raise SystemExit(
-                    f"{target} was made with other arguments: {chain.changes(kept, now)}. Give another --results_dir "
-                    f"and --state_dir, or delete it, {out} and its mark in {self.out}/done"
+                    f"{target} was made with other arguments: {chain.changes(command, now)}. Give another "
+                    f"--results_dir and --state_dir, or delete it, {out} and its mark in {self.out}/done"
                 )
         return []

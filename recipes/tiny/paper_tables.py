@@ -86,10 +86,10 @@ def with_block(text: str, block: str) -> str:
 
 def section(config: dict, arms: dict[str, Arm]) -> list[str]:
     """A table's part of tables.md."""
-    one = next(iter(arms.values()))
-    names = ", ".join(map(str, one.seeds))
-    over = "seeds and problems" if len(one.seeds) > 1 else "problems"
-    head = f"{len(one.frames[0])} problems, seeds {names}; percent with 95 % intervals over {over}."
+    arm = next(iter(arms.values()))
+    names = ", ".join(map(str, arm.seeds))
+    over = "seeds and problems" if len(arm.seeds) > 1 else "problems"
+    head = f"{len(arm.frames[0])} problems, seeds {names}; percent with 95 % intervals over {over}."
     if missing := [name for name in config["arms"] if name not in arms]:
         head += f" Not run yet: {', '.join(missing)}."
     lines = [f"## {config['title']}", "", head, "", arms_table(arms, config.get("columns", SHOWN)), ""]
@@ -106,8 +106,8 @@ def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
     rows = []
     for part in [None, *parts]:
         for name, arm in arms.items():
-            own = set(arm.frames[0]["part"])
-            if part is not None and (part not in own or len(own) == 1):
+            families = set(arm.frames[0]["part"])
+            if part is not None and (part not in families or len(families) == 1):
                 continue
             cells = [figure(arm.estimate(column, part)) for column in columns]
             steps, seconds = arm.mean("optimizer_steps"), arm.mean("seconds", "train")
@@ -129,7 +129,7 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
         if not {claim["new"][0], claim["old"][0]} <= set(arms):
             continue
         each, over, word = difference(claim, arms)
-        holding = sum(verdict(claim, one) == "reproduced" for one in each)
+        holding = sum(verdict(claim, estimate) == "reproduced" for estimate in each)
         cells = [*map(figure, each), figure(over), f"{word}, {holding} of {len(each)} seeds alone"]
         for part in parts:
             _, over, word = difference(claim, arms, part)
@@ -151,25 +151,26 @@ def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tu
     (new, high), (old, low) = claim["new"], claim["old"]
     ratios = []
     for a, b in zip(arms[new].frames, arms[old].frames, strict=True):
-        its = a if part is None else a[a["part"] == part]
-        ratios.append(share(its[high] - b.loc[its.index][low]))
-    if not len(its):
+        rows = a if part is None else a[a["part"] == part]
+        ratios.append(share(rows[high] - b.loc[rows.index][low]))
+    if not len(rows):
         return [], {}, ""
-    weights = bootstrap_weights(len(its))
+    weights = bootstrap_weights(len(rows))
     each = [estimate(ratio, weights, signed=True) for ratio in ratios]
     over = estimate_over_seeds(ratios, signed=True)
     return each, over, verdict(claim, over)
 
 
-def verdict(claim: dict, one: dict) -> str:
+def verdict(claim: dict, estimate: dict) -> str:
     """`reproduced`, `opposite` or `not reproduced`: which side of the claim's bound the interval lies on."""
-    if one["low"] is None:
+    low, high = estimate["low"], estimate["high"]
+    if low is None:
         return "not reproduced"
     if "at_most" in claim:
         bound = claim["at_most"] / 100
-        return "reproduced" if one["high"] <= bound else "opposite" if one["low"] > bound else "not reproduced"
+        return "reproduced" if high <= bound else "opposite" if low > bound else "not reproduced"
     bound = claim.get("at_least", 0) / 100
-    return "reproduced" if one["low"] > bound else "opposite" if one["high"] < bound else "not reproduced"
+    return "reproduced" if low > bound else "opposite" if high < bound else "not reproduced"
 
 
 def right_candidates_table(arms: dict[str, Arm]) -> str:
@@ -178,15 +179,15 @@ def right_candidates_table(arms: dict[str, Arm]) -> str:
 
     rows = []
     for name, arm in arms.items():
-        tables = [one["by_num_correct"] for one in arm.settings]
+        tables = [settings["by_num_correct"] for settings in arm.settings]
         for part in tables[0]:
             for number in sorted({number for table in tables for number in table[part]}, key=int):
-                ones = [table[part][number] for table in tables if table[part].get(number, {}).get("n")]
-                sets = sum(one["n"] for one in ones)
-                if not ones:
+                of_seeds = [table[part][number] for table in tables if table[part].get(number, {}).get("n")]
+                sets = sum(row["n"] for row in of_seeds)
+                if not of_seeds:
                     continue
-                maj = sum(one["n"] * one["maj"] for one in ones) / sets
-                selfref = share_of_sets(ones)
+                maj = sum(row["n"] * row["maj"] for row in of_seeds) / sets
+                selfref = share_of_sets(of_seeds)
                 word = "above" if selfref["low"] > maj else "below" if selfref["high"] < maj else "level"
                 cells = [f"{sets:g}", figure(selfref), f"{100 * maj:.1f}", word]
                 rows.append([part.rsplit("/", 1)[-1], name, number, *cells])
@@ -196,15 +197,15 @@ def right_candidates_table(arms: dict[str, Arm]) -> str:
 
 
 def share_of_sets(seeds: list[dict]) -> dict:
-    """The share of all sets whose refinement is right: `{"value", "low", "high"}`, as if each were of its own problem.
+    """The share of all sets whose refinement is right: `{"value", "low", "high"}`, as if each were of another problem.
 
     Wilson's interval, and the spread of the seeds, which weigh as many as they have sets.
     """
     from gsr_rl.report.intervals import widen_by_seeds, wilson
 
-    sets = sum(one["n"] for one in seeds)
-    value = sum(one["n"] * one["selfref"] for one in seeds) / sets
-    each = [value + one["n"] * len(seeds) / sets * (one["selfref"] - value) for one in seeds]
+    sets = sum(row["n"] for row in seeds)
+    value = sum(row["n"] * row["selfref"] for row in seeds) / sets
+    each = [value + row["n"] * len(seeds) / sets * (row["selfref"] - value) for row in seeds]
     low, high = widen_by_seeds(value, wilson(value, sets), each, (0.0, 1.0))
     return {"value": value, "low": low, "high": high}
 
@@ -230,16 +231,16 @@ def draw(against: str, arms: dict[str, Arm], path: Path) -> None:
         lines.setdefault(name.split("_")[0], []).append(arm)
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axis, metric_name in zip(axes, ("selfref@K", "maj@K", "refinement_gap"), strict=True):
-        for name, ones in lines.items():
-            points = [(place(one), one.estimate(metric_name)) for one in sorted(ones, key=place)]
+        for name, of_line in lines.items():
+            points = [(place(arm), arm.estimate(metric_name)) for arm in sorted(of_line, key=place)]
             x, y = [point[0] for point in points], [100 * point[1]["value"] for point in points]
-            low = [100 * (one["value"] - one["low"]) for _, one in points]
-            high = [100 * (one["high"] - one["value"]) for _, one in points]
+            low = [100 * (estimate["value"] - estimate["low"]) for _, estimate in points]
+            high = [100 * (estimate["high"] - estimate["value"]) for _, estimate in points]
             axis.errorbar(x, y, yerr=[low, high], marker="o", capsize=2, label=name)
         axis.set(title=f"{metric_name}, %", xlabel=label)
         if against != "accuracy":
             axis.set_xscale("log", base=2)
-            shown = sorted({place(one) for ones in lines.values() for one in ones})
+            shown = sorted({place(arm) for of_line in lines.values() for arm in of_line})
             axis.set_xticks(shown, [f"{x:g}" if against == "candidates" else f"{x / 1e6:.2f} M" for x in shown])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -257,9 +258,8 @@ def readme_block(config: dict, results: Path, seeds: list[int]) -> str:
     rows = []
     for name, shown in {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}.items():
         rows.append([shown, *(figure(arms[name].estimate(column)) for column in COLUMNS[:5])])
-    one = arms["base"]
-    head = (
-        f"{len(one.frames[0])} test problems, {len(one.seeds)} seeds; percent, 95 % intervals over seeds and problems:"
-    )
+    base = arms["base"]
+    head = f"{len(base.frames[0])} test problems, {len(base.seeds)} seeds; "
+    head += "percent, 95 % intervals over seeds and problems:"
     table = markdown_table(["", *titles(COLUMNS[:5], arms)], rows)
-    return "\n\n".join([head, table, about_intervals(len(one.seeds)), claims_table(config["claims"], arms)])
+    return "\n\n".join([head, table, about_intervals(len(base.seeds)), claims_table(config["claims"], arms)])
