@@ -107,7 +107,7 @@ def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(t
     assert not set(arms) & set(rows), "both are names of steps"
     for arm in arms.values():
         assert ("model" in arm) or arm.get("program") == "base" or arm["from"] in arms
-        assert arm.get("program") in (None, "base", "sft", "grpo") and arm.get("rows", "distill") in rows
+        assert arm.get("program") in (None, "base", "teacher", "sft", "grpo") and arm.get("rows", "distill") in rows
     assert all(spec.get("of", "distill") in rows and spec.get("student", "base") in arms for spec in rows.values())
     for table in config["tables"].values():
         assert set(table["arms"]) <= set(arms) and set(table.get("columns", [])) <= set(tables["COLUMNS"])
