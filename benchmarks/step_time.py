@@ -33,7 +33,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 from gsr_rl.data.tiny_model import build_tokenizer
 from gsr_rl.training.config import GSRConfig
-from gsr_rl.training.packing import batching as windows
+from gsr_rl.training.packing import batching
 from gsr_rl.training.trainer import GSRTrainer
 
 SMOLLM2 = Path(__file__).resolve().parent.parent / "runs" / "SmolLM2-135M-Instruct"
@@ -98,7 +98,7 @@ def make_trainer(trainer_class, model, generations: int, limit: int):
     return trainer
 
 
-def make_rows(prompt: int, completion: int, rows: int, vocabulary: int, stage: int = 0) -> windows.Batch:
+def make_rows(prompt: int, completion: int, rows: int, vocabulary: int, stage: int = 0) -> batching.Batch:
     """Rows of one prompt, as TRL's generation batch has them."""
     stream = torch.Generator().manual_seed(prompt + stage)
     shape = (rows, completion)
@@ -113,7 +113,7 @@ def make_rows(prompt: int, completion: int, rows: int, vocabulary: int, stage: i
     return {key: value.to(DEVICE) for key, value in batch.items()}
 
 
-def padded_together(parts: list[windows.Batch]) -> windows.Batch:
+def padded_together(parts: list[batching.Batch]) -> batching.Batch:
     """All rows in one batch of the longest prompt's width, shuffled, as TRL's trainer makes it."""
     width = max(part["prompt_ids"].shape[1] for part in parts)
     padded = [
@@ -125,28 +125,28 @@ def padded_together(parts: list[windows.Batch]) -> windows.Batch:
     ]
     whole = {key: torch.cat([part[key] for part in padded]) for key in padded[0]}
     order = torch.randperm(len(whole["stage"]), generator=torch.Generator().manual_seed(0))
-    return windows.take_rows(whole, order.to(DEVICE))
+    return batching.take_rows(whole, order.to(DEVICE))
 
 
-def trl_step(trainer: GRPOTrainer, batches: list[windows.Batch], size: int) -> None:
+def trl_step(trainer: GRPOTrainer, batches: list[batching.Batch], size: int) -> None:
     """Stock TRL: one forward, loss and backward a micro-batch of `size` rows."""
     total = sum(len(batch["stage"]) for batch in batches)
     for batch in batches:
         for rows in torch.arange(len(batch["stage"])).split(size):
             trainer.current_gradient_accumulation_steps = total / len(rows)
-            trainer._compute_loss(trainer.model, windows.take_rows(batch, rows)).backward()
+            trainer._compute_loss(trainer.model, batching.take_rows(batch, rows)).backward()
 
 
-def one_pass_a_part(parts: list[windows.Batch]) -> dict:
+def one_pass_a_part(parts: list[batching.Batch]) -> batching.MicroBatch:
     """GSRTrainer's training batch."""
-    counts = torch.zeros(len(windows.STAGES), 2, device=DEVICE)
+    counts = torch.zeros(len(batching.STAGES), 2, device=DEVICE)
     for part in parts:
         numbers = [float(len(part["stage"])), float(part["completion_mask"].sum())]
         counts[part["stage"][0]] += torch.tensor(numbers, device=DEVICE)
-    return {"passes": parts, "window_counts": counts}
+    return batching.MicroBatch(parts, counts)
 
 
-def our_step(trainer: GSRTrainer, batch: dict) -> None:
+def our_step(trainer: GSRTrainer, batch: batching.MicroBatch) -> None:
     """GSRTrainer: forward, loss and backward of its passes."""
     trainer.current_gradient_accumulation_steps = 1
     trainer._compute_loss(trainer.model, batch).backward()
@@ -166,17 +166,17 @@ def fastest_size(trainer, batches, sizes, runs: int) -> tuple[int, dict[int, flo
     """Stock TRL's fastest micro-batch size: seconds a row, the best of some runs of one micro-batch."""
     seconds = {}
     for size in sizes:
-        part = [windows.take_rows(batch, torch.arange(min(size, len(batch["stage"])))) for batch in batches]
+        part = [batching.take_rows(batch, torch.arange(min(size, len(batch["stage"])))) for batch in batches]
         rows = sum(len(one["stage"]) for one in part)
         seconds[size] = min(timed(partial(trl_step, trainer, part, size)) for _ in range(runs)) / rows
     return min(seconds, key=seconds.get), seconds
 
 
-def our_fastest(trainer: GSRTrainer, rows: windows.Batch, sizes: set[int]) -> tuple[int, partial]:
+def our_fastest(trainer: GSRTrainer, rows: batching.Batch, sizes: set[int]) -> tuple[int, partial]:
     """GSRTrainer's fastest number of rows a pass, and its step; the prompt is computed once in each pass."""
     steps = {}
     for size in sizes:
-        parts = [windows.take_rows(rows, part) for part in torch.arange(len(rows["stage"])).split(size)]
+        parts = [batching.take_rows(rows, part) for part in torch.arange(len(rows["stage"])).split(size)]
         steps[len(parts[0]["stage"])] = partial(our_step, trainer, one_pass_a_part(parts))
     for step in steps.values():  # warms up
         step()
@@ -206,7 +206,7 @@ def gradient_of(trainer, step) -> torch.Tensor:
     return torch.cat([p.grad.flatten().float() for p in trainer.model.parameters()])
 
 
-def joint_rows(vocabulary: int) -> list[windows.Batch]:
+def joint_rows(vocabulary: int) -> list[batching.Batch]:
     return [
         make_rows(PROBLEM, CANDIDATE, G, vocabulary, 0),
         make_rows(PROBLEM + K * CANDIDATE, REFINEMENT, G, vocabulary, 1),
@@ -313,7 +313,7 @@ def print_peak(load, side: str, size: int) -> None:
         our_step(trainer, one_pass_a_part(parts))
     else:  # the second micro-batch has gradients beside it, as all further ones have
         mixed = padded_together(parts)
-        trl_step(trainer, [windows.take_rows(mixed, torch.arange(min(2 * size, 2 * G)))], size)
+        trl_step(trainer, [batching.take_rows(mixed, torch.arange(min(2 * size, 2 * G)))], size)
     after = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident("VmHWM")
     print((after - before) / 2**30)
 

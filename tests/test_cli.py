@@ -55,7 +55,7 @@ def test_more_candidates_than_generations_are_refused():
 
 def test_a_window_holds_whole_blocks():
     message = findings(per_device_train_batch_size=6, gradient_accumulation_steps=2)
-    assert "12 rows a rank and optimizer step" in message and "set per_device_train_batch_size to 8" in message
+    assert "12 rows per rank and optimizer step" in message and "set per_device_train_batch_size to 8" in message
 
 
 def test_a_stage_that_is_off_needs_no_rows():

@@ -4,6 +4,8 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Callable
+from itertools import count
 
 from gsr_rl.engines.base import FINISHED, Engine, Result
 
@@ -28,6 +30,54 @@ def set_vllm_environment() -> bool:
     if "torch._dynamo.config" in sys.modules:  # it has read the environment already
         sys.modules["torch._dynamo.config"].disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"
     return True
+
+
+class VLLMRequests:
+    """vLLM in this process, request by request: `add` some, `step`, take what has finished, add more.
+
+    Args:
+        engine: vLLM's `LLMEngine`.
+    """
+
+    def __init__(self, engine):
+        self._engine, self._numbers = engine, count()
+        self._on_output: dict[str, Callable | None] = {}  # of the requests in the engine, by name
+
+    def add(self, prompt_ids: list[int], on_output: Callable | None = None, **sampling) -> str:
+        """Take a request in; returns its name.
+
+        Args:
+            on_output: Is called with what each step adds to the request, text included.
+            sampling: Of vLLM's `SamplingParams`.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        # Token ids alone unless it streams: their text one at a time costs more than a small model's forward.
+        streams = on_output is not None
+        kind = RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY
+        parameters = SamplingParams(**({"detokenize": streams, "output_kind": kind} | sampling))
+        name = f"gsr-{next(self._numbers)}"
+        self._engine.add_request(name, {"prompt_token_ids": prompt_ids}, parameters)
+        self._on_output[name] = on_output
+        return name
+
+    def step(self) -> list[tuple[str, list]]:
+        """Run the engine once: name and vLLM's `CompletionOutput`s of each request that has all its completions."""
+        finished = []
+        for output in self._engine.step():
+            if on_output := self._on_output[output.request_id]:
+                on_output(output)
+            if output.finished:
+                del self._on_output[output.request_id]
+                finished.append((output.request_id, sorted(output.outputs, key=lambda row: row.index)))
+        return finished
+
+    def abort(self) -> None:
+        """Take back the requests that have not finished."""
+        if self._on_output:
+            self._engine.abort_request(sorted(self._on_output))
+            self._on_output.clear()
 
 
 class VLLMEngine(Engine):
@@ -56,51 +106,33 @@ class VLLMEngine(Engine):
         self.tokenizer = self._llm.get_tokenizer()
         self.max_model_length = self._llm.llm_engine.model_config.max_model_len
         self.capacity = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        self._keys: dict[str, object] = {}  # vLLM's request id -> ours
-        self._streamed: dict[str, _Streamed] = {}
-        self._number = 0
+        self._requests = VLLMRequests(self._llm.llm_engine)
+        self._submitted: dict[str, tuple[object, _Streamed | None]] = {}  # key, and text so far, by vLLM's name
 
     def _submit(self, request):
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        # Detokenised here, a step's sequences in one call: one at a time costs more than a small model's forward.
-        streamed = request.on_text is not None
-        parameters = SamplingParams(
-            n=request.sampling.n,
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            max_tokens=request.sampling.max_tokens,
-            detokenize=streamed,
-            output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
+        sampling, streamed = request.sampling, None if request.on_text is None else _Streamed(request)
+        name = self._requests.add(
+            request.token_ids,
+            streamed and streamed.take,
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
         )
-        self._number += 1
-        self._keys[str(self._number)] = request.key
-        if streamed:
-            self._streamed[str(self._number)] = _Streamed(request)
-        prompt = {"prompt_token_ids": request.token_ids}
-        self._llm.llm_engine.add_request(str(self._number), prompt, parameters)
+        self._submitted[name] = request.key, streamed
 
     def _step(self):
-        outputs = self._llm.llm_engine.step()
-        for output in outputs:
-            if output.request_id in self._streamed:
-                self._streamed[output.request_id].take(output)
-        done = [output for output in outputs if output.finished]
-        rows = [self._rows(output) for output in done]
-        flat = [pair for row in rows for pair in row]
+        keys, rows = [], []  # rows: token ids of each completion, and whether they ended by themselves
+        for name, outputs in self._requests.step():
+            key, streamed = self._submitted.pop(name)
+            keys.append(key)
+            if streamed is not None:
+                rows.append(list(zip(streamed.token_ids, streamed.ended, strict=True)))
+            else:
+                rows.append([(list(row.token_ids), row.finish_reason in FINISHED) for row in outputs])
+        flat = [pair for group in rows for pair in group]  # decoded in one call
         completions = iter(self._completions([ids for ids, _ in flat], [ended for _, ended in flat]) if flat else [])
-        return [
-            Result(self._keys.pop(output.request_id), [next(completions) for _ in row])
-            for output, row in zip(done, rows, strict=True)
-        ]
-
-    def _rows(self, output) -> list[tuple[list[int], bool]]:
-        """Token ids, and whether they ended by themselves, of a finished request's completions."""
-        if streamed := self._streamed.pop(output.request_id, None):
-            return list(zip(streamed.token_ids, streamed.ended, strict=True))
-        rows = sorted(output.outputs, key=lambda row: row.index)
-        return [(list(row.token_ids), row.finish_reason in FINISHED) for row in rows]
+        return [Result(key, [next(completions) for _ in group]) for key, group in zip(keys, rows, strict=True)]
 
     def close(self) -> None:
         """Free the weights, the cache and the process groups, so that another engine can be opened."""
@@ -110,7 +142,7 @@ class VLLMEngine(Engine):
 
         with contextlib.suppress(AttributeError):
             self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self._llm = self._requests = None
         gc.collect()
         parallel_state.cleanup_dist_env_and_memory()
 

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there, and runs that save and end in order when they are told to stop.
+"""Checkpoints that are written atomically, and runs that save and end in order when they are told to stop.
 
 A checkpoint is written into `checkpoint-saving/` and moved to `checkpoint-N` in one step when all ranks have written
-their part, so a run that is cut off at any moment leaves only whole ones. transformers writes in place, and takes the
-highest number for the newest, complete or not.
+their part, so a run that is cut off at any moment leaves only complete ones. transformers writes in place, and takes
+the highest number for the newest, complete or not.
 """
 
 import os
@@ -23,7 +23,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOPPED = 143  # exit code of a run that has been told to stop, its state saved: the same command goes on
 STOP_FILE = "GSR_STOP_FILE"  # environment variable: a file that, once it is there, stops the run as a signal does
 REPEATED = 10.0  # seconds in which a second signal is the first one, passed on by a launcher
-ROOM = 1.1  # free space that is asked for, as a multiple of what a checkpoint is expected to take
+ROOM = 1.1  # free space that is required, as a multiple of what a checkpoint is expected to take
 
 
 def resume_point(args) -> str | None:
@@ -70,55 +70,60 @@ class WholeCheckpoints:
         return os.path.join(folder, SAVING) if getattr(self, "_saving", False) else folder
 
     def _save_checkpoint(self, model, trial):
-        """transformers writes in place and deletes old ones; we move a whole one into place, then delete."""
-        final_folder = Path(self._get_output_dir(trial))
-        temporary = final_folder / SAVING
+        """transformers writes in place and deletes old ones; we move a complete one into place, then delete."""
+        folder, limit = Path(self._get_output_dir(trial)), self.args.save_total_limit
+        temporary, name = folder / SAVING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._check_room(final_folder)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        limit, push = self.args.save_total_limit, self.args.push_to_hub
-        self._saving, self.args.save_total_limit, self.args.push_to_hub = True, None, False
+        self._check_room(folder)
         if self.state.best_global_step:
-            best = final_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             if best.is_dir() or best.name == name:
                 self.state.best_model_checkpoint = str(best)
-        best_checkpoint = self.state.best_model_checkpoint
-        try:
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                self.save_extra_state(str(temporary / name))
-                self.state.best_model_checkpoint = best_checkpoint  # transformers looked into the temporary folder
-                self.state.save_to_json(str(temporary / name / "trainer_state.json"))
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by who was writing
-            with suppress(OSError):
-                shutil.rmtree(temporary)
-            raise RuntimeError(
-                f"checkpoint {name} could not be written to {final_folder}: {error}. The checkpoints before it are "
-                "whole; if the disk is full make room, and start the same command with resume_from_checkpoint true"
-            ) from error
-        finally:
-            self._saving, self.args.save_total_limit, self.args.push_to_hub = False, limit, push
+        best_checkpoint = self.state.best_model_checkpoint  # transformers would look into the temporary folder
+        self.accelerator.wait_for_everyone()
+        self._write_checkpoint(model, trial, temporary / name, best_checkpoint)
         self.state.best_model_checkpoint = best_checkpoint
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            _remove(final_folder / name, temporary)
-            os.replace(temporary / name, final_folder / name)
-            self._rotate(final_folder, limit, temporary)
+            _remove(folder / name, temporary)
+            os.replace(temporary / name, folder / name)
+            self._rotate(folder, limit, temporary)
             shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        if push:
-            self._push_from_checkpoint(str(final_folder / name))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / name))
+
+    def _write_checkpoint(self, model, trial, path: Path, best_checkpoint: str | None) -> None:
+        """transformers' own checkpoint and ours at `path`, in the temporary folder; nothing is deleted or pushed."""
+        limit, push = self.args.save_total_limit, self.args.push_to_hub
+        self._saving, self.args.save_total_limit, self.args.push_to_hub = True, None, False
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self.save_extra_state(str(path))
+                self.state.best_model_checkpoint = best_checkpoint
+                self.state.save_to_json(str(path / "trainer_state.json"))
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by who was writing
+            with suppress(OSError):
+                shutil.rmtree(path.parent)
+            raise RuntimeError(
+                f"checkpoint {path.name} could not be written to {path.parent.parent}: {error}. The checkpoints "
+                "before it are whole; if the disk is full make room, and start the same command with "
+                "resume_from_checkpoint true"
+            ) from error
+        finally:
+            self._saving, self.args.save_total_limit, self.args.push_to_hub = False, limit, push
 
     def _rotate(self, folder: Path, limit: int | None, temporary: Path) -> None:
         """Delete the oldest checkpoints beyond `limit`, never the one just written and never the best."""
         if not limit or limit < 1:
             return
-        found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
-        kept = {f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", Path(self.state.best_model_checkpoint or "").name}
-        spare = [path for path in found if path.name not in kept]
-        for path in spare[: max(0, len(found) - limit)]:
+        paths = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
+        newest = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        needed = {newest, Path(self.state.best_model_checkpoint or "").name}
+        spare = [path for path in paths if path.name not in needed]
+        for path in spare[: max(0, len(paths) - limit)]:
             _remove(path, temporary)
 
     def _check_room(self, folder: Path) -> None:
@@ -186,31 +191,32 @@ class StopInOrder(TrainerCallback):
     """
 
     def __init__(self, trainer):
-        self.trainer, self.asked_at, self.stopping, self.save_due = trainer, None, False, False
+        self.trainer, self.stopping, self.save_due = trainer, False, False
+        self.signalled_at: float | None = None  # monotonic seconds
         self.stop_file = Path(os.environ[STOP_FILE]) if os.environ.get(STOP_FILE) else None
         self.previous: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         for number in STOP_SIGNALS:
             with suppress(ValueError):  # not in the main thread: the program's own affair
-                self.previous[number] = signal.signal(number, self._ask)
+                self.previous[number] = signal.signal(number, self._on_signal)
 
-    def _ask(self, number, frame):
-        if self.asked_at is None:
-            self.asked_at = time.monotonic()
+    def _on_signal(self, number, frame):
+        if self.signalled_at is None:
+            self.signalled_at = time.monotonic()
             print(f"signal {number}: saving a checkpoint at the end of this step, then stopping", flush=True)
-        elif time.monotonic() - self.asked_at > REPEATED:
+        elif time.monotonic() - self.signalled_at > REPEATED:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def _asked_here(self, state) -> bool:
+    def _told_here(self, state) -> bool:
         by_file = self.stop_file is not None and state.is_world_process_zero and self.stop_file.exists()
-        return by_file or self.asked_at is not None
+        return by_file or self.signalled_at is not None
 
     def on_step_end(self, args, state, control, **kwargs):
         accelerator = self.trainer.accelerator
-        asked = torch.tensor([float(self._asked_here(state))], device=accelerator.device)
-        self.stopping = accelerator.reduce(asked, reduction="sum").item() > 0
+        ranks_told = torch.tensor([float(self._told_here(state))], device=accelerator.device)
+        self.stopping = accelerator.reduce(ranks_told, reduction="sum").item() > 0
         self.save_due = self.save_due or self.stopping or control.should_save
         control.should_save = self.save_due and self.trainer.can_save_here()
         if self.stopping and control.should_save:

@@ -1,7 +1,7 @@
-"""Cross-checks of configurations. Each names the field, its value and the mend, before anything heavy is imported.
+"""Cross-checks of the trainers' configurations, before anything heavy is imported.
 
 A check takes any object with the fields as attributes (a config, or the plain values that `gsr_rl.cli` reads before
-it imports TRL) and returns a list of messages.
+it imports TRL) and returns a list of messages, each with the field, its value and the fix.
 """
 
 from pathlib import Path
@@ -11,19 +11,76 @@ from gsr_rl.hub.config import check_hub
 from gsr_rl.keys import at_least, check_context, check_model, check_shares, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
 from gsr_rl.refinement.settings import check_refinement, check_trained_for
-from gsr_rl.training.trl_checks import (
-    check_best_checkpoint,
-    check_generation_kwargs,
-    check_importance_sampling,
-    check_quantization,
-    check_resuming,
-    check_rewards,
-    metric_choosers,
-    when,
-)
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
+RATIO_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")  # TRL's
 ROUTER_LOSS = "TRL's router loss is a mean over a micro-batch, so its weight would change with the micro-batches"
+REPORTED = ("maj", "selfref", "pass")  # of the held-out problems, at K
+LENGTHS = "max_completion_length and max_refinement_length"
+SET_BY = {  # keys of generation_kwargs that the rollout sets itself, by the key of ours that says it
+    "n": "num_generations",
+    "num_return_sequences": "num_generations",
+    "max_tokens": LENGTHS,
+    "max_new_tokens": LENGTHS,
+    "temperature": "temperature",
+    "seed": "seed",
+    "logprobs": None,
+}
+# Integrations of report_to that are called otherwise in transformers' `is_..._available`, and by pip.
+AVAILABLE_AS = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml", "dagshub": "dagshub mlflow", "flyte": "flytekit"}
+
+
+def metric_names(num_candidates: int) -> list[str]:
+    """The held-out accuracies and the gap of an evaluation while training, by which a checkpoint can be chosen."""
+    return ["pass@1", *(f"{name}@{num_candidates}" for name in REPORTED), "refinement_gap"]
+
+
+def when(strategy) -> str:
+    """transformers' `eval_strategy` or `save_strategy` as a word; YAML reads an unquoted `no` as False."""
+    return "no" if strategy is False else str(getattr(strategy, "value", strategy))
+
+
+# The two configurations --------------------------------------------------------------------------------------------
+
+
+def check_grpo(c) -> list[str]:
+    """The keys of `GSRConfig` against each other and against the engine's context length and the batch."""
+    if messages := _check_ranges(c):
+        return messages
+    messages = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path") + _check_named_model(c)
+    messages += _check_groups(c) + _check_objectives(c) + _check_choice(c) + check_rewards(c)
+    messages += check_generation_kwargs(c) + check_importance_sampling(c) + check_best_checkpoint(c)
+    messages += check_resuming(c) + check_quantization(c) + _check_micro_batch_terms(c) + _check_token_budget(c)
+    model, refines = getattr(c, "model_name_or_path", None), c.refinement_weight > 0
+    messages += check_context(c, "vllm_max_model_length", model, refines=refines)
+    return messages + _check_server_deadlines(c) + _check_batch(c)
+
+
+def check_sft(c) -> list[str]:
+    """The keys of `GSRSFTConfig`."""
+    if messages := finite(c):
+        return messages
+    messages = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path") + check_random_number(c)
+    messages += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps", "seed")
+    messages += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
+    name = c.dataset_name
+    if not name:
+        messages.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")
+    elif not from_hub(name) and not Path(name).is_file():
+        messages.append(f"dataset_name={name}: there is no such file, run distill_gsr.py first or give another file")
+    stages = [c.stages] if isinstance(c.stages, str) else c.stages
+    if not stages or set(stages) - {"candidate", "refinement"}:
+        messages.append(f"stages={stages}: use candidate or refinement, or both: [candidate, refinement]")
+    fix = "the warm start evaluates nothing, leave it out and measure with eval_gsr.py"
+    messages += [f"{message}: {fix}" for message in metric_choosers(c)]
+    if when(c.eval_strategy) != "no" or c.eval_on_start:
+        name = "eval_on_start" if c.eval_on_start else "eval_strategy"
+        messages.append(f"{name}={getattr(c, name)}: {fix}")
+    return messages + check_resuming(c) + check_quantization(c)
+
+
+# Values, groups and objectives -------------------------------------------------------------------------------------
 
 
 def _check_named_model(c) -> list[str]:
@@ -31,130 +88,126 @@ def _check_named_model(c) -> list[str]:
     return check_model(c, "model_name_or_path") if hasattr(c, "model_name_or_path") else []
 
 
-def check_grpo(c) -> list[str]:
-    """The keys of `GSRConfig` against each other and against the engine's window and the batch."""
-    if wrong := _check_ranges(c):
-        return wrong
-    found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path")
-    found += _check_named_model(c)
+def _check_ranges(c) -> list[str]:
+    """Values that nothing can be computed with, and those that TRL would first stumble over in a training step."""
+    if unset := [name for name in ("num_generations", "max_completion_length") if getattr(c, name) is None]:
+        return [f"{name}=null: a whole number is expected" for name in unset]
+    if messages := finite(c):
+        return messages
+    messages = at_least(c, 1, "num_generations", "num_candidate_sets", "per_device_train_batch_size")
+    messages += at_least(c, 1, "gradient_accumulation_steps", "steps_per_generation", "num_iterations")
+    messages += at_least(c, 1, "num_generations_eval", "max_eval_problems", "eval_problems_per_call")
+    messages += at_least(c, 0, "learning_rate", "beta", "epsilon", "max_grad_norm", "warmup_steps", "seed")
+    messages += positive(c, "server_request_timeout", "vllm_server_timeout")
+    limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
+    if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
+        messages += [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
+    if c.temperature <= 0:
+        messages.append(f"temperature={c.temperature}: a policy is trained on samples, so a positive value is needed")
+    messages += check_shares(c, "top_p", "vllm_gpu_memory_utilization")
+    messages += one_of(c, loss_type=LOSS_TYPES, vllm_mode=("colocate", "server"))
+    if str(c.scale_rewards).lower() not in ("group", "none", "true", "false", "batch"):
+        messages.append(f"scale_rewards={c.scale_rewards!r}: use group or none")
+    return messages
+
+
+def _check_groups(c) -> list[str]:
+    """G, K and M: candidates to show, and refinements to compare over each candidate set."""
+    messages = []
     g, k, m = c.num_generations, c.num_candidates, c.num_candidate_sets
     if k > g:
-        found.append(
+        messages.append(
             f"num_candidates={k} is more than num_generations={g}: a refinement can only show candidates that were "
             f"sampled, set num_generations to at least {k} or num_candidates to at most {g}"
         )
     if g % m:
         divisors = [d for d in range(1, g // 2 + 1) if g % d == 0]
-        found.append(
+        messages.append(
             f"num_generations={g} is not divisible by num_candidate_sets={m}: each candidate set gets G/M "
             f"refinements, set num_candidate_sets to one of {divisors}"
         )
     elif g // m < 2:
-        found.append(
+        messages.append(
             f"num_candidate_sets={m} leaves {g // m} refinement a set with num_generations={g}: a refinement is "
             f"compared only with others over the same set, set num_candidate_sets to at most {g // 2}"
         )
-    for name in ("candidate_weight", "refinement_weight"):
-        if getattr(c, name) < 0:
-            found.append(f"{name}={getattr(c, name)} is negative: set it to 0 to switch the stage off")
+    return messages
+
+
+def _check_objectives(c) -> list[str]:
+    """Weights, the candidates' objective, and how rewards are scaled."""
+    messages = [
+        f"{name}={getattr(c, name)} is negative: set it to 0 to switch the stage off"
+        for name in ("candidate_weight", "refinement_weight")
+        if getattr(c, name) < 0
+    ]
     if c.candidate_weight <= 0 and c.refinement_weight <= 0:
-        found.append("candidate_weight and refinement_weight are both 0: nothing would be trained, set one above 0")
+        messages.append("candidate_weight and refinement_weight are both 0: nothing would be trained, set one above 0")
     if c.candidate_objective not in ("pass@1", "pass@k"):
-        found.append(f"candidate_objective={c.candidate_objective!r}: use pass@1 or pass@k")
-    best_of = k if c.objective_k is None else c.objective_k
-    if c.objective_k is not None and c.objective_k < 1:
-        found.append(f"objective_k={c.objective_k}: at least 1 is needed, or leave it out for num_candidates={k}")
-    elif c.candidate_objective == "pass@k" and best_of >= g:
-        found.append(
-            f"candidate_objective=pass@k with k={best_of} needs num_generations of at least {best_of + 1}, got {g}: "
-            "raise num_generations, lower objective_k or use pass@1"
+        messages.append(f"candidate_objective={c.candidate_objective!r}: use pass@1 or pass@k")
+    best_of = c.num_candidates if c.objective_k is None else c.objective_k
+    if best_of < 1 and c.objective_k is not None:
+        messages.append(
+            f"objective_k={c.objective_k}: at least 1 is needed, or leave it out for num_candidates={c.num_candidates}"
         )
+    elif c.candidate_objective == "pass@k" and best_of >= c.num_generations:
+        messages.append(
+            f"candidate_objective=pass@k with k={best_of} needs num_generations of at least {best_of + 1}, got "
+            f"{c.num_generations}: raise num_generations, lower objective_k or use pass@1"
+        )
+    mixed = "would mix the statistics of both stages"
     if str(c.scale_rewards) == "batch":
-        found.append("scale_rewards=batch would mix the statistics of both stages: use group or none")
+        messages.append(f"scale_rewards=batch {mixed}: use group or none")
     for name in ("candidate_scale_rewards", "refinement_scale_rewards"):
         if str(getattr(c, name)) not in ("None", "group", "none"):
-            found.append(f"{name}={getattr(c, name)!r}: use group or none, or leave it out")
-    found += _check_choice(c)
+            messages.append(f"{name}={getattr(c, name)!r}: use group or none, or leave it out")
     if c.multi_objective_aggregation != "sum_then_normalize":
-        found.append(
-            f"multi_objective_aggregation={c.multi_objective_aggregation} would mix the statistics of both stages: "
-            "use sum_then_normalize"
-        )
-    found += check_rewards(c) + check_generation_kwargs(c) + check_importance_sampling(c)
-    found += check_best_checkpoint(c) + check_resuming(c) + check_quantization(c)
-    found += _check_micro_batch_terms(c) + _check_token_budget(c)
-    found += check_context(
-        c, "vllm_max_model_length", getattr(c, "model_name_or_path", None), refines=c.refinement_weight > 0
-    )
-    found += _check_server_deadlines(c)
-    found += _check_batch(c)
-    return found
-
-
-def _check_ranges(c) -> list[str]:
-    """Values that nothing can be reckoned with, and those that TRL would first stumble over in a training step."""
-    if unset := [name for name in ("num_generations", "max_completion_length") if getattr(c, name) is None]:
-        return [f"{name}=null: a whole number is expected" for name in unset]
-    if wrong := finite(c):
-        return wrong
-    found = at_least(c, 1, "num_generations", "num_candidate_sets", "per_device_train_batch_size")
-    found += at_least(c, 1, "gradient_accumulation_steps", "steps_per_generation", "num_iterations")
-    found += at_least(c, 1, "num_generations_eval", "max_eval_problems", "eval_problems_per_call")
-    found += at_least(c, 0, "learning_rate", "beta", "epsilon", "max_grad_norm", "warmup_steps", "seed")
-    found += positive(c, "server_request_timeout", "vllm_server_timeout")
-    limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
-    if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
-        found += [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
-    if c.temperature <= 0:
-        found.append(f"temperature={c.temperature}: a policy is trained on samples, so a positive value is needed")
-    found += check_shares(c, "top_p", "vllm_gpu_memory_utilization")
-    found += one_of(c, loss_type=LOSS_TYPES, vllm_mode=("colocate", "server"))
-    if str(c.scale_rewards).lower() not in ("group", "none", "true", "false", "batch"):
-        found.append(f"scale_rewards={c.scale_rewards!r}: use group or none")
-    return found
+        name = f"multi_objective_aggregation={c.multi_objective_aggregation}"
+        messages.append(f"{name} {mixed}: use sum_then_normalize")
+    return messages
 
 
 def _check_choice(c) -> list[str]:
     """Which candidates are shown, and which problems are taken."""
-    found = check_candidate_choice(c)
+    messages = check_candidate_choice(c)
     if c.candidate_credit and (c.num_candidate_sets < 2 or c.candidate_choice != "uniform"):
-        found.append(
+        messages.append(
             f"candidate_credit={c.candidate_credit} compares uniformly chosen candidate sets of a problem: set "
             f"num_candidate_sets to at least 2 (it is {c.num_candidate_sets}) and candidate_choice to uniform"
         )
     elif c.candidate_credit and (c.min_num_candidates or c.num_candidates) == c.num_generations:
-        found.append(
+        messages.append(
             f"candidate_credit={c.candidate_credit} with num_candidates={c.num_candidates} of "
             f"num_generations={c.num_generations}: every candidate is in every set, so there is none to credit: lower "
             "num_candidates"
         )
     if c.candidate_credit and not (c.candidate_weight > 0 and c.refinement_weight > 0):
-        found.append(f"candidate_credit={c.candidate_credit} needs both stages: set both weights above 0")
+        messages.append(f"candidate_credit={c.candidate_credit} needs both stages: set both weights above 0")
     if c.launch_config and not Path(c.launch_config).is_file():
-        found.append(f"launch_config={c.launch_config}: there is no such file, give one of accelerate_configs/")
+        messages.append(f"launch_config={c.launch_config}: there is no such file, give one of accelerate_configs/")
     if c.oversample < 1:
-        found.append(f"oversample={c.oversample}: at least 1 is needed (1: no further problems)")
+        messages.append(f"oversample={c.oversample}: at least 1 is needed (1: no further problems)")
     if when(c.eval_strategy) != "no" and not c.eval_dataset_name:
-        found.append(
+        messages.append(
             f"eval_strategy={c.eval_strategy} needs held-out problems: set eval_dataset_name, or eval_strategy to no"
         )
     if c.eval_on_start and not c.eval_dataset_name:
-        found.append("eval_on_start=true needs held-out problems: set eval_dataset_name, or leave it out")
-    return found
+        messages.append("eval_on_start=true needs held-out problems: set eval_dataset_name, or leave it out")
+    return messages
 
 
 def _check_micro_batch_terms(c) -> list[str]:
     """Terms that TRL adds to the loss as means over a micro-batch, with weights that depend on the micro-batches."""
-    found = []
+    messages = []
     for name, neutral in (("entropy_coef", 0), ("use_adaptive_entropy", False)):
         if value := getattr(c, name):
-            found.append(
+            messages.append(
                 f"{name}={value}: TRL's entropy bonus is a mean over a micro-batch, so the two stages' weights in it "
                 f"would change with the micro-batches: set {name} to {str(neutral).lower()} or leave it out"
             )
     if c.router_aux_loss_coef:
-        found.append(f"router_aux_loss_coef={c.router_aux_loss_coef}: {ROUTER_LOSS}: set router_aux_loss_coef to 0")
-    return found
+        messages.append(f"router_aux_loss_coef={c.router_aux_loss_coef}: {ROUTER_LOSS}: set router_aux_loss_coef to 0")
+    return messages
 
 
 def _check_token_budget(c) -> list[str]:
@@ -163,17 +216,17 @@ def _check_token_budget(c) -> list[str]:
     if budget is None:
         return []
     name = f"max_tokens_per_micro_batch={budget}"
-    found = []
+    messages = []
     if budget < 1:
-        found.append(f"{name} is below 1: give a number of tokens, or leave it out for micro-batches of rows")
+        messages.append(f"{name} is below 1: give a number of tokens, or leave it out for micro-batches of rows")
     if not c.shared_prefix:
-        found.append(f"{name} needs shared_prefix: true, which makes the packed passes that it counts")
+        messages.append(f"{name} needs shared_prefix: true, which makes the packed passes that it counts")
     if c.top_entropy_quantile < 1.0:
-        found.append(
+        messages.append(
             f"{name} cannot be used with top_entropy_quantile={c.top_entropy_quantile}: the quantile is taken over a "
             "micro-batch on all ranks, leave one of the two out"
         )
-    return found
+    return messages
 
 
 def _check_server_deadlines(c) -> list[str]:
@@ -195,52 +248,138 @@ def _check_batch(c) -> list[str]:
     block = stages * c.num_generations
     batch, accumulate = c.per_device_train_batch_size, c.gradient_accumulation_steps
     per_generation = c.steps_per_generation
-    found = []
+    messages = []
     if block and (batch * accumulate) % block:
         fitting = next(b for b in range(batch, batch + block + 1) if (b * accumulate) % block == 0)
-        found.append(
+        messages.append(
             f"per_device_train_batch_size={batch} x gradient_accumulation_steps={accumulate} is {batch * accumulate} "
-            f"rows a rank and optimizer step, which does not hold whole blocks of {block} rows ({stages} stages x "
+            f"rows per rank and optimizer step, which does not hold whole blocks of {block} rows ({stages} stages x "
             f"num_generations={c.num_generations}): set per_device_train_batch_size to {fitting}"
         )
     if c.generation_batch_size is not None:
-        found.append(
+        messages.append(
             f"generation_batch_size={c.generation_batch_size}: say it as steps_per_generation, a multiple of "
             f"gradient_accumulation_steps={accumulate}"
         )
     if per_generation is not None and per_generation % accumulate:
         up = (per_generation // accumulate + 1) * accumulate
-        found.append(
+        messages.append(
             f"steps_per_generation={per_generation} is not a multiple of gradient_accumulation_steps={accumulate}, so "
             f"an optimizer step would mix two generations: set steps_per_generation to {up}"
         )
     used_for = c.num_iterations * (per_generation or accumulate) // accumulate
     if when(c.save_strategy) == "steps" and c.save_steps >= 1 and used_for > 1 and c.save_steps % used_for:
-        found.append(
+        messages.append(
             f"save_steps={c.save_steps} would cut a generation, which is used for {used_for} optimizer steps: set "
             f"save_steps to a multiple of {used_for}"
         )
-    return found
+    return messages
 
 
-def check_sft(c) -> list[str]:
-    """The keys of `GSRSFTConfig`."""
-    if wrong := finite(c):
-        return wrong
-    found = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path") + check_random_number(c)
-    found += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps", "seed")
-    found += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
-    name = c.dataset_name
-    if not name:
-        found.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")
-    elif not from_hub(name) and not Path(name).is_file():
-        found.append(f"dataset_name={name}: there is no such file, run distill_gsr.py first or give another file")
-    stages = [c.stages] if isinstance(c.stages, str) else c.stages
-    if not stages or set(stages) - {"candidate", "refinement"}:
-        found.append(f"stages={stages}: use candidate or refinement, or both: [candidate, refinement]")
-    mend = "the warm start evaluates nothing, leave it out and measure with eval_gsr.py"
-    found += [f"{one}: {mend}" for one in metric_choosers(c)]
-    if when(c.eval_strategy) != "no" or c.eval_on_start:
-        name = "eval_on_start" if c.eval_on_start else "eval_strategy"
-        found.append(f"{name}={getattr(c, name)}: {mend}")
-    return found + check_resuming(c) + check_quantization(c)
+def check_rewards(c) -> list[str]:
+    """Every stage that is trained has a reward, and every reward a weight if there are any."""
+    rewards = [c.reward_funcs] if isinstance(c.reward_funcs, str) else list(map(str, c.reward_funcs))
+    messages = []
+    if c.reward_weights is not None and len(c.reward_weights) != len(rewards):
+        messages.append(
+            f"reward_weights={c.reward_weights} has {len(c.reward_weights)} numbers for {len(rewards)} reward_funcs "
+            f"({', '.join(rewards)}): give one a reward"
+        )
+    for stage, other in (("candidate", "refinement"), ("refinement", "candidate")):
+        weight = getattr(c, f"{stage}_weight")
+        if weight > 0 and rewards and all(name.startswith(f"{other}/") for name in rewards):
+            messages.append(
+                f"reward_funcs={rewards} leaves the {stage} stage without a reward, with {stage}_weight={weight}: "
+                f"add a reward, such as {stage}/accuracy, or set {stage}_weight to 0"
+            )
+    return messages
+
+
+# Keys that TRL and transformers take as they are, to fail once the model has loaded, in the first evaluation, or never
+
+
+def check_best_checkpoint(c) -> list[str]:
+    """What is chosen by a held-out metric has an evaluation that gives this metric."""
+    choosers = metric_choosers(c)
+    if choosers and when(c.eval_strategy) == "no":
+        return [f"{chooser}: set eval_strategy (and eval_dataset_name), or leave it out" for chooser in choosers]
+    known, metric = metric_names(c.num_candidates), c.metric_for_best_model
+    if metric is None and choosers:
+        return [f"{choosers[0]}: set metric_for_best_model to one of {', '.join(known)}"]
+    if metric is not None and str(metric).removeprefix("eval_") not in known:
+        return [f"metric_for_best_model={metric} is not evaluated: use one of {', '.join(known)}"]
+    return []
+
+
+def metric_choosers(c) -> list[str]:
+    """The keys that let a held-out metric choose, each as the start of a message."""
+    choosing = {
+        "load_best_model_at_end": c.load_best_model_at_end is True,
+        "save_strategy": when(c.save_strategy) == "best",
+        "lr_scheduler_type": when(c.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy"),
+    }
+    return [f"{name}={getattr(c, name)} needs a held-out metric" for name, on in choosing.items() if on]
+
+
+def check_resuming(c) -> list[str]:
+    """A run that is to go on after an interruption saves what it needs for that."""
+    if not (c.save_only_model and str(c.resume_from_checkpoint).lower() == "true"):
+        return []
+    return [
+        "save_only_model=true with resume_from_checkpoint=true: such a checkpoint holds no optimizer to go on with: "
+        "leave one of the two out"
+    ]
+
+
+def check_quantization(c) -> list[str]:
+    """The recipes build no quantized model; a trainer's own configuration does not have these keys."""
+    return [
+        f"{name}=true: quantized weights are not supported, the model would be loaded whole: leave {name} out"
+        for name in ("load_in_4bit", "load_in_8bit")
+        if getattr(c, name, False)
+    ]
+
+
+def check_generation_kwargs(c) -> list[str]:
+    """Further arguments of the engine do not set what keys of ours set."""
+    given = c.generation_kwargs if isinstance(c.generation_kwargs, dict) else {}
+    return [
+        f"generation_kwargs: {name}={value} would override what the rollout sets"
+        + (f": set {SET_BY[name]} instead" if SET_BY[name] else ": leave it out")
+        for name, value in given.items()
+        if name in SET_BY
+    ]
+
+
+def check_importance_sampling(c) -> list[str]:
+    """The ratio between trainer and engine, and what `vespo` asks of it."""
+    messages = one_of(c, importance_sampling_level=("token", "sequence"), vllm_importance_sampling_mode=RATIO_MODES)
+    if messages or c.loss_type != "vespo":
+        return messages
+    if c.importance_sampling_level != "token":
+        messages.append("importance_sampling_level=sequence: loss_type=vespo needs token")
+    mode = c.vllm_importance_sampling_mode
+    if c.use_vllm and c.vllm_importance_sampling_correction and not mode.startswith("token"):
+        messages.append(
+            f"vllm_importance_sampling_mode={mode}: loss_type=vespo needs token_mask or token_truncate, set one"
+        )
+    return messages
+
+
+def check_reporting(c) -> list[str]:
+    """Every name in report_to is an integration of transformers' whose package is installed. Imports transformers."""
+    from transformers.integrations import integration_utils
+
+    names = c.report_to if isinstance(c.report_to, list) else [c.report_to or "none"]
+    if names in ([], ["none"], ["all"]):
+        return []
+    known, messages = integration_utils.INTEGRATION_TO_CALLBACK, []
+    for name in names:
+        if name not in known:
+            messages.append(f"report_to={name}: use none, all, or some of {', '.join(sorted(known))}")
+        elif not getattr(integration_utils, f"is_{AVAILABLE_AS.get(name, name)}_available")():
+            fix = f"pip install {PACKAGES.get(name, name)}"
+            if name == "kubeflow":
+                fix = "start the run by Kubeflow's trainer, which sets KUBEFLOW_TRAINER_SERVER_URL"
+            messages.append(f"report_to={name} is not there: {fix}, or set report_to to none")
+    return messages

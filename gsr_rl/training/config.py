@@ -8,23 +8,22 @@ from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
-from gsr_rl.training.checks import check_grpo, check_sft
+from gsr_rl.training.checks import check_grpo, check_reporting, check_sft
 from gsr_rl.training.rollout import Plan
-from gsr_rl.training.trl_checks import check_reporting
 
 MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
 
-def _read_as_yaml(config, *own: str) -> None:
+def _read_as_yaml(config, *mappings: str) -> None:
     """An unquoted `no`, which YAML reads as False, and an empty `report_to` in transformers' words; text as mappings.
 
-    Some of transformers' may also be a file's name. `own` are our mappings.
+    Some of transformers' may also be a file's name. `mappings` are our own.
     """
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(config, name) is False:
             setattr(config, name, "no")
     config.report_to = config.report_to or "none"
-    for name in (*config._VALID_DICT_FIELDS, *own):
+    for name in (*config._VALID_DICT_FIELDS, *mappings):
         value = getattr(config, name)
         if name not in MAY_BE_FILES or str(value).startswith("{"):
             setattr(config, name, mapping(name, value))
@@ -129,7 +128,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         default_factory=lambda: ["accuracy"],
         metadata={
             "help": "Rewards by name (accuracy, format, length) or as module:function; with candidate/ or refinement/ "
-            "before it a reward has a say in that stage only."
+            "before it a reward counts in that stage only."
         },
     )
     reward_options: dict[str, Any] | str | None = field(
@@ -151,7 +150,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     launch_config: str | None = field(
         default=None,
         metadata={
-            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it reckons with. "
+            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it counts on. "
             "Under `accelerate launch` the processes are those that were started."
         },
     )

@@ -10,6 +10,24 @@ from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.model_shape import Launch, ModelShape, adapter_parameters, check_numbers, read_launch, read_shape
 from gsr_rl.training.problem_order import sampling_limit
 
+GIB = 2**30
+USABLE = 0.95  # of a GPU's memory
+TILE_TOKENS, TILE_ENTRIES = 4096, 32768  # of the fused head: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+LIVE_PARAMETERS = 1_000_000_000  # gathered at once under ZeRO-3: DeepSpeed's stage3_max_live_parameters
+SHARING = (None, "sdpa", "flex_attention")  # values of attn_implementation that share prompts, the default included
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The largest forward and backward of a stage, with every prompt and completion at its limit.
+
+    `tokens` are computed, of them `scored` reach the head; `attended` keys are laid side by side for attention.
+    """
+
+    tokens: int
+    scored: int
+    attended: int
+
 
 def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[str, int | str]:
     """Figures of one optimizer step and one generation, over all ranks. Token figures are upper bounds.
@@ -21,38 +39,41 @@ def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[
         Name to number or text, in the order in which `--dry_run true` prints them.
 
     Raises:
-        ValueError: Sizes, a launch or numbers that nothing can be reckoned with.
+        ValueError: Sizes, a launch or numbers that nothing can be computed with.
     """
     launch = read_launch(args.launch_config, args.world_size)
     started = int(os.environ.get("WORLD_SIZE", launch.processes))  # by accelerate launch, whatever the file says
     launch = replace(launch, processes=started, on_cpu=launch.on_cpu or args.is_for_cpu)
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * launch.processes
-    problems = rows // args.block_size
-    generated_problems = problems * args.num_windows
-    a_rank = generated_problems // launch.processes
-    g = args.num_generations
-    sampled_problems = launch.processes * sampling_limit(a_rank, args.oversample)
-    refining = "refinement" in args.stages
-    found = {
-        "processes": launch.processes,
-        "trained stages": ", ".join(args.stages),
-        "problems an optimizer step": problems,
-        "rows an optimizer step": rows,
-        "rows of a problem (block)": args.block_size,
-        "micro-batches a rank and optimizer step": args.gradient_accumulation_steps,
-        "problems a generation": generated_problems,
-        "problems sampled a generation, at most": sampled_problems,
-        "candidates a generation": generated_problems * g,
-        "candidate sets a generation": generated_problems * args.num_candidate_sets if refining else 0,
-        "refinements a generation": generated_problems * g if refining else 0,
-        "updates on a generation": args.num_iterations * args.num_windows,
-        **_tokens(args, "a generation", sampled_problems, ["candidate", *(["refinement"] if refining else [])]),
-        **_tokens(args, "an optimizer step", problems, args.stages),
-    }
+    figures = _amounts(args, launch.processes)
     shape = read_shape(model and model.model_name_or_path, args.model_shape)
     if shape is None:
-        return found | {"GPU memory": "not reckoned: the model is not a local folder, set model_shape"}
-    return found | memory_arithmetic(shape, launch, args, model)
+        return figures | {"GPU memory": "not estimated: the model is not a local folder, set model_shape"}
+    return figures | memory_arithmetic(shape, launch, args, model)
+
+
+def _amounts(args: GSRConfig, processes: int) -> dict[str, int | str]:
+    """Problems, rows, rollouts and tokens."""
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    problems = rows // args.block_size
+    generated = problems * args.num_windows
+    sampled = processes * sampling_limit(generated // processes, args.oversample)
+    refining = "refinement" in args.stages
+    return {
+        "processes": processes,
+        "trained stages": ", ".join(args.stages),
+        "problems per optimizer step": problems,
+        "rows per optimizer step": rows,
+        "rows per problem (block)": args.block_size,
+        "micro-batches per rank and optimizer step": args.gradient_accumulation_steps,
+        "problems per generation": generated,
+        "problems sampled per generation, at most": sampled,
+        "candidates per generation": generated * args.num_generations,
+        "candidate sets per generation": generated * args.num_candidate_sets if refining else 0,
+        "refinements per generation": generated * args.num_generations if refining else 0,
+        "updates on a generation": args.num_iterations * args.num_windows,
+        **_tokens(args, "per generation", sampled, ["candidate", *(["refinement"] if refining else [])]),
+        **_tokens(args, "per optimizer step", problems, args.stages),
+    }
 
 
 def _tokens(args: GSRConfig, when: str, problems: int, stages: list[str]) -> dict[str, int | str]:
@@ -60,9 +81,10 @@ def _tokens(args: GSRConfig, when: str, problems: int, stages: list[str]) -> dic
     limits = {"candidate": args.max_completion_length, "refinement": args.max_refinement_length}
     solve: int | str = 0
     if "candidate" in stages:
-        window = args.vllm_max_model_length
-        room = (window or 0) - args.max_completion_length
-        solve = problems * room if window else "no limit but the model's window less max_completion_length, a problem"
+        context_length = args.vllm_max_model_length
+        solve = "no limit but the model's context less max_completion_length, per problem"
+        if context_length:
+            solve = problems * (context_length - args.max_completion_length)
     refinement = args.num_candidate_sets * args.max_refinement_prompt_length if "refinement" in stages else 0
     return {
         f"new tokens {when}, at most": problems * args.num_generations * sum(limits[stage] for stage in stages),
@@ -71,15 +93,8 @@ def _tokens(args: GSRConfig, when: str, problems: int, stages: list[str]) -> dic
     }
 
 
-GIB = 2**30
-USABLE = 0.95  # of a GPU's memory
-TILE_TOKENS, TILE_ENTRIES = 4096, 32768  # of the fused head: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
-LIVE_PARAMETERS = 1_000_000_000  # gathered at once under ZeRO-3: DeepSpeed's stage3_max_live_parameters
-SHARING = (None, "sdpa", "flex_attention")  # values of attn_implementation that share prompts, the default included
-
-
 def memory_arithmetic(shape: ModelShape, launch: Launch, args, model=None) -> dict[str, str]:
-    """GiB a GPU for each part of a joint step; on a CPU, GiB a process, and no word on whether they fit.
+    """GiB per GPU for each part of a joint step; on a CPU, GiB per process, and no word on whether they fit.
 
     Args:
         args: A `GSRConfig`.
@@ -89,24 +104,24 @@ def memory_arithmetic(shape: ModelShape, launch: Launch, args, model=None) -> di
         Name to text, in the order in which `--dry_run true` prints them.
 
     Raises:
-        ValueError: A number that nothing can be reckoned with, or LoRA on no module of the model.
+        ValueError: A number that nothing can be computed with, or LoRA on no module of the model.
     """
     check_numbers(args, model)
     held = _held(shape, launch, args, model)
     moved = {name: held.pop(name) for name in list(held) if name in launch.offloaded}
-    one, layers = _activations(shape, launch, args, model)
+    largest, layers = _activations(shape, launch, args, model)
     more = {"weights gathered for use, at most": gathered} if (gathered := _gathered(shape, launch, args)) else {}
     update = sum(held.values()) + sum(more.values()) + layers
-    kind, each = ("CPU", "GiB a process") if launch.on_cpu else ("GPU", "GiB")
+    kind, each = ("CPU", "GiB per process") if launch.on_cpu else ("GPU", "GiB")
     recomputed = "with" if args.gradient_checkpointing else "without"
     text = {"model parameters": f"{shape.parameters / 1e9:.2f} billion"}
     if model is not None and model.use_peft:
         text["trained parameters (LoRA)"] = f"{adapter_parameters(shape, model) / 1e6:.2f} million"
     text |= {f"{kind} memory: {name}": f"{value / GIB:.1f} {each}" for name, value in (held | more).items()}
     text |= {f"GPU memory: {name}": "0.0 GiB, in CPU memory" for name in moved}
-    text |= {f"CPU memory: {name}": f"{value / GIB:.1f} GiB a process" for name, value in moved.items()}
+    text |= {f"CPU memory: {name}": f"{value / GIB:.1f} GiB per process" for name, value in moved.items()}
     text[f"{kind} memory: activations of a micro-batch, at most"] = (
-        f"{layers / GIB:.1f} {each} ({one.tokens:,} tokens, {recomputed} gradient checkpointing)"
+        f"{layers / GIB:.1f} {each} ({largest.tokens:,} tokens, {recomputed} gradient checkpointing)"
     )
     text[f"{kind} memory: training together"] = (
         f"{update / GIB:.1f} {each} ({launch.name}, {launch.processes} processes)"
@@ -114,7 +129,7 @@ def memory_arithmetic(shape: ModelShape, launch: Launch, args, model=None) -> di
     if not launch.on_cpu:
         return text | _verdict(shape, launch, args, sum(held.values()), update)
     if args.use_vllm and args.vllm_mode == "colocate":
-        text["CPU memory: vLLM"] = "the weights again and VLLM_CPU_KVCACHE_SPACE (2 GiB unless set), a process"
+        text["CPU memory: vLLM"] = "the weights again and VLLM_CPU_KVCACHE_SPACE (2 GiB unless set), per process"
     return text | {"GPU memory": "none is used: use_cpu is true"}
 
 
@@ -124,7 +139,7 @@ def _width(args) -> int:
 
 
 def _held(shape: ModelShape, launch: Launch, args, model) -> dict[str, float]:
-    """Bytes a process of what stays from step to step, under Adam.
+    """Bytes per process of what stays from step to step, under Adam.
 
     DeepSpeed casts all weights and keeps a float32 copy and two moments of each trained one (engine.py,
     `_configure_distributed_model`). Without it there are two moments alone, in the weight's own format: float32 for
@@ -135,14 +150,14 @@ def _held(shape: ModelShape, launch: Launch, args, model) -> dict[str, float]:
     trained = adapter_parameters(shape, model) if lora else shape.parameters
     loaded = 4 if model is not None and model.dtype in (None, "float32") else 2  # `auto`: as on the Hub
     if stage and not launch.fsdp:
-        loaded, own, states = width, width, 12
+        loaded, trained_width, states = width, width, 12
     else:
-        own = 4 if lora or (launch.fsdp and width == 2) else loaded
-        states = 2 * own
-    weights = trained * own + (shape.parameters * loaded if lora else 0)
+        trained_width = 4 if lora or (launch.fsdp and width == 2) else loaded
+        states = 2 * trained_width
+    weights = trained * trained_width + (shape.parameters * loaded if lora else 0)
     held = {
         "weights": weights / (n if stage == 3 else 1),
-        "gradients": trained * own / (n if stage >= 2 else 1),
+        "gradients": trained * trained_width / (n if stage >= 2 else 1),
         "optimizer": trained * states / (n if stage >= 1 else 1),
     }
     if args.beta and not lora:  # with LoRA the adapter is switched off instead; below stage 3 it is whole (TRL's
@@ -165,21 +180,9 @@ def _limits(args, stage: str) -> tuple[int, int]:
     """Tokens of a prompt and of a completion, at most. A refinement's prompt holds the candidates' and more."""
     if stage == "refinement":
         return args.max_refinement_prompt_length, args.max_refinement_length
-    window, completion = args.vllm_max_model_length, args.max_completion_length
+    context_length, completion = args.vllm_max_model_length, args.max_completion_length
     prompt = args.max_refinement_prompt_length
-    return (min(prompt, window - completion) if window else prompt), completion
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The largest forward and backward of a stage, with every prompt and completion at its limit.
-
-    `tokens` are computed, of them `scored` reach the head; `attended` keys are laid side by side for attention.
-    """
-
-    tokens: int
-    scored: int
-    attended: int
+    return (min(prompt, context_length - completion) if context_length else prompt), completion
 
 
 def largest_pass(args, stage: str, shares: bool = True) -> Pass:
@@ -213,33 +216,32 @@ def _activations(shape: ModelShape, launch: Launch, args, model) -> tuple[Pass, 
     attention = None if model is None else model.attn_implementation
     passes = [largest_pass(args, stage, args.shared_prefix and attention in SHARING) for stage in args.stages]
     trains_head = model is None or not model.use_peft or "lm_head" in (model.lora_modules_to_save or [])
-    side_by_side = (
-        not launch.on_cpu and attention != "flex_attention"
-    )  # gsr_rl.training.packing.shared_prefix, `_joined_attention`
+    side_by_side = not launch.on_cpu and attention != "flex_attention"  # shared_prefix.py, `_joined_attention`
     sizes = [
-        pass_bytes(shape, one, _width(args), args.gradient_checkpointing, trains_head, side_by_side) for one in passes
+        pass_bytes(shape, largest, _width(args), args.gradient_checkpointing, trains_head, side_by_side)
+        for largest in passes
     ]
     return max(zip(passes, sizes, strict=True), key=lambda pair: pair[1])
 
 
 def layer_bytes(shape: ModelShape, width: int) -> int:
-    """Bytes a token that autograd keeps of one Llama or Qwen layer, `width` bytes a number (transformers' modeling).
+    """Bytes per token that autograd keeps of one Llama or Qwen layer, of `width` bytes per number.
 
-    A norm keeps its float32 input, the normalized one and its result. Attention: queries and keys behind the rotary
-    embedding, values, its result as the kernel and as the next product have it. SwiGLU: gate, its activation, up and
-    their product.
+    As in transformers' modeling files: a norm keeps its float32 input, the normalized one and its result. Attention:
+    queries and keys behind the rotary embedding, values, its result as the kernel and as the next product have it.
+    SwiGLU: gate, its activation, up and their product.
     """
     attention = 3 * shape.query_width + 2 * shape.key_width
     return 2 * norm_bytes(shape, width) + width * (attention + 4 * shape.intermediate_size)
 
 
 def norm_bytes(shape: ModelShape, width: int) -> int:
-    """Bytes a token that autograd keeps of one norm."""
+    """Bytes per token that autograd keeps of one norm."""
     return (4 + 2 * width) * shape.hidden_size
 
 
 def pass_bytes(
-    shape: ModelShape, one: Pass, width: int, checkpointing: bool, trains_head: bool, side_by_side: bool
+    shape: ModelShape, size: Pass, width: int, checkpointing: bool, trains_head: bool, side_by_side: bool
 ) -> float:
     """Bytes of a pass: what its layers keep, and the larger of the head's backward and a layer's.
 
@@ -248,12 +250,13 @@ def pass_bytes(
     gradients of the intermediate size stand beside what the layer keeps, which checkpointing computes again.
     """
     hidden, rounded = shape.hidden_size, width if width < 4 else 0
-    kept = one.tokens * layer_bytes(shape, width)
-    kept += one.attended * 2 * width * shape.query_width if side_by_side else 0  # keys and values, of all query heads
-    saved = shape.num_hidden_layers * (one.tokens * hidden * width if checkpointing else kept)
-    layer = one.tokens * 2 * width * shape.intermediate_size + (kept if checkpointing else 0)
-    head = one.tokens * norm_bytes(shape, width) + one.scored * hidden * (width + 4 + rounded)
-    head += min(one.scored, TILE_TOKENS) * TILE_ENTRIES * width
+    layer_keeps = size.tokens * layer_bytes(shape, width)
+    if side_by_side:  # keys and values, of all query heads
+        layer_keeps += size.attended * 2 * width * shape.query_width
+    saved = shape.num_hidden_layers * (size.tokens * hidden * width if checkpointing else layer_keeps)
+    layer = size.tokens * 2 * width * shape.intermediate_size + (layer_keeps if checkpointing else 0)
+    head = size.tokens * norm_bytes(shape, width) + size.scored * hidden * (width + 4 + rounded)
+    head += min(size.scored, TILE_TOKENS) * TILE_ENTRIES * width
     head += shape.vocab_size * hidden * (4 + rounded) if trains_head else 0
     return saved + max(layer, head)
 
@@ -270,22 +273,22 @@ def _verdict(shape: ModelShape, launch: Launch, args, held: float, update: float
     memory, text, room = args.gpu_memory_gib * GIB, {}, True
     if not args.use_vllm:  # transformers: all completions of a rank at once, sharded weights gathered
         rows = args.per_device_train_batch_size * args.steps_per_generation // len(args.stages)
-        whole = shape.parameters * _width(args) if launch.zero_stage == 3 else 0
-        sampling = held + whole + rows * longest * shape.cache_bytes * _width(args) / 2
+        gathered = shape.parameters * _width(args) if launch.zero_stage == 3 else 0
+        sampling = held + gathered + rows * longest * shape.cache_bytes * _width(args) / 2
         when = "transformers' generation, then the update"
     elif args.vllm_mode == "server":
         sampling, when = held, "vLLM on GPUs of its own"
     else:
         engine, width = args.vllm_gpu_memory_utilization * memory, 4 if args.vllm_dtype == "float32" else 2
-        own = shape.parameters * width / args.vllm_tensor_parallel_size
-        tokens = max(0.0, engine - own) * args.vllm_tensor_parallel_size / (shape.cache_bytes * width / 2)
-        text["GPU memory: vLLM"] = f"{engine / GIB:.1f} GiB, of it {own / GIB:.1f} weights"
+        weights = shape.parameters * width / args.vllm_tensor_parallel_size
+        tokens = max(0.0, engine - weights) * args.vllm_tensor_parallel_size / (shape.cache_bytes * width / 2)
+        text["GPU memory: vLLM"] = f"{engine / GIB:.1f} GiB, of it {weights / GIB:.1f} weights"
         text["vLLM cache"] = f"{tokens:,.0f} tokens, {tokens // longest:,.0f} longest sequences at once"
         room = tokens >= longest
         sampling = held + engine
         update += 0 if args.vllm_enable_sleep_mode else engine
         when = f"vLLM {'asleep' if args.vllm_enable_sleep_mode else 'awake'} during the update"
     text["GPU memory: sampling together"] = f"{sampling / GIB:.1f} GiB"
-    most = max(sampling, update)
-    fits = "fits" if room and most < USABLE * memory else "DOES NOT FIT"
-    return text | {"GPU memory: peak": f"{most / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"}
+    peak = max(sampling, update)
+    fits = "fits" if room and peak < USABLE * memory else "DOES NOT FIT"
+    return text | {"GPU memory: peak": f"{peak / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"}

@@ -1,4 +1,4 @@
-"""What the memory figures of a dry run are reckoned from: the model's sizes, the launch and LoRA, read and checked."""
+"""What the memory figures of a dry run are estimated from: sizes of the model, the launch and LoRA."""
 
 import json
 import re
@@ -99,27 +99,28 @@ class Launch:
         )
 
 
-def read_shape(model: str | None, said: dict | str | None) -> ModelShape | None:
+def read_shape(model: str | None, stated: dict | str | None) -> ModelShape | None:
     """The shape from a local model folder, else from the key `model_shape`; None where neither tells.
 
     Raises:
         ValueError: Sizes that are missing or no whole numbers above 0.
     """
-    path, needed = Path(str(model)) / "config.json", [one.name for one in fields(ModelShape) if one.default is MISSING]
+    path = Path(str(model)) / "config.json"
+    needed = [size.name for size in fields(ModelShape) if size.default is MISSING]
     if path.is_file():
-        name, mend = f"model_name_or_path={model}", "set model_shape to the sizes by Llama's names"
-        values = _mapping(lambda: json.loads(path.read_text("utf-8")), f"{name}: its config.json is no JSON: {mend}")
+        name, fix = f"model_name_or_path={model}", "set model_shape to the sizes by Llama's names"
+        values = _mapping(lambda: json.loads(path.read_text("utf-8")), f"{name}: its config.json is no JSON: {fix}")
         values = values.get("text_config") or values
-        if said and not values.keys() >= set(needed):
-            return read_shape(None, said)
-    elif said:
-        name, mend = f"model_shape={said}", "give them by config.json's names"
-        wrong = f"{name}: a mapping of sizes by config.json's names is expected, such as {{hidden_size: 3584, ...}}"
-        values = _mapping(lambda: yaml.safe_load(said) if isinstance(said, str) else said, wrong)
+        if stated and not values.keys() >= set(needed):
+            return read_shape(None, stated)
+    elif stated:
+        name, fix = f"model_shape={stated}", "give them by config.json's names"
+        problem = f"{name}: a mapping of sizes by config.json's names is expected, such as {{hidden_size: 3584, ...}}"
+        values = _mapping(lambda: yaml.safe_load(stated) if isinstance(stated, str) else stated, problem)
     else:
         return None
     if missing := [size for size in needed if values.get(size) is None]:
-        raise ValueError(f"{name}: {', '.join(missing)} missing: {mend}")
+        raise ValueError(f"{name}: {', '.join(missing)} missing: {fix}")
     given = [size.name for size in fields(ModelShape) if values.get(size.name) is not None]
     tied = bool(values.get("tie_word_embeddings", False))
     sizes = {size: _whole(values[size], f"{name}: {size}", 1) for size in given if size != "tie_word_embeddings"}
@@ -135,11 +136,11 @@ def read_launch(path: str | None, processes: int) -> Launch:
     if not path:
         return Launch(processes)
     name = f"launch_config={path}"
-    wrong = f"{name}: not an accelerate configuration, give one of accelerate_configs/"
-    values = _mapping(lambda: yaml.safe_load(Path(path).read_text("utf-8")), wrong)
+    problem = f"{name}: not an accelerate configuration, give one of accelerate_configs/"
+    values = _mapping(lambda: yaml.safe_load(Path(path).read_text("utf-8")), problem)
     deepspeed, fsdp = values.get("deepspeed_config") or {}, values.get("fsdp_config") or {}
     if "distributed_type" not in values or not isinstance(deepspeed, dict) or not isinstance(fsdp, dict):
-        raise ValueError(wrong)
+        raise ValueError(problem)
     if "deepspeed_config_file" in deepspeed:
         raise ValueError(f"{name}: deepspeed_config_file is not read for a dry run: state zero_stage in its place")
     stage = _whole(deepspeed.get("zero_stage", 0), f"{name}: zero_stage", 0, 3)
@@ -165,16 +166,16 @@ def adapter_parameters(shape: ModelShape, model) -> int:
     Raises:
         ValueError: No module is chosen.
     """
-    targets, kept = model.lora_target_modules or PEFT_TARGETS, model.lora_modules_to_save or []
+    targets, copied = model.lora_target_modules or PEFT_TARGETS, model.lora_modules_to_save or []
     modules = {"model.embed_tokens": (shape.vocab_size, shape.hidden_size)}
     modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
     for layer in range(shape.num_hidden_layers):
         modules |= {f"model.layers.{layer}.{name}": size for name, size in shape.linear.items()}
     if str(targets).lower() == "all-linear":
         targets = r"model\.layers\..*"
-    whole = [size for name, size in modules.items() if _named(name, kept)]
+    trained = [size for name, size in modules.items() if _named(name, copied)]  # as they are, beside the adapter
     try:
-        adapted = [size for name, size in modules.items() if _named(name, targets) and not _named(name, kept)]
+        adapted = [size for name, size in modules.items() if _named(name, targets) and not _named(name, copied)]
     except re.error:
         adapted = []
     if not adapted:
@@ -182,7 +183,7 @@ def adapter_parameters(shape: ModelShape, model) -> int:
             f"lora_target_modules={targets!r} is no module of the model: give all-linear, several names such as "
             "q_proj v_proj, or a regular expression of a module's whole name such as .*q_proj"
         )
-    return sum(model.lora_r * sum(size) for size in adapted) + sum(inputs * outputs for inputs, outputs in whole)
+    return sum(model.lora_r * sum(size) for size in adapted) + sum(inputs * outputs for inputs, outputs in trained)
 
 
 def _named(module: str, targets) -> bool:
@@ -193,7 +194,7 @@ def _named(module: str, targets) -> bool:
 
 
 def check_numbers(args, model) -> None:
-    """What the figures divide by or multiply with. Raises `ValueError` with the key, its value and the mend."""
+    """What the figures divide by or multiply with. Raises `ValueError` with the key, its value and the fix."""
     if args.use_vllm:
         _whole(args.vllm_tensor_parallel_size, "vllm_tensor_parallel_size", 1)
     if model is not None and model.use_peft:
@@ -202,20 +203,20 @@ def check_numbers(args, model) -> None:
         raise ValueError(f"gpu_memory_gib={args.gpu_memory_gib:g}: give the memory of one GPU in GiB, above 0")
 
 
-def _mapping(read: Callable[[], object], wrong: str) -> dict:
+def _mapping(read: Callable[[], object], problem: str) -> dict:
     """What `read` returns; `ValueError` with this message if that is no mapping or cannot be read."""
     try:
         values = read()
     except (ValueError, yaml.YAMLError):
         values = None
     if not isinstance(values, dict):
-        raise ValueError(wrong)
+        raise ValueError(problem)
     return values
 
 
-def _whole(value: object, name: str, least: int, most: int | None = None) -> int:
+def _whole(value: object, name: str, lowest: int, highest: int | None = None) -> int:
     """A whole number in these bounds, or `ValueError` that says so."""
-    text = f"at least {least}" if most is None else f"from {least} to {most}"
-    if not re.fullmatch(r"\d+", str(value)) or not least <= int(str(value)) <= (most or int(str(value))):
+    text = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+    if not re.fullmatch(r"\d+", str(value)) or not lowest <= int(str(value)) <= (highest or int(str(value))):
         raise ValueError(f"{name}={value}: give a whole number, {text}")
     return int(str(value))

@@ -1,4 +1,4 @@
-"""In which order training takes its problems: a shuffle an epoch, or a curriculum by running pass rate.
+"""In which order training takes its problems: a shuffle per epoch, or a curriculum by running pass rate.
 
 TRL fixes the order in its sampler, which cannot draw further problems within a step, lags a batch behind, and starts
 every resumed run with the first epoch's order. Here the order is a small state of the trainer, the same on all ranks,
@@ -62,16 +62,16 @@ class ProblemStream:
     def _draw(self, number: int) -> list[int]:
         rng = np.random.default_rng(choice_seed(self.seed, "draw", self.draws))
         weight = np.maximum(4 * self.pass_rate * (1 - self.pass_rate), FLOOR)
-        found: list[int] = []
-        while len(found) < number:  # more than once only where the data set is smaller than the batch
-            size = min(number - len(found), self.size)
-            found += rng.choice(self.size, size=size, replace=False, p=weight / weight.sum()).tolist()
-        return found
+        indices: list[int] = []
+        while len(indices) < number:  # more than once only where the data set is smaller than the batch
+            size = min(number - len(indices), self.size)
+            indices += rng.choice(self.size, size=size, replace=False, p=weight / weight.sum()).tolist()
+        return indices
 
     def report(self, indices: list[int], pass_rates: list[float]) -> None:
         """Take note of the candidates' accuracy on problems, of all ranks alike; NaN where none was scored."""
         for index, rate in zip(indices, pass_rates, strict=True):
-            if rate == rate:
+            if not math.isnan(rate):
                 self.pass_rate[index] += MEMORY * (rate - self.pass_rate[index])
 
     def save(self, path: str | Path) -> None:

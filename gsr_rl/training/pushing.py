@@ -69,8 +69,8 @@ class PushesToHub:
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL writes its own card; ours is made from the run folder, and leaves alone what somebody has written."""
         path = Path(self.args.output_dir) / "README.md"
-        own = path.is_file() and MARK not in path.read_text(encoding="utf-8")
-        if self.is_world_process_zero() and not own:
+        by_hand = path.is_file() and MARK not in path.read_text(encoding="utf-8")
+        if self.is_world_process_zero() and not by_hand:
             name = self.hub_model_id or model_name or Path(self.args.output_dir).absolute().name
             atomic_write(path, card_of(Path(self.args.output_dir), name))
 
@@ -104,10 +104,10 @@ class PushesToHub:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._finish_current_push()
-        whole = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
-        self.push_in_progress = CheckpointPush(
-            Path(checkpoint_folder), self._target(self.hub_model_id), whole.get(self.args.hub_strategy)
-        )
+        folder = Path(checkpoint_folder)
+        whole_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
+        target = self._target(self.hub_model_id)
+        self.push_in_progress = CheckpointPush(folder, target, whole_as.get(self.args.hub_strategy))
 
 
 class CheckpointPush:

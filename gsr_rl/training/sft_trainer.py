@@ -1,4 +1,4 @@
-"""Batches of rows of about one length, in an order that gives every optimizer step short and long ones.
+"""The warm start: its rows, and batches of about one length, short and long ones in every optimizer step.
 
 transformers' own grouping by length feeds long batches first and short ones after, again and again. Here that would be
 steps of refinements alone and then steps of direct solutions alone.
@@ -6,9 +6,13 @@ steps of refinements alone and then steps of direct solutions alone.
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
+import datasets
 from trl import SFTTrainer
 
+from gsr_rl.data.problems import read_local
+from gsr_rl.data.sources import LOCAL_SUFFIXES
 from gsr_rl.refinement.candidates import choice_seed, range_text
 from gsr_rl.training.checkpoints import WholeCheckpoints
 from gsr_rl.training.pushing import PushesToHub
@@ -41,7 +45,7 @@ def length_grouped_order(lengths: list[int], batch_size: int, batches_a_step: in
     rest = batches[batches_a_step * steps :]
     for stratum in strata:
         rng.shuffle(stratum)
-    windows = [[stratum[i] for stratum in strata if i < len(stratum)] for i in range(steps)]
+    windows = [[stratum[i] for stratum in strata if i < len(stratum)] for i in range(steps)]  # of an optimizer step
     return [index for window in [*windows, rest] for batch in window for index in batch] + sorted(spare)
 
 
@@ -92,35 +96,30 @@ def load_sft_rows(config) -> list[dict]:
             states, or no row left.
     """
     name = str(config.dataset_name)
-    from gsr_rl.data.sources import LOCAL_SUFFIXES
-
     if name.endswith(LOCAL_SUFFIXES):
-        from pathlib import Path
-
-        from gsr_rl.data.problems import read_local
-
         rows = read_local(Path(name))
     else:
-        import datasets
-
         rows = datasets.load_dataset(name, config.dataset_config, split=config.dataset_split).to_list()
     for number, row in enumerate(rows, 1):
-        for key in ("prompt", "completion"):
-            messages = row.get(key) if isinstance(row, dict) else None
-            if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("content") for m in messages):
-                raise ValueError(
-                    f"{name}, row {number}: `{key}` must be a list of messages with role and content, as "
-                    "distill_gsr.py writes it"
-                )
-        if row.get("stage") not in ("candidate", "refinement"):
-            raise ValueError(f"{name}, row {number}: stage={row.get('stage')!r}, use candidate or refinement")
-    kept = [row for row in rows if row["stage"] in config.stages]
-    if not kept:
+        _check_row(row, f"{name}, row {number}")
+    chosen = [row for row in rows if row["stage"] in config.stages]
+    if not chosen:
         raise ValueError(f"{name}: no row of stages={config.stages}, {len(rows)} rows in all: change stages")
-    _check_numbers_shown(kept, config)
-    if config.max_rows and config.max_rows < len(kept):
-        kept = random.Random(choice_seed(config.seed, "max_rows")).sample(kept, config.max_rows)
-    return kept
+    _check_numbers_shown(chosen, config)
+    if config.max_rows and config.max_rows < len(chosen):
+        chosen = random.Random(choice_seed(config.seed, "max_rows")).sample(chosen, config.max_rows)
+    return chosen
+
+
+def _check_row(row: dict, name: str) -> None:
+    for key in ("prompt", "completion"):
+        messages = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("content") for m in messages):
+            raise ValueError(
+                f"{name}: `{key}` must be a list of messages with role and content, as distill_gsr.py writes it"
+            )
+    if row.get("stage") not in ("candidate", "refinement"):
+        raise ValueError(f"{name}: stage={row.get('stage')!r}, use candidate or refinement")
 
 
 def _check_numbers_shown(rows: list[dict], config) -> None:

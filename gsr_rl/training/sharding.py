@@ -1,9 +1,10 @@
 """How a training is shared out over its processes, and that a CPU shards as GPUs do."""
 
+import logging
 import os
 from functools import wraps
 
-from gsr_rl.training.trl_checks import logger
+logger = logging.getLogger(__name__)
 
 
 def shard_on_cpu() -> None:

@@ -5,15 +5,16 @@ import os
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import count
 
 import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
+from gsr_rl.engines.local import VLLMRequests, set_vllm_environment
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.vllm_server import ServerVLLM
 
 
 class ColocatedVLLM(VLLMGeneration):
@@ -89,10 +90,10 @@ class ColocatedVLLM(VLLMGeneration):
             return super().generate(prompts, images, num_generations, profiler)
         before, self.generation_kwargs = self.generation_kwargs, self.generation_kwargs | {"n": num_generations}
         try:
-            _, *found = super().generate(prompts[::num_generations], images, num_generations, profiler)
+            _, *completions = super().generate(prompts[::num_generations], images, num_generations, profiler)
         finally:
             self.generation_kwargs = before
-        return prompts, *found
+        return prompts, *completions
 
     def stream(self) -> "RequestStream | None":
         """This engine, request by request. None with tensor parallelism, whose ranks must send alike.
@@ -113,15 +114,14 @@ def repack_tied_head(runner) -> None:
 
 
 class RequestStream:
-    """The engine in this process, request by request: `add` some, `step`, take what has finished, add more.
+    """The engine in this process, request by request, with the trainer's sampling: see `VLLMRequests`.
 
     Inside `with`; requests that are left at its end are taken back.
     """
 
     def __init__(self, generation: ColocatedVLLM):
-        self._generation, self._engine = generation, generation.llm.llm_engine
-        self._numbers = count()
-        self._open: set[str] = set()
+        self._generation = generation
+        self._requests = VLLMRequests(generation.llm.llm_engine)
 
     def __enter__(self):
         self._awake = self._generation.awake() if self._generation.enable_sleep_mode else nullcontext()
@@ -129,17 +129,13 @@ class RequestStream:
         return self
 
     def __exit__(self, *error):
-        if self._open:
-            self._engine.abort_request(sorted(self._open))
+        self._requests.abort()
         self._awake.__exit__(*error)
 
     def add(self, prompt_ids: list[int], n: int, max_tokens: int) -> str:
         """Ask for n completions of a prompt; returns the request's name."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         engine = self._generation
-        values = {
+        sampling = {
             "n": n,
             "max_tokens": max_tokens,
             "temperature": engine.temperature,
@@ -148,33 +144,21 @@ class RequestStream:
             "min_p": engine.min_p or 0.0,
             "repetition_penalty": engine.repetition_penalty,
             "logprobs": 0,
-            "detokenize": False,
-            "output_kind": RequestOutputKind.FINAL_ONLY,
         }
-        name = f"gsr-{next(self._numbers)}"
-        prompt = {"prompt_token_ids": prompt_ids}
-        self._engine.add_request(name, prompt, SamplingParams(**(values | engine.generation_kwargs)))
-        self._open.add(name)
-        return name
+        return self._requests.add(prompt_ids, **(sampling | engine.generation_kwargs))
 
     def step(self) -> list[tuple[str, list[list[int]], list[list[float | None]]]]:
         """Run the engine once: (name, token ids, log-probabilities) of each request that has all its completions."""
-        found = []
-        for output in self._engine.step():
-            if output.finished:
-                self._open.discard(output.request_id)
-                rows = sorted(output.outputs, key=lambda one: one.index)
-                logprobs = [
-                    [_number(at[token].logprob) for token, at in zip(row.token_ids, row.logprobs, strict=True)]
-                    for row in rows
-                ]
-                found.append((output.request_id, [list(row.token_ids) for row in rows], logprobs))
-        return found
+        return [
+            (name, [list(row.token_ids) for row in rows], [_logprobs(row) for row in rows])
+            for name, rows in self._requests.step()
+        ]
 
 
-def _number(logprob: float) -> float | None:
-    """None for NaN, as TRL has it."""
-    return None if math.isnan(logprob) else logprob
+def _logprobs(row) -> list[float | None]:
+    """Of a completion's tokens; None for NaN, as TRL has it."""
+    values = (at[token].logprob for token, at in zip(row.token_ids, row.logprobs, strict=True))
+    return [None if math.isnan(value) else value for value in values]
 
 
 @contextmanager
@@ -182,18 +166,13 @@ def engine_in_place(args: GSRConfig):
     """TRL's __init__ names its engine class as a module global; ours stands there while it runs."""
     original = grpo_trainer.VLLMGeneration
     if args.use_vllm and args.vllm_mode == "server":
-        from gsr_rl.training.vllm_server import ServerVLLM
-
         grpo_trainer.VLLMGeneration = partial(
             ServerVLLM,
             request_timeout=args.server_request_timeout,
             exchange_folder=os.path.join(args.output_dir, "weights-for-server"),
-            least_window=least_window(args),
+            longest_request=longest_request(args),
         )
     elif args.use_vllm:
-        pass
-        from gsr_rl.engines.local import set_vllm_environment
-
         on_cpu = not torch.cuda.is_available()
         if on_cpu:
             set_vllm_environment()
@@ -206,7 +185,7 @@ def engine_in_place(args: GSRConfig):
         grpo_trainer.VLLMGeneration = original
 
 
-def least_window(args: GSRConfig) -> int:
-    """Tokens of the longest request: a refinement's prompt and answer, or a candidate after one token of a prompt."""
+def longest_request(args: GSRConfig) -> int:
+    """Tokens of the longest request: a refinement's prompt and completion, or a candidate after one prompt token."""
     refinement = args.max_refinement_prompt_length + args.max_refinement_length if args.refinement_weight > 0 else 0
     return max(args.max_completion_length + 1, refinement)

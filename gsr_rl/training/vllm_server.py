@@ -23,21 +23,21 @@ class ServerVLLM(VLLMGeneration):
     Args:
         request_timeout: Seconds that one answer of the server may take.
         exchange_folder: Where weights are handed over.
-        least_window: Longest prompt plus completion that the run may ask for, in tokens.
+        longest_request: Longest prompt plus completion that the run may ask for, in tokens.
 
     Attributes:
-        window: Longest prompt plus completion that the server takes, in tokens, on all ranks. None if it tells none.
+        context_length: Tokens of a prompt and its completion that the server takes, on all ranks; None if unknown.
 
     Raises:
         RuntimeError: On all ranks, if the server is away, slow or answers with an error. One exception: if it fails
             while weights go by NCCL, TRL raises on the main process alone, and the launcher ends the others.
     """
 
-    def __init__(self, *args, request_timeout: float, exchange_folder: str, least_window: int, **kwargs):
+    def __init__(self, *args, request_timeout: float, exchange_folder: str, longest_request: int, **kwargs):
         self.request_timeout, self.exchange_folder = request_timeout, Path(exchange_folder)
-        self.least_window = least_window
+        self.longest_request = longest_request
         self.sync_seconds = 0.0
-        self.window: int | None = None
+        self.context_length: int | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -50,10 +50,13 @@ class ServerVLLM(VLLMGeneration):
 
     def _init_vllm(self):
         """TRL connects and opens an NCCL group, and its errors are the main process's; ours reach all ranks."""
-        self.window = self._ask_on_main(self._connect)
+        self.context_length = self._ask_on_main(self._connect)
 
     def _connect(self) -> int | None:
-        """A client with deadlines; with a GPU then the NCCL group, whose rendezvous has vLLM's own. Its window."""
+        """A client with deadlines; with a GPU then the NCCL group, whose rendezvous has vLLM's own.
+
+        Returns the server's context length.
+        """
         self.vllm_client = VLLMClient(self._url, group_port=self.group_port, connection_timeout=self.server_timeout)
         session = self.vllm_client.session
         session.request = partial(session.request, timeout=self.request_timeout)
@@ -62,22 +65,22 @@ class ServerVLLM(VLLMGeneration):
         again = Retry(**again, backoff_factor=0.5)
         for scheme, adapter in list(session.adapters.items()):
             session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=adapter._pool_maxsize))
-        window = self._served_window()
+        length = self._served_context()
         if not self._by_disk:
             self.vllm_client.init_communicator(device=self.accelerator.device)
-        return window
+        return length
 
-    def _served_window(self) -> int | None:
+    def _served_context(self) -> int | None:
         response = self.vllm_client.session.get(f"{self.vllm_client.base_url}/v1/models")
         response.raise_for_status()
-        window = response.json()["data"][0].get("max_model_len")
-        if window and window < self.least_window:
+        length = response.json()["data"][0].get("max_model_len")
+        if length and length < self.longest_request:
             raise ValueError(
-                f"its window is {window} tokens, and the longest prompt and completion of this run have "
-                f"{self.least_window}: start it with --max-model-len {self.least_window}, or lower "
+                f"its context is {length} tokens, and the longest prompt and completion of this run have "
+                f"{self.longest_request}: start it with --max-model-len {self.longest_request}, or lower "
                 "max_refinement_prompt_length, max_refinement_length or max_completion_length"
             )
-        return window
+        return length
 
     @contextmanager
     def awake(self):
@@ -107,8 +110,8 @@ class ServerVLLM(VLLMGeneration):
             )
         )
         first = self.accelerator.process_index * len(prompts)
-        own = slice(first, first + len(prompts))
-        return prompts, answer["completion_ids"][own], answer["logprobs"][own], answer["logprob_token_ids"][own]
+        mine = slice(first, first + len(prompts))
+        return prompts, answer["completion_ids"][mine], answer["logprobs"][mine], answer["logprob_token_ids"][mine]
 
     def sync_weights(self):
         """TRL broadcasts tensor by tensor over NCCL; without a GPU they go by disk."""
@@ -150,16 +153,17 @@ class ServerVLLM(VLLMGeneration):
 
     def _ask_on_main(self, ask):
         """What `ask` returns on the main process, on all ranks; an error of it on all ranks too."""
-        found = [None, None]
+        answer_and_problem = [None, None]
         if self.accelerator.is_main_process:
             try:
-                found[0] = ask()
+                answer_and_problem[0] = ask()
             except Exception as error:
-                found[1] = f"{type(error).__name__}: {error}"
-        broadcast_object_list(found, from_process=0)
-        if found[1] is not None:
+                answer_and_problem[1] = f"{type(error).__name__}: {error}"
+        broadcast_object_list(answer_and_problem, from_process=0)
+        answer, problem = answer_and_problem
+        if problem is not None:
             raise RuntimeError(
-                f"the vLLM server at {self._url} failed (deadline {self.request_timeout:g} s an answer): {found[1]}. "
-                "Checkpoints are whole: mend the server and start the same command with resume_from_checkpoint true"
+                f"the vLLM server at {self._url} failed (deadline {self.request_timeout:g} s per answer): {problem}. "
+                "Checkpoints are whole: fix the server and start the same command with resume_from_checkpoint true"
             )
-        return found[0]
+        return answer

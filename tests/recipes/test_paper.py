@@ -293,10 +293,10 @@ def grpo_figures(name: str) -> dict:
     known = {field.name for field in dataclasses.fields(GSRConfig)}
     args = GSRConfig(**{key: value for key, value in values.items() if key in known})
     found = batch_arithmetic(args)
-    rollouts = found["candidates a generation"] + found["refinements a generation"]
-    tokens, updates = found["new tokens a generation, at most"], found["updates on a generation"]
+    rollouts = found["candidates per generation"] + found["refinements per generation"]
+    tokens, updates = found["new tokens per generation, at most"], found["updates on a generation"]
     return {"rollouts": rollouts, "tokens": tokens, "updates": updates, "steps": args.max_steps} | {
-        "problems": found["problems a generation"]
+        "problems": found["problems per generation"]
     }
 
 

@@ -218,7 +218,7 @@ def test_activations_of_the_7b_recipe_by_hand():
     one = Pass(100, 50, 100)
     head = 100 * 8 * 3584 + 50 * 3584 * (2 + 4 + 2) + 50 * 32768 * 2 + 152064 * 3584 * (4 + 2)
     assert pass_bytes(QWEN7B, one, 2, True, True, True) == 100 * 28 * 3584 * 2 + head
-    assert head < 0.1 * scored * 152064 * 10  # no logits, which 10 bytes each were reckoned for
+    assert head < 0.1 * scored * 152064 * 10  # no logits, which 10 bytes each were estimated for
 
 
 SIZES = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, vocab_size=100)
@@ -284,7 +284,7 @@ def test_a_launch_that_cannot_be_is_named(tmp_path, content, message):
         ({}, {"lora_target_modules": "*_proj"}, "lora_target_modules='[*]_proj' is no module"),
     ],
 )
-def test_a_number_that_nothing_can_be_reckoned_with_is_named(args, options, message):
+def test_a_number_that_nothing_can_be_computed_with_is_named(args, options, message):
     with pytest.raises(ValueError, match=message):
         memory_arithmetic(QWEN7B, Launch(8, 3), training(**args), model(use_peft=True, **options))
 
@@ -325,18 +325,18 @@ def test_a_dry_run_for_gpus_needs_none_and_counts_the_tokens_of_a_step(tmp_path)
     found = batch_arithmetic(args)
     assert "GPU memory: weights" in found and "CPU memory: weights" not in found
     # One problem a step, two a generation; each has 8 candidates, 8 refinements, a solve prompt, a refinement prompt.
-    assert found["new tokens a generation, at most"] == 2 * (800 + 1600)
-    assert found["new tokens an optimizer step, at most"] == 800 + 1600
-    assert found["solve prompt tokens an optimizer step, at most"] == 1400
-    assert found["refinement prompt tokens an optimizer step, at most"] == 1000
-    assert found["solve prompt tokens a generation, at most"] == 2 * 1400
+    assert found["new tokens per generation, at most"] == 2 * (800 + 1600)
+    assert found["new tokens per optimizer step, at most"] == 800 + 1600
+    assert found["solve prompt tokens per optimizer step, at most"] == 1400
+    assert found["refinement prompt tokens per optimizer step, at most"] == 1000
+    assert found["solve prompt tokens per generation, at most"] == 2 * 1400
     only = batch_arithmetic(GSRConfig(**config | {"candidate_weight": 0, "oversample": 2, "use_cpu": True}))
-    assert only["problems an optimizer step"] == 2 and "CPU memory: weights" in only
-    assert only["new tokens an optimizer step, at most"] == 2 * 1600  # candidates are sampled, not trained on
-    assert only["solve prompt tokens an optimizer step, at most"] == 0
-    assert only["new tokens a generation, at most"] == 2 * 4 * (800 + 1600)  # up to twice the batch's 4 problems
+    assert only["problems per optimizer step"] == 2 and "CPU memory: weights" in only
+    assert only["new tokens per optimizer step, at most"] == 2 * 1600  # candidates are sampled, not trained on
+    assert only["solve prompt tokens per optimizer step, at most"] == 0
+    assert only["new tokens per generation, at most"] == 2 * 4 * (800 + 1600)  # up to twice the batch's 4 problems
     unlimited = batch_arithmetic(GSRConfig(**config | {"vllm_max_model_length": None}))
-    assert unlimited["solve prompt tokens a generation, at most"].startswith("no limit but the model's window")
+    assert unlimited["solve prompt tokens per generation, at most"].startswith("no limit but the model's context")
 
 
 def test_the_processes_that_were_started_count_and_not_the_files(tmp_path, monkeypatch):
@@ -348,7 +348,7 @@ def test_the_processes_that_were_started_count_and_not_the_files(tmp_path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")  # as accelerate launch --num_processes 2 sets it
     found = batch_arithmetic(args)
     assert found["processes"] == 2
-    assert found["problems an optimizer step"] == 2 * args.gradient_accumulation_steps
+    assert found["problems per optimizer step"] == 2 * args.gradient_accumulation_steps
 
 
 def test_sizes_and_launch_are_read_from_files(tmp_path):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gsr_rl.training.checks import metric_names
 from gsr_rl.training.packing.batching import STAGES
-from gsr_rl.training.rollout_metrics import metric_names
 from gsr_rl.training.trainer import GSRTrainer
 from tests.programs.train_fixed import FixedRollouts, main, make
 
@@ -58,7 +58,7 @@ def test_drift_that_the_last_steps_loss_found_is_warned_of_after_its_log(tiny_mo
     trainer._log_loss_metrics()
     trainer.log({"loss": 0.0})
     assert trainer.state.log_history[-1]["candidate/sampling_logp_difference/mean"] == 0.4
-    trainer.log_of_rollouts._warn({})
+    trainer.rollout_log._warn({})
     assert "candidate/sampling_logp_difference/mean is 0.4" in caplog.text
 
 

@@ -11,8 +11,7 @@ import pytest
 from gsr_rl.data.tiny_model import build_tokenizer
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.rollout import TwoStageRollout
-from gsr_rl.training.rollout_log import print_examples
-from gsr_rl.training.rollout_metrics import rollout_rows, rollout_sums, warnings_of
+from gsr_rl.training.rollout_log import print_examples, rollout_rows, rollout_sums, warnings_of
 
 TOKENIZER = build_tokenizer()
 RIGHT, WRONG = "47+5=52\\boxed{52}", "47+5=53\\boxed{53}"

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from gsr_rl.training.rollout_log import WARN_AGAIN_AFTER, TrainingLog
+from gsr_rl.training.rollout_log import WARN_AGAIN_AFTER, RolloutLog
 from tests.support.full_disk import files_up_to
 
 
@@ -13,7 +13,7 @@ def test_a_full_disk_costs_the_rollout_table_and_is_a_warning_once_in_a_while(tm
         state=SimpleNamespace(global_step=3),
         processing_class=None,
     )
-    log = TrainingLog(trainer)
+    log = RolloutLog(trainer)
     with files_up_to(10):
         for _ in range(WARN_AGAIN_AFTER + 1):
             log._write_table([], 3)

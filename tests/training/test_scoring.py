@@ -117,10 +117,10 @@ class Stand:
         self.accelerator = SimpleNamespace(
             num_processes=2, process_index=rank, device="cpu", gather=lambda x: torch.cat([x, self.others(x)])
         )
-        self.problems = SimpleNamespace(take=self.take)
+        self.problem_stream = SimpleNamespace(take=self.take)
         self.train_dataset = [{"problem_id": str(i), "answer": "1"} for i in range(100)]
-        self.rollout = SimpleNamespace(seconds={})
-        self.log_of_rollouts = SimpleNamespace(count=lambda blocks, groups: None, count_problems=self.count)
+        self.driver = SimpleNamespace(seconds={})
+        self.rollout_log = SimpleNamespace(count=lambda blocks, groups: None, count_problems=self.count)
 
     def others(self, missing):
         self.others_missing -= 1

@@ -123,7 +123,7 @@ def test_a_dry_run_counts_steps_and_loads_nothing(tiny_model, rows_file, tmp_pat
         ({"num_train_epoch": 3}, "unknown key num_train_epoch: did you mean num_train_epochs?"),
     ],
 )
-def test_a_bad_value_is_named_with_its_mend(tiny_model, rows_file, tmp_path, monkeypatch, capsys, more, message):
+def test_a_bad_value_is_named_with_its_fix(tiny_model, rows_file, tmp_path, monkeypatch, capsys, more, message):
     with pytest.raises(SystemExit) as end:
         run_recipe(monkeypatch, "sft", **keys(tiny_model, rows_file, tmp_path, **more))
     assert end.value.code == 2 and message in capsys.readouterr().err

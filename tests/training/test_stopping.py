@@ -76,13 +76,13 @@ def test_a_signal_passed_on_is_the_same_signal_and_a_later_one_kills(tmp_path, m
     stop = StopInOrder(None)
     died = []
     monkeypatch.setattr(signal, "raise_signal", lambda number: died.append(signal.getsignal(number)))
-    before = signal.signal(signal.SIGUSR1, stop._ask)
+    before = signal.signal(signal.SIGUSR1, stop._on_signal)
     try:
-        stop._ask(signal.SIGUSR1, None)
-        stop._ask(signal.SIGUSR1, None)
-        assert stop.asked_at is not None and not died
-        stop.asked_at -= REPEATED
-        stop._ask(signal.SIGUSR1, None)
+        stop._on_signal(signal.SIGUSR1, None)
+        stop._on_signal(signal.SIGUSR1, None)
+        assert stop.signalled_at is not None and not died
+        stop.signalled_at -= REPEATED
+        stop._on_signal(signal.SIGUSR1, None)
         assert died == [signal.SIG_DFL]
     finally:
         signal.signal(signal.SIGUSR1, before)

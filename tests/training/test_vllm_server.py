@@ -15,7 +15,7 @@ import pytest
 import requests
 import torch
 
-from gsr_rl.training.vllm_colocated import least_window
+from gsr_rl.training.vllm_colocated import longest_request
 from tests.support.paths import ROOT
 
 URL = "http://127.0.0.1:9"
@@ -60,7 +60,7 @@ def serve(log, extension=EXTENSION):
 
 
 class Session(requests.Session):
-    """Tells which window the server has, and finds nobody at any other address."""
+    """Tells which context length the server has, and finds nobody at any other address."""
 
     def get(self, url):
         if not url.endswith("/v1/models"):
@@ -95,7 +95,7 @@ def engine(monkeypatch):
         accelerator=SimpleNamespace(device=torch.device("cuda"), is_main_process=True, process_index=0),
         request_timeout=5.0, sync_seconds=0.0, server_base_url=URL, server_timeout=1.0, group_port=1, logprobs=0,
         temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=4,
-        structured_outputs_regex="[0-9]+", generation_kwargs={}, least_window=256,
+        structured_outputs_regex="[0-9]+", generation_kwargs={}, longest_request=256,
     )  # fmt: skip
     return made
 
@@ -106,20 +106,20 @@ def test_weights_by_nccl_are_set_up_with_deadlines_and_an_error_reaches_all_rank
     assert engine.vllm_client.deadline == 5.0
 
 
-def test_the_servers_window_is_known_and_one_too_small_for_the_run_is_refused_on_all_ranks(engine):
+def test_the_servers_context_is_known_and_one_too_small_for_the_run_is_refused_on_all_ranks(engine):
     engine.accelerator.device = torch.device("cpu")
     engine._init_vllm()
-    assert engine.window == 256
-    engine.least_window = 257
-    with pytest.raises(RuntimeError, match=r"its window is 256 tokens, .* start it with --max-model-len 257"):
+    assert engine.context_length == 256
+    engine.longest_request = 257
+    with pytest.raises(RuntimeError, match=r"its context is 256 tokens, .* start it with --max-model-len 257"):
         engine._init_vllm()
 
 
 def test_the_longest_request_is_a_refinement_or_a_candidate():
     limits = {"max_completion_length": 100, "max_refinement_prompt_length": 200, "max_refinement_length": 50}
-    assert least_window(SimpleNamespace(refinement_weight=1.0, **limits)) == 250
-    assert least_window(SimpleNamespace(refinement_weight=0.0, **limits)) == 101
-    assert least_window(SimpleNamespace(refinement_weight=1.0, **limits | {"max_completion_length": 300})) == 301
+    assert longest_request(SimpleNamespace(refinement_weight=1.0, **limits)) == 250
+    assert longest_request(SimpleNamespace(refinement_weight=0.0, **limits)) == 101
+    assert longest_request(SimpleNamespace(refinement_weight=1.0, **limits | {"max_completion_length": 300})) == 301
 
 
 def test_a_push_by_nccl_first_looks_on_all_ranks_whether_the_server_is_there(engine, monkeypatch):

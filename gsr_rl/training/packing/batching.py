@@ -1,17 +1,21 @@
-"""From a generation batch to micro-batches: whole blocks in every optimizer window, a stage's rows together.
+"""From a generation batch to passes: whole blocks in every optimizer window, a stage's rows together.
 
-Pure: dictionaries of tensors in, dictionaries of tensors out. TRL instead shuffles all rows and slices them, so that
-with several windows a generation one optimizer step can be all candidates and the next all refinements, and every
-row is padded to the longest prompt and completion of the batch.
+An optimizer window is what one optimizer step learns from: `gradient_accumulation_steps` training steps, each of one
+`MicroBatch`, which is computed in one or more passes. TRL instead shuffles all rows and slices them, so that with
+several windows per generation one optimizer step can be all candidates and the next all refinements, and every row is
+padded to the longest prompt and completion of the batch.
+
+Pure: dictionaries of tensors in, dictionaries of tensors out.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from gsr_rl.training.packing.rows import prompt_groups
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, torch.Tensor]  # TRL's columns, one entry per row in each
 STAGES = ("candidate", "refinement")  # rows carry the index of their stage
 PROMPT_COLUMNS = {"prompt_ids", "prompt_mask"}  # (rows, prompt length), padded on the left
 COMPLETION_COLUMNS = {  # (rows, completion length), padded on the right
@@ -22,6 +26,25 @@ COMPLETION_COLUMNS = {  # (rows, completion length), padded on the right
     "sampling_per_token_logps",
     "importance_sampling_ratio",
 }
+
+
+@dataclass
+class MicroBatch:
+    """What one training step computes."""
+
+    passes: list[Batch]  # forwards and backwards, each of rows of one stage
+    window_counts: torch.Tensor  # (2 stages, 2) trained rows and tokens of the whole window, over all processes
+
+
+@dataclass
+class Bundle:
+    """Rows that are computed in one pass, and how many tokens are computed for them."""
+
+    tokens: int
+    rows: list[int]
+
+
+# Windows and stages ------------------------------------------------------------------------------------------------
 
 
 def window_order(rows: int, block_size: int, num_stages: int, num_windows: int) -> torch.Tensor:
@@ -54,15 +77,16 @@ def stage_counts(stage: torch.Tensor, completion_mask: torch.Tensor, num_windows
         (num_windows, 2 stages, 2) float: number of rows with at least one trained token, number of trained tokens.
     """
     tokens = completion_mask.sum(dim=1).float()
-    both = torch.stack([(tokens > 0).float(), tokens], dim=1)  # (rows, 2)
+    counts = torch.stack([(tokens > 0).float(), tokens], dim=1)  # (rows, 2): 1 if trained, tokens
     member = torch.nn.functional.one_hot(stage, len(STAGES)).float()  # (rows, stages)
-    return torch.einsum("wrs,wrc->wsc", member.view(num_windows, -1, 2), both.view(num_windows, -1, 2))
+    member, counts = (x.view(num_windows, -1, x.shape[1]) for x in (member, counts))
+    return torch.einsum("wrs,wrc->wsc", member, counts)  # w: window, r: row in it, s: stage, c: rows or tokens
 
 
 def take_rows(batch: Batch, rows: torch.Tensor) -> Batch:
     """The same entries for some rows only; entries without a row dimension stay."""
     return {
-        key: value[rows] if isinstance(value, torch.Tensor) and value.ndim > 0 and key != "window_counts" else value
+        key: value[rows] if isinstance(value, torch.Tensor) and value.ndim > 0 else value
         for key, value in batch.items()
     }
 
@@ -109,10 +133,10 @@ def loss_scale(
 ) -> torch.Tensor:
     """What TRL's loss on one micro-batch is multiplied by, so that the losses of a window add up to the stage's loss.
 
-    TRL divides a micro-batch's sum by its own number of rows (`grpo`, `dr_grpo`, `sapo`, `luspo`) or tokens (`bnpo`)
-    and by the accumulation steps, and gradients are averaged over processes. Here the divisor is the stage's count
-    over the whole window and all processes (docs/training.md, "A step"). The losses by token (`dapo`, `cispo`,
-    `vespo`) are told the count itself and need no scale.
+    TRL: sum / local / accumulation, mean over processes; wanted: sum / total. `local` is the micro-batch's number of
+    rows (`grpo`, `dr_grpo`, `sapo`, `luspo`) or tokens (`bnpo`), `total` the stage's over the whole window and all
+    processes (docs/training.md, "A step"), so the factor is local * accumulation * processes / total. The losses by
+    token (`dapo`, `cispo`, `vespo`) are told the total itself and need no scale.
 
     Args:
         loss_type: TRL's.
@@ -131,11 +155,16 @@ def loss_scale(
     return local * accumulation_steps * num_processes / total.clamp(min=1)
 
 
+# Passes within a token budget --------------------------------------------------------------------------------------
+
+
 def packed_tokens(prompt: int, completions: Sequence[int], least_saving: int = 0) -> int:
     """Tokens that the shared-prefix forward computes for one prompt and completions of these lengths (0: left out)."""
-    kept = [length for length in completions if length]
-    copies = 1 if (len(kept) - 1) * prompt >= least_saving else len(kept)
-    return copies * prompt + sum(kept) - len(kept) if kept else 0
+    lengths = [length for length in completions if length]
+    if not lengths:
+        return 0
+    copies = 1 if (len(lengths) - 1) * prompt >= least_saving else len(lengths)
+    return copies * prompt + sum(lengths) - len(lengths)
 
 
 def token_passes(
@@ -163,35 +192,46 @@ def token_passes(
     """
     prompts, lengths, stages = (x.tolist() for x in (prompt_mask.sum(1), completion_mask.sum(1), stage))
     passes: list[list[int]] = []
-    for name in dict.fromkeys(stages):
-        rows = [row for row, own in enumerate(stages) if own == name]
+    for index in dict.fromkeys(stages):
+        rows = [row for row, row_stage in enumerate(stages) if row_stage == index]
         groups = [[rows[i] for i in group] for group in prompt_groups(prompt_ids[rows], prompt_mask[rows])]
-        parts = [part for group in groups for part in _cut(group, prompts[group[0]], lengths, budget, least_saving)]
-        parts.sort(key=lambda part: -part[0])
-        bins: list[tuple[int, list[int]]] = []
-        for cost, part in parts:
-            place = next((i for i, (used, _) in enumerate(bins) if used + cost <= budget), None)
-            if place is None:
-                bins.append((cost, part))
-            else:
-                bins[place] = (bins[place][0] + cost, bins[place][1] + part)
-        passes += [sorted(part) for _, part in bins]
+        bundles = [
+            bundle for group in groups for bundle in _cut(group, prompts[group[0]], lengths, budget, least_saving)
+        ]
+        passes += [sorted(bundle.rows) for bundle in _first_fit(bundles, budget)]
     return passes
 
 
-def _cut(
-    group: list[int], prompt: int, lengths: list[int], budget: int, least_saving: int
-) -> list[tuple[int, list[int]]]:
-    """One prompt's rows as (computed tokens, rows), cut where the budget is exceeded."""
-    parts: list[tuple[int, list[int]]] = []
+def _cut(group: list[int], prompt: int, lengths: list[int], budget: int, least_saving: int) -> list[Bundle]:
+    """Rows of one prompt, cut where the budget is exceeded.
+
+    Args:
+        group: The rows.
+        prompt: Tokens of their prompt.
+        lengths: Tokens of every row's completion, also of other prompts' rows.
+    """
+    bundles: list[Bundle] = []
     for row in group:
-        if parts:
-            cost = packed_tokens(prompt, [lengths[i] for i in [*parts[-1][1], row]], least_saving)
-            if cost <= budget:
-                parts[-1] = (cost, [*parts[-1][1], row])
+        if bundles:
+            rows = [*bundles[-1].rows, row]
+            tokens = packed_tokens(prompt, [lengths[i] for i in rows], least_saving)
+            if tokens <= budget:
+                bundles[-1] = Bundle(tokens, rows)
                 continue
-        parts.append((packed_tokens(prompt, [lengths[row]]), [row]))
-    return parts
+        bundles.append(Bundle(packed_tokens(prompt, [lengths[row]]), [row]))
+    return bundles
+
+
+def _first_fit(bundles: list[Bundle], budget: int) -> list[Bundle]:
+    """The largest first, each into the first pass that has room for it."""
+    passes: list[Bundle] = []
+    for bundle in sorted(bundles, key=lambda bundle: -bundle.tokens):
+        place = next((i for i, filled in enumerate(passes) if filled.tokens + bundle.tokens <= budget), None)
+        if place is None:
+            passes.append(bundle)
+        else:
+            passes[place] = Bundle(passes[place].tokens + bundle.tokens, passes[place].rows + bundle.rows)
+    return passes
 
 
 def share_out(passes: list, steps: int) -> list[list]:

@@ -70,7 +70,8 @@ class PackedRows:
         """Flex attention's mask, (N, N) in blocks: a prompt is causal, a completion sees its prompt and itself."""
         sizes, owners = [], []  # of the runs of tokens: their length, and (group, completion, or -1 of the prompt)
         for number, group in enumerate(self.groups):
-            lengths = torch.cat([torch.tensor([group.stop - group.start]), *(one.lengths for one in group.buckets)])
+            prompt = torch.tensor([group.stop - group.start])
+            lengths = torch.cat([prompt, *(bucket.lengths for bucket in group.buckets)])
             sizes.append(lengths)
             owners.append(torch.stack([torch.full_like(lengths, number), torch.arange(len(lengths)) - 1]))
         device = self.input_ids.device
@@ -115,59 +116,90 @@ def pack_rows(
     Raises:
         ValueError: A row without a prompt.
     """
-    device, split = input_ids.device, input_ids.shape[1] - num_completion_tokens
+    split = input_ids.shape[1] - num_completion_tokens
     ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().numpy().astype(bool)
     if not mask[:, :split].any(axis=1).all():
         raise ValueError("a row of the batch has no prompt token, so its first token has nothing to be predicted from")
-    places = [np.flatnonzero(one) for one in mask[:, split:]]
-    tokens, positions, scored, rows, groups, start = [], [], [], [], [], 0
-    alone: list[tuple[int, np.ndarray]] = []
+    prompts = [row[row_mask] for row, row_mask in zip(ids[:, :split], mask[:, :split], strict=True)]
+    completions = [row[row_mask] for row, row_mask in zip(ids[:, split:], mask[:, split:], strict=True)]
+    lengths = [len(completion) for completion in completions]
+    sequence, alone = _Sequence(prompts, completions, input_ids.device), []
     for group in prompt_groups(input_ids[:, :split], attention_mask[:, :split]):
-        kept = sorted((row for row in group if len(places[row])), key=lambda row: -len(places[row]))
-        prompt = ids[group[0], :split][mask[group[0], :split]]
-        if len(kept) < 2 or (len(kept) - 1) * len(prompt) < least_saving:
-            alone += [(row, prompt) for row in kept]
-            continue
-        stop = place = start + len(prompt)
-        tokens.append(prompt)
-        positions.append(np.arange(len(prompt)))
-        for row in kept:
-            own = len(places[row]) - 1
-            tokens.append(ids[row, split + places[row][:-1]])
-            positions.append(np.arange(len(prompt), len(prompt) + own))
-            scored += [[stop - 1], np.arange(place, place + own)]
-            place += own
-        rows += kept
-        lengths = [len(places[row]) - 1 for row in kept if len(places[row]) > 1]
-        groups.append(Group(start, stop, _buckets(lengths, stop, device)))
-        start = place
+        rows = sorted((row for row in group if lengths[row]), key=lambda row: -lengths[row])
+        if len(rows) < 2 or (len(rows) - 1) * len(prompts[group[0]]) < least_saving:
+            alone += rows
+        else:
+            sequence.add_shared(rows)
     if alone:
-        alone.sort(key=lambda item: -len(item[1]) - len(places[item[0]]))
-        lengths = [len(prompt) + len(places[row]) - 1 for row, prompt in alone]
-        groups.append(Group(start, start, _buckets(lengths, start, device)))
-        for (row, prompt), length in zip(alone, lengths, strict=True):
-            tokens += [prompt, ids[row, split + places[row][:-1]]]
-            positions.append(np.arange(length))
-            start += length
-            scored.append(np.arange(start - len(places[row]), start))
-        rows += [row for row, _ in alone]
-    columns = np.concatenate([places[row] for row in rows]) if rows else np.zeros(1, dtype=np.int64)
-    rows = np.repeat(rows, [len(places[row]) for row in rows]) if rows else np.zeros(1, dtype=np.int64)
-    if not groups:
-        tokens, positions = [ids[0, :split][mask[0, :split]][:1]], [np.arange(1)]
-        scored, groups = [[0]], [Group(0, 1, ())]
-    rows, columns = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
-    labels = input_ids[rows, split + columns].masked_fill(attention_mask[rows, split + columns] == 0, -100)
-    return PackedRows(
-        input_ids=torch.from_numpy(np.concatenate(tokens)).to(device)[None],
-        position_ids=torch.from_numpy(np.concatenate(positions)).to(device)[None],
-        scored=torch.from_numpy(np.concatenate(scored)).to(device),
-        labels=labels[None],
-        rows=rows,
-        columns=columns,
-        shape=(len(ids), num_completion_tokens),
-        groups=tuple(groups),
-    )
+        sequence.add_alone(sorted(alone, key=lambda row: -len(prompts[row]) - lengths[row]))
+    return sequence.finished(input_ids, attention_mask, num_completion_tokens)
+
+
+class _Sequence:
+    """A packed sequence while it is being made of a batch's prompts and completions, token ids without padding."""
+
+    def __init__(self, prompts: list[np.ndarray], completions: list[np.ndarray], device: torch.device):
+        self.prompts, self.completions, self.device = prompts, completions, device
+        self.length = 0  # N so far
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.scored: list[np.ndarray] = []  # where the tokens of a row's completion are predicted, row by row
+        self.rows: list[int] = []  # the batch's rows in this order
+        self.groups: list[Group] = []
+
+    def add_shared(self, rows: list[int]) -> None:
+        """A prompt, and the completions of its rows, which have falling lengths of at least 1."""
+        start, prompt = self.length, self.prompts[rows[0]]
+        self._append(prompt, 0)
+        stop = self.length
+        for row in rows:
+            place = self._append(self.completions[row][:-1], len(prompt))
+            self.scored += [np.array([stop - 1]), np.arange(place, self.length)]
+        lengths = [len(self.completions[row]) - 1 for row in rows if len(self.completions[row]) > 1]
+        self.groups.append(Group(start, stop, _buckets(lengths, stop, self.device)))
+        self.rows += rows
+
+    def add_alone(self, rows: list[int]) -> None:
+        """Rows of falling lengths, each its prompt and its completion."""
+        start = self.length
+        for row in rows:
+            prompt, completion = self.prompts[row], self.completions[row]
+            self._append(np.concatenate([prompt, completion[:-1]]), 0)
+            self.scored.append(np.arange(self.length - len(completion), self.length))
+        lengths = [len(self.prompts[row]) + len(self.completions[row]) - 1 for row in rows]
+        self.groups.append(Group(start, start, _buckets(lengths, start, self.device)))
+        self.rows += rows
+
+    def _append(self, tokens: np.ndarray, position: int) -> int:
+        """Tokens at these positions and on; returns their place in the sequence."""
+        place, self.length = self.length, self.length + len(tokens)
+        self.tokens.append(tokens)
+        self.positions.append(np.arange(position, position + len(tokens)))
+        return place
+
+    def finished(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> PackedRows:
+        """The sequence of this batch, (B, P + width)."""
+        split = input_ids.shape[1] - width
+        if self.rows:
+            counts = [len(self.completions[row]) for row in self.rows]
+            mask = attention_mask[:, split:].cpu().numpy().astype(bool)
+            rows, columns = np.repeat(self.rows, counts), np.concatenate([mask[row].nonzero()[0] for row in self.rows])
+        else:  # nothing to predict: the first prompt's first token stands for it, with the label -100
+            self._append(self.prompts[0][:1], 0)
+            self.scored, self.groups = [np.zeros(1, dtype=np.int64)], [Group(0, 1, ())]
+            rows = columns = np.zeros(1, dtype=np.int64)
+        rows, columns = (torch.from_numpy(x).to(self.device) for x in (rows, columns))
+        labels = input_ids[rows, split + columns].masked_fill(attention_mask[rows, split + columns] == 0, -100)
+        return PackedRows(
+            input_ids=torch.from_numpy(np.concatenate(self.tokens)).to(self.device)[None],
+            position_ids=torch.from_numpy(np.concatenate(self.positions)).to(self.device)[None],
+            scored=torch.from_numpy(np.concatenate(self.scored)).to(self.device),
+            labels=labels[None],
+            rows=rows,
+            columns=columns,
+            shape=(len(input_ids), width),
+            groups=tuple(self.groups),
+        )
 
 
 def _buckets(lengths: Sequence[int], start: int, device: torch.device) -> tuple[Bucket, ...]:
@@ -177,13 +209,13 @@ def _buckets(lengths: Sequence[int], start: int, device: torch.device) -> tuple[
         longest, last = lengths[first], first + 1
         while last < len(lengths) and lengths[last] >= min(longest - LENGTH_SLACK, longest * 3 // 4):
             last += 1
-        own = np.array(lengths[first:last])
-        stop, index, valid = start + int(own.sum()), None, None
-        if own.min() < longest:
+        sizes = np.array(lengths[first:last])
+        stop, index, valid = start + int(sizes.sum()), None, None
+        if sizes.min() < longest:
             within = np.arange(longest)
-            begin = np.cumsum(own) - own
-            index = torch.from_numpy(begin[:, None] + np.minimum(within, own[:, None] - 1)).to(device)
-            valid = torch.from_numpy(within < own[:, None]).to(device)
+            begin = np.cumsum(sizes) - sizes
+            index = torch.from_numpy(begin[:, None] + np.minimum(within, sizes[:, None] - 1)).to(device)
+            valid = torch.from_numpy(within < sizes[:, None]).to(device)
         buckets.append(Bucket(start, stop, last - first, longest, index, valid))
         start, first = stop, last
     return tuple(buckets)

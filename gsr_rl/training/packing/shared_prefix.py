@@ -36,7 +36,7 @@ def least_saving(model) -> int:
     heads, hidden = config.num_attention_heads, config.hidden_size
     width = getattr(config, "head_dim", None) or hidden // heads
     parameters = hidden * (2 * width * (heads + config.num_key_value_heads) + 3 * config.intermediate_size)
-    return SHARING_COST // (6 * parameters)
+    return SHARING_COST // (6 * parameters)  # operations per weight and token: 2 of the forward, 4 of the backward
 
 
 def unsupported(model) -> str | None:
@@ -136,8 +136,9 @@ def packed_attention(
 ) -> torch.Tensor:
     """Attention over packed rows.
 
-    On a CPU a completion's attention to its prompt and to itself are two calls of the flash kernel, merged by their
-    log-sum-exp. Elsewhere a bucket's keys are put behind its prompt's, with a mask of (length, prompt + length).
+    On a CPU a completion's attention to its prompt and to itself are two calls of the flash kernel, whose results are
+    merged by their log-sum-exp. Elsewhere a bucket's keys are put behind its prompt's ("joined"), with a mask of
+    (length, prompt + length).
 
     Args:
         query: (1, H, N, D).
@@ -176,29 +177,29 @@ def _unbatched(states: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 def _joined_attention(query, key, value, groups: Sequence[Group], scaling: float) -> torch.Tensor:
     """Attention by any kernel of PyTorch: a bucket's queries over its prompt's keys and its own, side by side.
 
-    The sequence is cut by one `split`, whose backward is one `cat`; a slice's would fill the whole sequence each time,
-    and so would that of an index `[0]` where `squeeze` stands.
+    Takes (1, H, N, D) and returns (1, N, H, D). The sequence is cut by one `split`, whose backward is one `cat`; a
+    slice's would fill the whole sequence each time, and so would that of an index `[0]` where `squeeze` stands.
     """
     sizes = [part.stop - part.start for group in groups for part in (group, *group.buckets) if part.stop > part.start]
-    whole = (query, key, value)
-    pieces = zip(*(x.split(sizes, dim=2) for x in whole), strict=True) if len(sizes) > 1 else iter([whole])
-    parts = []
+    states = (query, key, value)
+    pieces = zip(*(x.split(sizes, dim=2) for x in states), strict=True) if len(sizes) > 1 else iter([states])
+    outputs = []  # (tokens, H, D) each, in packed order
     for group in groups:
         length = group.stop - group.start
         if length:
             prompt = next(pieces)
-            parts.append(_attend(*prompt, scaling).squeeze(0).transpose(0, 1))
+            outputs.append(_attend(*prompt, scaling).squeeze(0).transpose(0, 1))
         for bucket in group.buckets:
             q, k, v = (_batched(x.squeeze(0).transpose(0, 1), bucket) for x in next(pieces))
             mask = None
             if length:
                 k, v = (
-                    torch.cat([x.expand(bucket.rows, -1, -1, -1), y], dim=2)
-                    for x, y in zip(prompt[1:], (k, v), strict=True)
+                    torch.cat([of_prompt.expand(bucket.rows, -1, -1, -1), of_bucket], dim=2)
+                    for of_prompt, of_bucket in zip(prompt[1:], (k, v), strict=True)
                 )
                 mask = torch.ones(bucket.length, k.shape[2], dtype=torch.bool, device=q.device).tril(length)
-            parts.append(_unbatched(_attend(q, k, v, scaling, mask).transpose(1, 2), bucket))
-    return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+            outputs.append(_unbatched(_attend(q, k, v, scaling, mask).transpose(1, 2), bucket))
+    return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
 
 
 def _attend(query, key, value, scaling: float, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -212,6 +213,8 @@ def _attend(query, key, value, scaling: float, mask: torch.Tensor | None = None)
     )
 
 
+# Private operators of PyTorch (pinned in requirements/): only they return the log-sum-exp and take it in the backward.
+# If a new PyTorch lacks them, `_joined_attention` computes the same on a CPU too: docs/extend.md, "A new PyTorch".
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -225,30 +228,33 @@ class _MergedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, groups, scaling):
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (1, N, H, D), as buckets need them
-        output = query.new_empty(q.shape)
-        lse = torch.empty(q.shape[:3], dtype=torch.float32)
+        by_token = [x.transpose(1, 2) for x in (query, key, value)]  # (1, N, H, D), as buckets need them
+        output = query.new_empty(by_token[0].shape)  # (1, N, H, D)
+        lse = torch.empty(output.shape[:3], dtype=torch.float32)  # (1, N, H)
+
+        def attend_to_prompt(group, queries: slice, causal: bool) -> None:
+            keys = _prompt(group)
+            states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            part, part_lse = _flash(*states, 0.0, causal, scale=scaling)
+            output[:, queries], lse[:, queries] = part.transpose(1, 2), part_lse.transpose(1, 2)
+
         for group in groups:
-            prompt, shared = slice(group.start, group.stop), group.stop > group.start
-            kp, vp = key[:, :, prompt], value[:, :, prompt]
+            shared = group.stop > group.start
             if shared:
-                attended, sums = _flash(query[:, :, prompt], kp, vp, 0.0, True, scale=scaling)
-                output[:, prompt], lse[:, prompt] = attended.transpose(1, 2), sums.transpose(1, 2)
+                attend_to_prompt(group, _prompt(group), True)
             if shared and group.buckets:
-                own = slice(group.stop, group.buckets[-1].stop)
-                attended, sums = _flash(query[:, :, own], kp, vp, 0.0, False, scale=scaling)
-                output[:, own], lse[:, own] = attended.transpose(1, 2), sums.transpose(1, 2)
+                attend_to_prompt(group, _completions(group), False)
             for bucket in group.buckets:
-                part = slice(bucket.start, bucket.stop)
-                attended, sums = _flash(*(_batched(x[0, part], bucket) for x in (q, k, v)), 0.0, True, scale=scaling)
-                attended = _unbatched(attended.transpose(1, 2), bucket)
-                sums = _unbatched(sums.transpose(1, 2), bucket)
+                at = slice(bucket.start, bucket.stop)
+                q, k, v = (_batched(x[0, at], bucket) for x in by_token)
+                part, part_lse = _flash(q, k, v, 0.0, True, scale=scaling)
+                part, part_lse = (_unbatched(x.transpose(1, 2), bucket) for x in (part, part_lse))
                 if not shared:
-                    output[0, part], lse[0, part] = attended, sums
+                    output[0, at], lse[0, at] = part, part_lse
                     continue
-                weight = torch.sigmoid(sums - lse[0, part])[..., None].to(output.dtype)
-                output[0, part].lerp_(attended, weight)
-                lse[0, part] = torch.logaddexp(sums, lse[0, part])
+                weight = torch.sigmoid(part_lse - lse[0, at])[..., None].to(output.dtype)
+                output[0, at].lerp_(part, weight)
+                lse[0, at] = torch.logaddexp(part_lse, lse[0, at])
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.groups, ctx.scaling = groups, scaling
         return output
@@ -256,37 +262,51 @@ class _MergedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         query, key, value, output, lse = ctx.saved_tensors
-        batched = [x.transpose(1, 2) for x in (query, key, value)] + [output, grad_output.contiguous(), lse[..., None]]
-        whole = [*(query, key, value), *(x.transpose(1, 2) for x in batched[3:])]
-        grads = [torch.empty(x.shape, dtype=torch.float32) for x in batched[:3]]  # (1, N, H, D)
+        states, results = (query, key, value), (output, grad_output.contiguous(), lse[..., None])
+        by_token = [*(x.transpose(1, 2) for x in states), *results]  # (1, N, H, D), D = 1 of the log-sum-exp
+        by_head = [*states, *(x.transpose(1, 2) for x in results)]  # (1, H, N, D)
+        of_query, of_key, of_value = grads = [torch.empty(x.shape, dtype=torch.float32) for x in by_token[:3]]
 
-        def part_of(queries, keys, causal):
-            q, k, v, o, g, s = (
-                x[:, :, at] for x, at in zip(whole, (queries, keys, keys, *[queries] * 3), strict=True)
-            )
-            found = _flash_backward(g, q, k, v, o, s[..., 0], 0.0, causal, scale=ctx.scaling)
-            return [x.transpose(1, 2) for x in found]
+        def from_prompt(group, queries: slice, causal: bool) -> list[torch.Tensor]:
+            """Gradients of these queries and of the prompt's keys and values, (1, tokens, H, D) each."""
+            keys = _prompt(group)
+            places = (queries, keys, keys, queries, queries, queries)
+            return _gradients(*(x[:, :, at] for x, at in zip(by_head, places, strict=True)), causal, ctx.scaling)
 
         for group in ctx.groups:
-            prompt = slice(group.start, group.stop)
-            shared = group.stop > group.start
+            prompt, shared = _prompt(group), group.stop > group.start
             if shared:
-                for total, part in zip(grads, part_of(prompt, prompt, True), strict=True):
-                    total[:, prompt] = part
+                of_query[:, prompt], of_key[:, prompt], of_value[:, prompt] = from_prompt(group, prompt, True)
             if shared and group.buckets:
-                own = slice(group.stop, group.buckets[-1].stop)
-                of_query, of_key, of_value = part_of(own, prompt, False)
-                grads[0][:, own] = of_query
-                grads[1][:, prompt] += of_key
-                grads[2][:, prompt] += of_value
+                completions = _completions(group)
+                of_query[:, completions], keys, values = from_prompt(group, completions, False)
+                of_key[:, prompt] += keys
+                of_value[:, prompt] += values
             for bucket in group.buckets:
-                part = slice(bucket.start, bucket.stop)
-                q, k, v, o, g, s = (_batched(x[0, part], bucket) for x in batched)
+                at = slice(bucket.start, bucket.stop)
+                q, k, v, o, g, s = (_batched(x[0, at], bucket) for x in by_token)
                 if bucket.valid is not None:
                     g = g * bucket.valid[:, None, :, None]
-                found = _flash_backward(g, q, k, v, o, s[..., 0], 0.0, True, scale=ctx.scaling)
-                of_query, of_key, of_value = (_unbatched(x.transpose(1, 2), bucket) for x in found)
-                own = grads[0][0, part]
-                own.copy_(own + of_query if shared else of_query)
-                grads[1][0, part], grads[2][0, part] = of_key, of_value
+                parts = [_unbatched(x, bucket) for x in _gradients(q, k, v, o, g, s, True, ctx.scaling)]
+                queries = of_query[0, at]  # a view
+                queries.copy_(queries + parts[0] if shared else parts[0])
+                of_key[0, at], of_value[0, at] = parts[1:]
         return *(x.transpose(1, 2).to(query.dtype) for x in grads), None, None
+
+
+def _prompt(group: Group) -> slice:
+    return slice(group.start, group.stop)
+
+
+def _completions(group: Group) -> slice:
+    """All of a group's completions, which stand behind its prompt."""
+    return slice(group.stop, group.buckets[-1].stop)
+
+
+def _gradients(query, key, value, output, grad_output, lse, causal: bool, scaling: float) -> list[torch.Tensor]:
+    """Gradients of queries, keys and values.
+
+    Takes (rows, H, tokens, D) each, the log-sum-exp with D = 1, and returns (rows, tokens, H, D) each.
+    """
+    grads = _flash_backward(grad_output, query, key, value, output, lse[..., 0], 0.0, causal, scale=scaling)
+    return [x.transpose(1, 2) for x in grads]

@@ -26,7 +26,7 @@ class StepAccount:
         self.tokens = self.trained_tokens = self.operations = 0.0
 
     def start(self, model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the sizes of a causal language model, and measure operations a second of a matrix product."""
+        """Read the sizes of a causal language model, and measure operations per second of a matrix product."""
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
         weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
@@ -44,7 +44,7 @@ class StepAccount:
         self._add(tokens, len(packed.scored), pairs, with_gradient)
 
     def add_padded(self, rows: int, width: int, scored: int, with_gradient: bool) -> None:
-        """Count a pass of padded rows, of which `scored` positions a row reach the head."""
+        """Count a pass of padded rows, of which `scored` positions per row reach the head."""
         self._add(rows * width, rows * scored, rows * width * (width + 1) / 2, with_gradient)
 
     def linear_operations(self, tokens: float, scored: int) -> float:
@@ -64,7 +64,7 @@ class StepAccount:
 
         Returns:
             `tokens/useful` and `tokens/computed` (all passes), `tokens/per_second` (passes with gradient) of update,
-            and `speed/matmul_share`: operations a second over those of the matrix product, the mean of the ranks.
+            and `speed/matmul_share`: operations per second over those of the matrix product, the mean of the ranks.
         """
         share = self.operations / seconds / self.rate if seconds and self.rate else 0.0
         mine = [useful, self.tokens, self.trained_tokens, share]
@@ -94,8 +94,8 @@ def unique_tokens(batch: Batch) -> int:
     for stage in batch["stage"].unique():
         rows = (batch["stage"] == stage).nonzero()[:, 0]
         for group in prompt_groups(batch["prompt_ids"][rows], batch["prompt_mask"][rows]):
-            own = rows[group].tolist()
-            total += packed_tokens(prompts[own[0]], [lengths[row] for row in own])
+            members = rows[group].tolist()
+            total += packed_tokens(prompts[members[0]], [lengths[row] for row in members])
     return total
 
 
@@ -114,7 +114,7 @@ def attended_pairs(group: Group) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a square matrix product here and now: the best of three, after a warm-up.
+    """Operations per second of a square matrix product here and now: the best of three, after a warm-up.
 
     Off the CPU the products are large and several are timed at once, or it would be the time of starting them.
     """

@@ -1,8 +1,16 @@
-"""GRPOTrainer with the shared-prefix forward, and with several passes in one training step."""
+"""GRPOTrainer with the shared-prefix forward, and with several passes in one training step.
+
+`_get_per_token_logps_and_entropies` is where TRL runs the model: here it packs rows. The rest is what passes need
+around TRL's loss: backward without a step, metrics added up over passes, and the ratio to the engine's probabilities.
+"""
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import DistributedType
@@ -17,24 +25,107 @@ from gsr_rl.training.packing.throughput import StepAccount
 
 logger = logging.getLogger(__name__)
 
-LEAST_PACKING_SAVING = 0.05  # of a pass's operations in linear layers, and
-PACKING_COST = 1 / 8  # of what sharing a prompt must save
+# Rows without padding are packed where that saves more operations of the linear layers than each of these:
+LEAST_PACKING_SAVING = 0.05  # times those of the pass as it is
+PACKING_COST = 1 / 8  # times those of the tokens that sharing a prompt must save (`least_saving`)
 
 DRIFT = "sampling_logp_difference"
+
+
+class Forward(NamedTuple):
+    """What TRL's loss takes from a forward."""
+
+    logps: torch.Tensor  # (B, T) log-probabilities of the completions' tokens
+    entropies: torch.Tensor | None  # (B, T)
+    aux_loss: None = None  # the router loss of a mixture of experts, which is refused
+
+
+@dataclass
+class WeightedMean:
+    """A loss metric's mean over a step's passes and the ranks, each pass weighed by its tokens or rows."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, weight: float) -> None:
+        if weight:  # a pass without tokens has no value
+            self.total, self.weight = self.total + value * weight, self.weight + weight
+
+    def add_rank(self, total: float, weight: float) -> None:
+        self.total, self.weight = self.total + total, self.weight + weight
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """What ranks exchange: the arguments of `add_rank`."""
+        return self.total, self.weight
+
+    @property
+    def value(self) -> float | None:
+        """None where nothing was counted."""
+        return self.total / self.weight if self.weight else None
+
+
+@dataclass
+class Extreme:
+    """A loss metric's smallest or largest value over a step's passes and the ranks; NaN is left out."""
+
+    choose: Callable  # min or max
+    value: float = nan
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        if not isnan(value):
+            self.value = value if isnan(self.value) else self.choose(self.value, value)
+
+    add_rank = add
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        return self.value, 1.0
+
+
+class ThisRankOnly:
+    """An accelerator whose reductions and gathers see this rank alone."""
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name):
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor):
+        return tensor
+
+    gather_for_metrics = gather
+
+    def reduce(self, tensor, reduction="sum"):
+        return tensor
+
+
+@contextmanager
+def replaced(target, **attributes):
+    """These attributes of an object have other values inside: TRL reads them in the middle of its methods."""
+    before = {name: getattr(target, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)
 
 
 class PackedGRPOTrainer(GRPOTrainer):
     """TRL's trainer with two more abilities, for `GSRTrainer` to build on.
 
     `shares_prefixes` says whether log-probabilities come from packed rows; `token_budget` is the limit of computed
-    tokens a pass, or None for micro-batches of rows.
+    tokens per pass, or None for micro-batches of rows.
     """
 
     def __init__(self, model, reward_funcs=None, args=None, **kwargs):
         self.shares_prefixes = False
         self.account = StepAccount()
-        self._forward = None  # a forward's result, waiting for TRL's loss to take it
-        self._loss_metrics: dict[str, list[tuple[float, float]]] = defaultdict(list)  # name -> (value, weight) a pass
+        self._forward_made: Forward | None = None  # inside TRL's loss: the forward that has been made for it
+        self._loss_metrics: dict[str, WeightedMean | Extreme] = {}  # of the step so far
         self.drift: dict[str, float] = {}  # each stage's last distance of the engine's log-probabilities, by metric
         super().__init__(model, reward_funcs, args=args, **kwargs)
         if self.aux_loss_enabled:
@@ -71,57 +162,54 @@ class PackedGRPOTrainer(GRPOTrainer):
             share_prefixes(model.get_base_model() if isinstance(model, PeftModel) else model)
         return True
 
+    # The forward -----------------------------------------------------------------------------------------------
+
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
-    ):
-        """TRL runs padded rows; we run packed rows, or hand over the forward that our loss has made already."""
-        if self._forward is not None:
-            result, self._forward = self._forward, None
-            return result
+    ) -> Forward:
+        """TRL runs padded rows; we run packed rows, or hand over the forward that our loss has made already.
+
+        Args:
+            input_ids, attention_mask: (B, P + T).
+            logits_to_keep: T.
+            batch_size: Rows at once where no gradient is needed; with a token budget as many as fit instead.
+        """
+        if self._forward_made is not None:
+            return self._forward_made
         if not self.shares_prefixes:
             self.account.add_padded(*_padded_size(input_ids, logits_to_keep), torch.is_grad_enabled())
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
-        every = torch.arange(len(input_ids), device=input_ids.device)
-        if torch.is_grad_enabled() or batch_size is None:
-            passes = [every]
-        elif self.token_budget is None:
-            passes = every.split(batch_size)
-        else:
-            passes = self._planned(input_ids, attention_mask, logits_to_keep)
-        found = [self._packed_pass(model, input_ids, attention_mask, logits_to_keep, rows) for rows in passes]
-        if len(passes) > 1:  # back to the batch's order, without the passes that only keep step
-            order = torch.cat(passes).argsort()
-            found = [
-                [None if part is None else part[: len(rows)] for part in one]
-                for one, rows in zip(found, passes, strict=True)
-            ]
-            logps, entropies = (
-                None if parts[0] is None else torch.cat(parts)[order] for parts in zip(*found, strict=True)
-            )
-        else:
-            logps, entropies = found[0]
-        return logps, entropies if compute_entropy else None, None
+        passes = [torch.arange(len(input_ids), device=input_ids.device)]  # row indices of each
+        if not torch.is_grad_enabled() and batch_size is not None:
+            if self.token_budget is None:
+                passes = passes[0].split(batch_size)
+            else:
+                passes = self._plan_passes(input_ids, attention_mask, logits_to_keep)
+        forwards = [self._packed_pass(model, input_ids, attention_mask, logits_to_keep, rows) for rows in passes]
+        logps, entropies, _ = forwards[0] if len(passes) == 1 else _in_batch_order(forwards, passes)
+        return Forward(logps, entropies if compute_entropy else None)
 
-    def _packed_pass(self, model, input_ids, attention_mask, logits_to_keep, rows):
-        """Log-probabilities and entropies of some rows, (rows, T); if there is none, of one without a completion."""
+    def _packed_pass(self, model, input_ids, attention_mask, logits_to_keep, rows: torch.Tensor) -> Forward:
+        """The forward of these rows of (B, P + T); where there is none, of one row without a completion."""
         if len(rows) == len(input_ids):
             mask = attention_mask
         elif len(rows):
             input_ids, mask = input_ids[rows], attention_mask[rows]
-        else:  # another rank has more passes
+        else:  # a dummy pass: all ranks make equally many, and another has more rows
             input_ids, mask = input_ids[:1], attention_mask[:1].clone()
             mask[:, -logits_to_keep:] = 0
         if mask.all() and not self._packing_pays(input_ids, mask, logits_to_keep):
             self.account.add_padded(*_padded_size(input_ids, logits_to_keep), torch.is_grad_enabled())
-            return super()._get_per_token_logps_and_entropies(
+            logps, entropies, _ = super()._get_per_token_logps_and_entropies(
                 model, input_ids, mask, logits_to_keep, compute_entropy=True
-            )[:2]
+            )
+            return Forward(logps, entropies)
         packed = pack_rows(input_ids, mask, logits_to_keep, self.least_saving)
         self.account.add_packed(packed, torch.is_grad_enabled())
         with self.accelerator.autocast():
-            return log_probs_and_entropies(model, packed)
+            return Forward(*log_probs_and_entropies(model, packed))
 
     def _packing_pays(self, input_ids, mask, logits_to_keep) -> bool:
         """Whether packing rows without padding saves enough: prompts, last tokens, further positions of the head."""
@@ -130,11 +218,11 @@ class PackedGRPOTrainer(GRPOTrainer):
         sharing = [(len(group) - 1) * prompt for group in prompt_groups(input_ids[:, :prompt], mask[:, :prompt])]
         shared = sum(tokens for tokens in sharing if tokens >= self.least_saving)
         padded = self.account.linear_operations(rows * width, rows * padded_scored)
-        saved = padded - self.account.linear_operations(rows * (width - 1) - shared, rows * logits_to_keep)
-        least = self.account.linear_operations(PACKING_COST * self.least_saving, 0)
-        return saved > max(LEAST_PACKING_SAVING * padded, least)
+        packed = self.account.linear_operations(rows * (width - 1) - shared, rows * logits_to_keep)
+        cost = self.account.linear_operations(PACKING_COST * self.least_saving, 0)
+        return padded - packed > max(LEAST_PACKING_SAVING * padded, cost)
 
-    def _planned(self, input_ids, attention_mask, logits_to_keep) -> list[torch.Tensor]:
+    def _plan_passes(self, input_ids, attention_mask, logits_to_keep) -> list[torch.Tensor]:
         """Rows of each pass within the token budget, as many passes on every rank (empty ones at the end)."""
         plan = token_passes(
             input_ids[:, :-logits_to_keep],
@@ -144,13 +232,15 @@ class PackedGRPOTrainer(GRPOTrainer):
             self.token_budget,
             self.least_saving,
         )
-        plan += [[]] * (self._most([len(plan)])[0] - len(plan))
+        plan += [[]] * (self._largest_over_ranks([len(plan)])[0] - len(plan))
         return [torch.tensor(rows, dtype=torch.long, device=input_ids.device) for rows in plan]
 
-    def _most(self, numbers: list[int]) -> list[int]:
+    def _largest_over_ranks(self, numbers: list[int]) -> list[int]:
         """The largest of each number over all ranks."""
         numbers = torch.tensor([numbers], device=self.accelerator.device)
         return self.accelerator.gather(numbers).max(dim=0).values.tolist()
+
+    # Several passes in a step ----------------------------------------------------------------------------------
 
     def _early_backward(self, loss: torch.Tensor) -> torch.Tensor:
         """Backward of a pass that is not its step's last: gradients stay here, and DeepSpeed takes no step.
@@ -173,62 +263,51 @@ class PackedGRPOTrainer(GRPOTrainer):
         return nullcontext() if on_deepspeed else self.accelerator.no_sync(model)
 
     @contextmanager
-    def _pass_metrics(self, prefix: str, tokens: float, rows: int):
+    def _pass_metrics(self, stage: str, tokens: float, rows: int):
         """TRL reduces the loss's metrics over ranks in every pass, by shapes that must agree; we keep them here.
 
         With a token budget ranks hold different rows, so TRL's collectives see this rank alone. `_log_loss_metrics`
-        reduces what is kept, once a step.
+        reduces what was kept, once per step.
+
+        Args:
+            tokens, rows: Of the pass, by which its values are weighed.
         """
         mode = "train" if self.model.training else "eval"
-        outer, self._metrics[mode] = self._metrics[mode], defaultdict(list)
-        whole = self.accelerator
-        if self.token_budget is not None or whole.num_processes == 1:
-            self.accelerator = _ThisRank(whole)
-        try:
+        metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        alone = self.token_budget is not None or self.accelerator.num_processes == 1
+        accelerator = ThisRankOnly(self.accelerator) if alone else self.accelerator
+        with replaced(self, _metrics=metrics, accelerator=accelerator):
             yield
-        finally:
-            self.accelerator = whole
-            inner, self._metrics[mode] = self._metrics[mode], outer
-            by_row = self.importance_sampling_level == "sequence"
-            for name, values in inner.items():
-                weight = float(rows if by_row and "clip" in name else tokens)
-                self._loss_metrics[f"{prefix}/{name}"] += [(value, weight) for value in values]
+        by_row = self.importance_sampling_level == "sequence"
+        for name, values in metrics[mode].items():
+            total = self._loss_metrics.setdefault(f"{stage}/{name}", _accumulator(name))
+            for value in values:
+                total.add(value, float(rows if by_row and "clip" in name else tokens))
 
     def _log_loss_metrics(self) -> None:
-        """One value a metric for the passes since the last call, over all ranks: a mean by weight, or an extreme."""
+        """One value per metric for the passes since the last call, over all ranks."""
         metrics = self._metrics["train" if self.model.training else "eval"]
-        kept, self._loss_metrics = sorted(self._loss_metrics.items()), defaultdict(list)
-        extremes = [_extreme(name) for name, _ in kept]
-        sums = [
-            (sum(value * weight for value, weight in pairs if weight), sum(weight for _, weight in pairs))
-            if extreme is None
-            else (extreme([value for value, _ in pairs if value == value], default=float("nan")), 1.0)
-            for (_, pairs), extreme in zip(kept, extremes, strict=True)
-        ]
-        ranks = [sums]
-        if self.accelerator.num_processes > 1 and sums:
-            ranks = self.accelerator.gather(torch.tensor([sums], device=self.accelerator.device)).tolist()
-        for (name, _), extreme, *pairs in zip(kept, extremes, *ranks, strict=True):
-            weight = sum(weight for _, weight in pairs)
-            if extreme is not None:
-                values = [value for value, _ in pairs if value == value]
-                metrics[name].append(extreme(values, default=float("nan")))
-            elif weight > 0:
-                metrics[name].append(sum(value for value, _ in pairs) / weight)
+        totals, self._loss_metrics = dict(sorted(self._loss_metrics.items())), {}
+        if self.accelerator.num_processes > 1 and totals:
+            numbers = torch.tensor([[total.numbers for total in totals.values()]], device=self.accelerator.device)
+            totals = {name: _accumulator(name) for name in totals}
+            for rank in self.accelerator.gather(numbers).tolist():
+                for total, values in zip(totals.values(), rank, strict=True):
+                    total.add_rank(*values)
+        for name, total in totals.items():
+            if total.value is not None:
+                metrics[name].append(total.value)
             if DRIFT in name and metrics.get(name):
                 self.drift[name] = metrics[name][-1]
 
-    @contextmanager
+    # The engine's probabilities --------------------------------------------------------------------------------
+
     def _ratio_formed_in_loss(self):
         """TRL runs a forward for the importance ratio against vLLM; in aligned steps the loss's own forward serves."""
-        correction = self.vllm_importance_sampling_correction
         generate_every = self.args.steps_per_generation * self.num_iterations
         aligned = self.args.gradient_accumulation_steps % generate_every == 0
-        self.vllm_importance_sampling_correction = correction and not aligned
-        try:
-            yield
-        finally:
-            self.vllm_importance_sampling_correction = correction
+        correction = self.vllm_importance_sampling_correction and not aligned
+        return replaced(self, vllm_importance_sampling_correction=correction)
 
     def _compare_with_engine(self, logps: torch.Tensor, rows: Batch) -> None:
         """Where nothing compared the sampled tokens' log-probabilities so far: log the drift, add the ratio."""
@@ -239,9 +318,9 @@ class PackedGRPOTrainer(GRPOTrainer):
                 rows["importance_sampling_ratio"] = ratio
 
     def _importance_ratio(self, logps: torch.Tensor, rows: Batch) -> torch.Tensor:
-        """Trainer's over engine's probability of each sampled token (or sequence), truncated or masked as TRL does.
+        """Probability of each sampled token (or sequence), trainer's over engine's, truncated or masked as TRL does.
 
-        Logs the drift between the two.
+        Logs the drift between the two. `logps` are the trainer's, (B, T).
 
         Returns:
             (B, T) for the token modes, (B, 1) for the sequence modes.
@@ -263,9 +342,9 @@ class PackedGRPOTrainer(GRPOTrainer):
         if {"old_per_token_logps", "sampling_per_token_logps"} <= batch.keys():
             difference = _difference(batch["old_per_token_logps"], batch)
             for index, stage in enumerate(STAGES):
-                own = (batch["stage"] == index).unsqueeze(1)
+                in_stage = (batch["stage"] == index).unsqueeze(1)  # (B, 1)
                 if stage in self.args.stages:
-                    self._log_drift(difference * own, batch["completion_mask"] * own, f"{stage}/")
+                    self._log_drift(difference * in_stage, batch["completion_mask"] * in_stage, f"{stage}/")
 
     def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor, prefix: str = "") -> None:
         """How far the engine's log-probabilities are from the trainer's, over all ranks."""
@@ -281,8 +360,22 @@ def _difference(logps: torch.Tensor, rows: Batch) -> torch.Tensor:
     return ((logps - rows["sampling_per_token_logps"]) * rows["completion_mask"]).nan_to_num(nan=0.0)
 
 
+def _in_batch_order(forwards: list[Forward], passes: list[torch.Tensor]) -> Forward:
+    """The passes' rows in the batch's order, without those of dummy passes."""
+    order = torch.cat(passes).argsort()
+
+    def joined(values: list[torch.Tensor | None]) -> torch.Tensor | None:
+        if values[0] is None:
+            return None
+        return torch.cat([value[: len(rows)] for value, rows in zip(values, passes, strict=True)])[order]
+
+    return Forward(
+        joined([forward.logps for forward in forwards]), joined([forward.entropies for forward in forwards])
+    )
+
+
 def _padded_size(input_ids: torch.Tensor, logits_to_keep: int) -> tuple[int, int, int]:
-    """Rows, width, and positions a row that reach TRL's head: off CUDA the prompt's too."""
+    """Rows, width, and positions per row that reach TRL's head: off CUDA the prompt's too."""
     rows, width = input_ids.shape
     return rows, width, logits_to_keep if input_ids.is_cuda else width - 1
 
@@ -296,24 +389,7 @@ def _cannot_share(model) -> str | None:
     return unsupported(model.get_base_model())
 
 
-def _extreme(name: str):
-    """`min` or `max` for a metric that is one, else None."""
-    return {"min": min, "max": max}.get(name.rsplit("/", 1)[-1].rsplit("_", 1)[-1])
-
-
-class _ThisRank:
-    """An accelerator whose reductions and gathers see this rank alone."""
-
-    def __init__(self, accelerator):
-        self._accelerator = accelerator
-
-    def __getattr__(self, name):
-        return getattr(self._accelerator, name)
-
-    def gather(self, tensor):
-        return tensor
-
-    gather_for_metrics = gather
-
-    def reduce(self, tensor, reduction="sum"):
-        return tensor
+def _accumulator(name: str) -> WeightedMean | Extreme:
+    """What a loss metric is added up in, by how TRL names its extremes: `clip_ratio/low_min`, `.../max`."""
+    choose = {"min": min, "max": max}.get(name.rsplit("/", 1)[-1].rsplit("_", 1)[-1])
+    return WeightedMean() if choose is None else Extreme(choose)

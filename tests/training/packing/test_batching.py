@@ -41,7 +41,6 @@ def batch() -> dict:
         "completion_mask": torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]),
         "importance_sampling_ratio": torch.ones(4, 1),
         "advantages": torch.arange(4.0),
-        "window_counts": torch.zeros(2, 2),
     }
 
 

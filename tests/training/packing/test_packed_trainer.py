@@ -64,7 +64,7 @@ def test_log_probabilities_without_gradient_come_back_in_the_batchs_order(tiny_m
     ids, mask = rows()
     assert trainer.shares_prefixes
     if budget == 8:
-        assert len(trainer._planned(ids, mask, 4)) > 2
+        assert len(trainer._plan_passes(ids, mask, 4)) > 2
     with torch.no_grad():
         found, entropies, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model, ids, mask, 4, batch_size=2, compute_entropy=True
@@ -143,7 +143,7 @@ def test_a_rank_that_needs_fewer_passes_keeps_step_with_empty_ones(tiny_model, t
         expected = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4, batch_size=2)[0]
         calls = []
         hook = trainer.model.register_forward_hook(lambda *_: calls.append(1))
-        monkeypatch.setattr(trainer, "_most", lambda numbers: [number + 2 for number in numbers])
+        monkeypatch.setattr(trainer, "_largest_over_ranks", lambda numbers: [number + 2 for number in numbers])
         found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4, batch_size=2)[0]
         hook.remove()
     assert len(calls) == 3
