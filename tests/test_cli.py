@@ -1,4 +1,4 @@
-"""Bad input stops before anything heavy is imported, and names the field and the mend."""
+"""Bad input stops before anything heavy is imported, and names the field and the fix."""
 
 import subprocess
 import sys
@@ -201,7 +201,7 @@ def test_a_batch_of_nothing_is_refused(name, value):
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )
-def test_a_value_out_of_its_range_is_refused_with_the_mend(values, message, monkeypatch, tmp_path):
+def test_a_value_out_of_its_range_is_refused_with_the_fix(values, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where no model has been made
     assert message in findings(**values)
 

@@ -34,11 +34,11 @@ class Backend:
 
     Attributes:
         up: Whether it answered when it was last asked.
-        window: Of the model in tokens, once `find` has returned.
+        context_length: Of the model in tokens, once `find` has returned.
     """
 
     def __init__(self, url: str, key: str = "", model: str | None = None, api: str = "completions", retries: int = 2,
-                 window: int | None = None, tokenizer=None, max_requests: int = 256):  # fmt: skip
+                 context_length: int | None = None, tokenizer=None, max_requests: int = 256):  # fmt: skip
         import httpx
         from openai import AsyncOpenAI
 
@@ -49,16 +49,16 @@ class Backend:
         self._client = AsyncOpenAI(
             api_key=key or "none", base_url=url, max_retries=0, timeout=timeout, http_client=http
         )
-        self.url, self.model, self.window, self.up = url, model, window, False
+        self.url, self.model, self.context_length, self.up = url, model, context_length, False
         self._key, self._api, self._retries, self._tokenizer = key, api, retries, tokenizer
         self._turns = asyncio.Semaphore(max_requests)
         self._ping: asyncio.Task | None = None
 
     async def find(self, seconds: float) -> None:
-        """Wait for the first answer, then learn the model's name and window and keep an eye on the server.
+        """Wait for the first answer, then learn the model's name and context length and keep an eye on the server.
 
         Raises:
-            ValueError: No answer came in time, or there is no such model, or its window is not known.
+            ValueError: No answer came in time, or there is no such model, or its context length is not known.
         """
         deadline = time.monotonic() + seconds
         while not await self._look():
@@ -74,8 +74,8 @@ class Backend:
             self.model = next(iter(served), None)
         if self.model not in served:
             raise ValueError(f"backend_model={self.model}: {self.url} serves {', '.join(sorted(served)) or 'none'}")
-        self.window = self.window or getattr(served[self.model], "max_model_len", None)
-        if not self.window:
+        self.context_length = self.context_length or getattr(served[self.model], "max_model_len", None)
+        if not self.context_length:
             raise ValueError(f"max_model_length is not set, and {self.url} does not tell it: set it in tokens")
         self._ping = asyncio.create_task(self._watch())
 

@@ -140,7 +140,7 @@ class Job:
         begin = time.monotonic()
         chat, settings, shared = self.request.chat(), self.settings, self._shared
         stages = settings.rounds + 1 if settings.mode == "refine" else 1
-        steps = solving(chat, shared.tokenizer, settings, shared.backend.window)
+        steps = solving(chat, shared.tokenizer, settings, shared.backend.context_length)
         reply, failure = None, None
         while True:
             step = await self._in_thread(_advance, steps, reply, failure)

@@ -37,7 +37,7 @@ class Server:
 
         self.config, self.backend = config, backend
         self.name = config.served_model_name or Path(config.model).name
-        self.settings = config.solve_settings().resolved(backend.window)
+        self.settings = config.solve_settings().resolved(backend.context_length)
         self.keys, self.places = Keys(config.keys()), Places(config.max_running, config.max_waiting)
         self.metrics = Metrics(self.places, backend)
         self._thread = ThreadPoolExecutor(1, "tokenizer")
@@ -109,7 +109,7 @@ class Server:
 
     def _model(self) -> dict:
         model = {"id": self.name, "object": "model", "created": self._created, "owned_by": "gsr-rl"}
-        return model | {"max_model_len": self.backend.window}
+        return model | {"max_model_len": self.backend.context_length}
 
     def _known(self, name: str) -> None:
         from gsr_rl.serving.requests import ApiError

@@ -28,7 +28,7 @@ def sample(server, n=6, last=False, seconds=20.0, on_text=None, **keys):
     """What `Backend.sample` gives, or raises."""
 
     async def scenario():
-        backend = Backend(server.url, **{"window": 512, "tokenizer": server.engine.tokenizer} | keys)
+        backend = Backend(server.url, **{"context_length": 512, "tokenizer": server.engine.tokenizer} | keys)
         try:
             await backend.find(5)
             return await backend.sample(ask_for(server, n, last), time.monotonic() + seconds, on_text)
@@ -103,7 +103,7 @@ def test_a_key_goes_to_the_server_and_into_no_error():
     ("keys", "words"),
     [
         ({"model": "other"}, "backend_model=other: .* serves student"),
-        ({"window": None}, "max_model_length is not set"),
+        ({"context_length": None}, "max_model_length is not set"),
     ],
 )
 def test_a_server_that_does_not_fit_is_named(keys, words):
@@ -121,7 +121,7 @@ def test_a_lack_of_files_here_does_not_make_the_server_gone():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def scenario(server):
-        backend = Backend(server.url, window=512, tokenizer=server.engine.tokenizer, retries=0)
+        backend = Backend(server.url, context_length=512, tokenizer=server.engine.tokenizer, retries=0)
         try:
             await backend.find(5)
             ask, later = ask_for(server, 3, last=True), time.monotonic() + 20
@@ -143,7 +143,7 @@ def test_a_lack_of_files_here_does_not_make_the_server_gone():
 
 def test_a_server_that_is_gone_is_noticed_at_once():
     async def scenario():
-        backend = Backend(f"http://127.0.0.1:{free_port()}/v1", model="student", window=512, retries=1)
+        backend = Backend(f"http://127.0.0.1:{free_port()}/v1", model="student", context_length=512, retries=1)
         backend.up = True
         ask = Ask("candidate", 0, [{"role": "user", "content": PROMPT}], [1, 2, 3], Sampling(2), last=False)
         with pytest.raises(SamplingFailed) as caught:

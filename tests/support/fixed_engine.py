@@ -31,7 +31,7 @@ class FixedEngine(Engine):
     """
 
     max_model_length = 512
-    window = 40
+    capacity = 40
     opened = 0
 
     def __init__(self, *_, **__):

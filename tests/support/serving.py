@@ -31,7 +31,7 @@ class ToldBackend:
         cancelled: Stages that were broken off.
     """
 
-    up, window, url = True, 400, "told"
+    up, context_length, url = True, 400, "told"
 
     def __init__(self):
         self.asks: list[Ask] = []
