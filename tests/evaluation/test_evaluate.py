@@ -274,6 +274,7 @@ def test_figures_read_as_percent_with_their_interval():
     assert figure({"value": None, "low": None, "high": None}) == figure(None) == "-"
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_the_program_with_a_real_engine(tiny_model, tmp_path, monkeypatch):
     keys = EVALUATION | {"max_problems": 12, "model": tiny_model, "output_dir": tmp_path}
