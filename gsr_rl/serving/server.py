@@ -73,10 +73,8 @@ class Server:
         return app
 
     async def _refused(self, _, error):
-        from fastapi.responses import JSONResponse
-
         self.metrics.requests.labels(str(error.status)).inc()
-        return JSONResponse(error.body(), error.status, error.headers())
+        return json_response(error.body(), error.status, error.headers())
 
     async def _no_such_path(self, request, error):
         from gsr_rl.serving.requests import ApiError
@@ -84,10 +82,8 @@ class Server:
         return await self._refused(request, ApiError(error.status_code, "not_found", str(error.detail)))
 
     async def _health(self, _):
-        from fastapi.responses import JSONResponse
-
         up = self.backend.up
-        return JSONResponse({"status": "ok" if up else "no backend"}, 200 if up else 503)
+        return json_response({"status": "ok" if up else "no backend"}, 200 if up else 503)
 
     async def _metrics(self, _):
         from fastapi.responses import Response
@@ -95,17 +91,13 @@ class Server:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request):
-        from fastapi.responses import JSONResponse
-
         self.keys.check(request.headers.get("authorization"))
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return json_response({"object": "list", "data": [self._model()]})
 
     async def _model_named(self, request):
-        from fastapi.responses import JSONResponse
-
         self.keys.check(request.headers.get("authorization"))
         self._known(request.path_params["name"])
-        return JSONResponse(self._model())
+        return json_response(self._model())
 
     def _model(self) -> dict:
         model = {"id": self.name, "object": "model", "created": self._created, "owned_by": "gsr-rl"}
@@ -119,7 +111,7 @@ class Server:
 
     async def answer(self, request):
         """Answer one chat request, or raise `ApiError`."""
-        from fastapi.responses import JSONResponse, Response
+        from fastapi.responses import Response
         from starlette.requests import ClientDisconnect
 
         from gsr_rl.serving.job import Job
@@ -148,7 +140,7 @@ class Server:
         if parsed.stream:
             return stream_response(job, self.config, self._ended)
         self._ended(job, 200)
-        return JSONResponse(job.body(job.outcome), headers={"X-Request-Id": job.id})
+        return json_response(job.body(job.outcome), headers={"X-Request-Id": job.id})
 
     async def _read(self, request):
         """The request in a body, and how to solve it. Raises `ApiError` for one that is not to be answered."""
@@ -202,6 +194,13 @@ class Server:
         """End the look-out for the backend, and the thread."""
         await self.backend.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def json_response(content: dict, status: int = 200, headers: dict[str, str] | None = None):
+    """A JSON answer; FastAPI is imported once there is something to answer, not for `--help`."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(content, status, headers)
 
 
 def stream_response(job, config: ServeConfig, ended):
