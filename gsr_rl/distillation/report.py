@@ -2,7 +2,6 @@
 
 import io
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_rl.refinement.candidates import range_text
@@ -29,104 +28,49 @@ def stated_problems(problem_config, config) -> int | None:
     return min(int(stated), problem_config.max_problems or int(stated))
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """What is sampled and written, as expected or at most. Counts and means may be fractions; tokens are of one kind.
+def _figures(problems: int, config, known: dict, part: float) -> dict[str, float]:
+    """The figures of a dry run that need no price, from what is known beforehand.
 
-    Attributes:
-        problems: Of the job or its part; `fitting` of them have refinement prompts within the budget.
-        direct: Direct solutions of the teacher.
-        rows_per_problem: Refinement rows of a fitting problem.
-        candidate, refinement, refinement_prompt, solve_prompt: Tokens of one.
-        direct_ratio: Direct rows per refinement row.
+    Args:
+        part: A mean length of which nothing is known, as a part of its limit.
     """
-
-    problems: float
-    fitting: float
-    candidates: float
-    sets: float
-    refinements: float
-    direct: float
-    rows_per_problem: float
-    candidate: float
-    refinement: float
-    refinement_prompt: float
-    solve_prompt: float
-    direct_ratio: float
-
-    @property
-    def refinement_rows(self) -> float:
-        return self.fitting * self.rows_per_problem
-
-    @property
-    def student_tokens(self) -> float:
-        return self.candidates * self.candidate
-
-    @property
-    def teacher_tokens(self) -> float:
-        return (self.refinements + self.direct) * self.refinement
-
-    @property
-    def prompt_tokens(self) -> float:
-        """Of refinement prompts."""
-        return self.sets * self.refinement_prompt
-
-    @property
-    def solve_tokens(self) -> float:
-        """Of the student's solve prompts; the teacher reads as many for direct solutions."""
-        return self.problems * self.solve_prompt
-
-    @property
-    def disk(self) -> float:
-        """Bytes of shards and rows: a set is stored with its texts and its prompt, and so is a refinement row."""
-        shards = self.student_tokens + self.teacher_tokens + 2 * self.prompt_tokens
-        per_row = 2 * self.refinement_prompt + self.refinement + self.direct_ratio * self.refinement
-        return BYTES_PER_TOKEN * (shards + self.refinement_rows * per_row)
-
-    def figures(self) -> dict[str, float]:
-        """The figures of a dry run that need no price."""
-        return {
-            "problems": self.problems,
-            "candidates": self.candidates,
-            "candidate sets within the prompt's budget": self.sets,
-            "refinements": self.refinements,
-            "direct solutions of the teacher": self.direct,
-            "refinement rows": self.refinement_rows,
-            "rows": self.refinement_rows * (1 + self.direct_ratio),
-            "requests to the student": self.problems,
-            "requests to the teacher": self.sets + (self.problems if self.direct else 0),
-            "student, completion tokens": self.student_tokens,
-            "teacher, completion tokens": self.teacher_tokens,
-            "teacher, tokens of refinement prompts": self.prompt_tokens,
-            "tokens of solve prompts": self.solve_tokens * (2 if self.direct else 1),
-            "disk, MB": self.disk / 1e6,
-        }
-
-    def tokens_of(self, who: str) -> tuple[float, float]:
-        """Prompt tokens that the student or the teacher reads, completion tokens that it writes."""
-        if who == "student":
-            return self.solve_tokens, self.student_tokens
-        return self.prompt_tokens + (self.solve_tokens if self.direct else 0), self.teacher_tokens
-
-
-def _estimate(problems: int, config, known: dict, part: float) -> _Estimate:
-    """From what is known beforehand; where nothing is, a mean length is this part of its limit."""
     sets, per_set = config.num_candidate_sets, config.refinements_per_set
     fitting = problems * known.get("fitting", 1.0)
-    return _Estimate(
-        problems=problems,
-        fitting=fitting,
-        candidates=problems * config.num_generations,
-        sets=fitting * sets,
-        refinements=fitting * sets * per_set,
-        direct=problems * config.direct_generations if config.direct_source == "teacher" else 0,
-        rows_per_problem=known.get("refinement_rows", sets * per_set),
-        candidate=known.get("candidate_tokens", config.max_completion_length * part),
-        refinement=known.get("refinement_tokens", config.max_refinement_length * part),
-        refinement_prompt=known.get("refinement_prompt_tokens", config.max_refinement_prompt_length * part),
-        solve_prompt=(config.expected or {}).get("solve_prompt_tokens", SOLVE_PROMPT_TOKENS),
-        direct_ratio=config.direct_ratio if config.direct_source != "none" else 0.0,
-    )
+    direct = problems * config.direct_generations if config.direct_source == "teacher" else 0
+    direct_ratio = config.direct_ratio if config.direct_source != "none" else 0.0
+    candidate = known.get("candidate_tokens", config.max_completion_length * part)
+    refinement = known.get("refinement_tokens", config.max_refinement_length * part)
+    prompt = known.get("refinement_prompt_tokens", config.max_refinement_prompt_length * part)
+    solve_prompt = (config.expected or {}).get("solve_prompt_tokens", SOLVE_PROMPT_TOKENS)
+    rows = fitting * known.get("refinement_rows", sets * per_set)
+    written = problems * config.num_generations * candidate, (fitting * sets * per_set + direct) * refinement
+    # A refinement row, like a set in its shard, holds its candidates twice: as texts and in the prompt.
+    disk = sum(written) + 2 * fitting * sets * prompt + rows * (2 * prompt + refinement + direct_ratio * refinement)
+    return {
+        "problems": problems,
+        "candidates": problems * config.num_generations,
+        "candidate sets within the prompt's budget": fitting * sets,
+        "refinements": fitting * sets * per_set,
+        "direct solutions of the teacher": direct,
+        "refinement rows": rows,
+        "rows": rows * (1 + direct_ratio),
+        "requests to the student": problems,
+        "requests to the teacher": fitting * sets + (problems if direct else 0),
+        "student, completion tokens": written[0],
+        "teacher, completion tokens": written[1],
+        "teacher, tokens of refinement prompts": fitting * sets * prompt,
+        "tokens of solve prompts": problems * solve_prompt * (2 if direct else 1),
+        "disk, MB": BYTES_PER_TOKEN * disk / 1e6,
+    }
+
+
+def _prompt_tokens(figures: dict[str, float], who: str) -> float:
+    """What the student or the teacher reads: of the solve prompts the teacher has half, for direct solutions."""
+    solve = figures["tokens of solve prompts"] / (2 if figures["direct solutions of the teacher"] else 1)
+    if who == "student":
+        return solve
+    direct = solve if figures["direct solutions of the teacher"] else 0
+    return figures["teacher, tokens of refinement prompts"] + direct
 
 
 def plan(num_problems: int, config) -> dict[str, str]:
@@ -143,19 +87,18 @@ def plan(num_problems: int, config) -> dict[str, str]:
     if config.shard:
         number, of = map(int, config.shard.split("/"))
         num_problems = len(range(number - 1, num_problems, of))
-    expected = _estimate(num_problems, config, config.expected or {}, part=0.5)
-    limit = _estimate(num_problems, config, {}, part=1.0)
-    at_most = limit.figures()
-    figures = {name: _both(value, at_most[name]) for name, value in expected.figures().items()}
+    both = (_figures(num_problems, config, config.expected or {}, 0.5), _figures(num_problems, config, {}, 1.0))
+    texts = {name: _both(*(figures[name] for figures in both)) for name in both[0]}
     for who in ("student", "teacher"):
         price, speed = getattr(config, f"{who}_price"), getattr(config, f"{who}_tokens_per_second")
-        tokens = (expected.tokens_of(who), limit.tokens_of(who))
+        read = [_prompt_tokens(figures, who) for figures in both]
+        written = [figures[f"{who}, completion tokens"] for figures in both]
         if price:
-            costs = [(read * price[0] + written * price[1]) / 1e6 for read, written in tokens]
-            figures[f"{who}, cost"] = _both(*costs, digits=2)
+            costs = [(r * price[0] + w * price[1]) / 1e6 for r, w in zip(read, written, strict=True)]
+            texts[f"{who}, cost"] = _both(*costs, digits=2)
         if speed:
-            figures[f"{who}, hours"] = _both(*(written / speed / 3600 for _, written in tokens), digits=1)
-    return figures
+            texts[f"{who}, hours"] = _both(*(tokens / speed / 3600 for tokens in written), digits=1)
+    return texts
 
 
 def _both(expected: float, limit: float, digits: int = 0) -> str:
