@@ -320,7 +320,11 @@ def _grade(units: list[Unit], run: StoredRun, stages: Stages) -> None:
                 sample.grades[grading] = of_sample
     for sampled in (sampled for unit in units for sampled in unit.tasks):
         for sample in sampled.samples:
-            sample.copied = stages.shown_text(sample.text) in sampled.task.texts
+            sample.copied = _is_copy(sample, sampled.task, stages)
+
+
+def _is_copy(sample: Sample, task: Task, stages: Stages) -> bool:
+    return stages.shown_text(sample.text) in task.texts
 
 
 def _is_of_candidates(unit: Unit) -> bool:

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from gsr_rl.evaluation import evaluate as evaluation
-from gsr_rl.evaluation.methods import foreign_problems
+from gsr_rl.evaluation.methods import Task, foreign_problems
 from gsr_rl.refinement import metrics
+from gsr_rl.refinement.prompts import get_template
+from gsr_rl.refinement.stages import Stages
 from gsr_rl.report.markdown import figure
 from gsr_rl.report.problem_values import metrics_from_samples
 from gsr_rl.report.samples import read_samples, skipped_of, write_samples
@@ -159,9 +161,9 @@ def test_runs_on_part_of_the_problems_are_compared_on_what_both_hold(run, first)
     [("<think>Both agree.</think>\n\nIt is 7.\n", True), ("It is 8.", False), ("<think>It is 7.", False)],
 )
 def test_a_copy_is_told_by_what_stands_after_the_thinking_part(text, copied):
-    sample = {"method": "selfref", "text": text}
-    evaluation._look_at(sample, [(0, "It is 9."), (3, "It is 7.")])
-    assert sample["copied"] is copied
+    task = Task("selfref", candidates=[0, 3], shown=[(0, "It is 9."), (3, "It is 7.")])
+    stages = Stages(None, get_template("tiny"), 512, 40, 40, 512, "drop")
+    assert evaluation._is_copy(evaluation.Sample(0, text), task, stages) is copied
 
 
 def test_refinement_of_a_single_candidate_is_evaluated_too(run):
