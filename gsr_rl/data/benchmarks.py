@@ -30,7 +30,7 @@ from gsr_rl.data.sources import (
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
 USABLE = 0.95  # of the rows of a set of the manifest, at least; all where it knows the answers
-_KNIGHTS = re.compile(r"knights_?(?:and_?)?knaves(?:/(\d+))?(/choice)?(?:@(\w+))?")
+_KNIGHTS = re.compile(r"knights_?(?:and_?)?knaves(?:/(?P<people>\d+))?(?P<choice>/choice)?(?:@(?P<split>\w+))?")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     if (generated := name.lower().replace("-", "_")).startswith(GENERATED):
         return Source(generated)
     if known := _NAMES.get(_plain(name)):
-        return Source(known, BENCHMARKS[known], named.get(known))
+        return Source(known, BENCHMARKS[known], file=named.get(known))
     if _plain(name).startswith(("knightsknaves", "knightsandknaves")):
         raise ValueError(
             f"benchmarks: {name}: knights_knaves, knights_knaves/N or knights_knaves/N/choice is expected"
@@ -198,28 +198,29 @@ def _knights_of(name: str) -> re.Match | None:
 
 
 def _knights_name(match: re.Match, people: int = 0) -> str:
-    people = int(match[1]) if match[1] else people
-    return f"knights_knaves{f'/{people}' if people else ''}{match[2] or ''}{f'@{match[3]}' if match[3] else ''}"
+    people, split = int(match["people"] or people), match["split"]
+    return f"knights_knaves{f'/{people}' if people else ''}{match['choice'] or ''}{f'@{split}' if split else ''}"
 
 
 def _knights_source(name: str, match: re.Match, named: dict[str, str]) -> Source:
-    file, people = None, int(match[1] or DEFAULT_PEOPLE)
+    file, people = None, int(match["people"] or DEFAULT_PEOPLE)
     # a file under the bare name has any number of inhabitants, and choices are made of the same puzzles
     for number in (0, DEFAULT_PEOPLE):
         spelled = _knights_name(match, number)
         known = named.get(spelled) or named.get(spelled.removesuffix("/choice"))
         if known and not file:
-            file, people = known, int(match[1] or number)
-    if match[1] and people < 2:
+            file, people = known, int(match["people"] or number)
+    if match["people"] and people < 2:
         raise ValueError(f"benchmarks: {name}: at least 2 inhabitants are needed")
     if not file and people > gym_tasks.MAX_PEOPLE:
         raise ValueError(
             f"benchmarks: {name}: puzzles of at most {gym_tasks.MAX_PEOPLE} inhabitants are generated, "
             f"larger ones can come from a file: --benchmark_files '{{{name}: FILE.jsonl}}'"
         )
-    if file and match[3]:
-        raise ValueError(f"benchmarks: {name}: {file} has no splits: leave out @{match[3]}")
-    return Source(_knights_name(match, people), None, file, people, bool(match[2]), match[3] or "test")
+    if file and match["split"]:
+        raise ValueError(f"benchmarks: {name}: {file} has no splits: leave out @{match['split']}")
+    choice, split = bool(match["choice"]), match["split"] or "test"
+    return Source(_knights_name(match, people), file=file, people=people, choice=choice, split=split)
 
 
 def load(name: str, problem_config, files: dict[str, str] | None = None) -> list[dict]:

@@ -327,7 +327,7 @@ def _standard_row(config, row: dict) -> dict:
     if not (problem := next(problems, "")):
         raise _Unusable("without a problem", _missing("problem", problem_columns, row))
     prose = config.answer_column != "solution"  # a solution that the user has not named as the answer
-    answers = (text for key in answer_columns if (text := _answer_of(row, key, prose)))
+    answers = (text for key in answer_columns if (text := _answer_of(row, key, prose=prose)))
     if not (answer := next(answers, "")) and getattr(config, "need_answer", True):
         raise _Unusable("without a usable answer", _missing("answer", answer_columns, row))
     identity = problem_id(problem) if row.get("id") in (None, "") else str(row["id"])
@@ -341,7 +341,7 @@ def _missing(name: str, columns: list[str], row: dict) -> str:
     )
 
 
-def _answer_of(row: dict, key: str, prose: bool) -> str:
+def _answer_of(row: dict, key: str, *, prose: bool) -> str:
     """The answer in a column, or "" if the verifier could not read it.
 
     A `solution` is `prose` unless it was named as the answer: without a marked final answer it is none.

@@ -44,7 +44,7 @@ _SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_al
 _OPEN_MATH = ("problem", "expected_answer", "problem_type", "problem_source", "pass_rate_72b_tir")
 
 HUB_SETS = {
-    # One row a solution, so problems repeat; pass_rate_72b_tir is text, "n/a" for most of the other problem types.
+    # One row per solution, so problems repeat; pass_rate_72b_tir is text, "n/a" for most of the other problem types.
     "nvidia/OpenMathReasoning": HubSet(
         ("cot", "tir"),
         answer="expected_answer",

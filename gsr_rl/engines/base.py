@@ -26,7 +26,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `n` completions a prompt, `temperature` (0: greedy), `top_p` in (0, 1], `max_tokens` each."""
+    """How to sample: `n` completions per prompt, `temperature` (0: greedy), `top_p` in (0, 1], `max_tokens` each."""
 
     n: int = 1
     temperature: float = 1.0
