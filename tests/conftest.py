@@ -116,6 +116,7 @@ def launch(tmp_path_factory):
     return run
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """One worker runs all launches of several processes, and starts with them; one runs a file's other tests."""
     for item in items:
