@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
-from gsr_rl.data.tiny_model import build_tokenizer
+from gsr_rl.data.tiny_world import build_tokenizer
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.packing import batching
 from gsr_rl.training.trainer import GSRTrainer

@@ -92,7 +92,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         raise SystemExit(0)
     with clear_errors(program):
         check_values(program, read_values(program, argv))
-        from gsr_rl.training.sharding import shard_on_cpu
+        from gsr_rl.training.launch import shard_on_cpu
 
         shard_on_cpu()
         return _trl_parser(program).parse_args_and_config(argv)

@@ -60,7 +60,7 @@ def main() -> None:
 
     from gsr_rl.hub.model_card import write_provenance
     from gsr_rl.run_folder import write_run_info
-    from gsr_rl.training.sharding import launched_as
+    from gsr_rl.training.launch import launched_as
 
     set_seed(args.seed)
     with clear_errors("grpo"):

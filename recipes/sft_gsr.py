@@ -66,8 +66,8 @@ def main() -> None:
 
     from gsr_rl.hub.model_card import write_provenance
     from gsr_rl.run_folder import json_lines_callback, write_run_info
+    from gsr_rl.training.launch import launched_as
     from gsr_rl.training.sft_trainer import GSRSFTTrainer
-    from gsr_rl.training.sharding import launched_as
 
     set_seed(args.seed)
     with clear_errors("sft"):

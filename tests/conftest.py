@@ -29,7 +29,7 @@ def tiny_model(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from gsr_rl.data.tiny_model import build_tokenizer
+    from gsr_rl.data.tiny_world import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = LlamaConfig(

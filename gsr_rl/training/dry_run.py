@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from trl import ModelConfig
 
 from gsr_rl.training.config import GSRConfig
-from gsr_rl.training.model_shape import Launch, ModelShape, adapter_parameters, check_numbers, read_launch, read_shape
+from gsr_rl.training.launch import Launch, ModelShape, adapter_parameters, check_numbers, read_launch, read_shape
 from gsr_rl.training.problem_order import sampling_limit
 
 GIB = 2**30

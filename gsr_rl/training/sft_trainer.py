@@ -15,8 +15,8 @@ from gsr_rl.data.problems import read_local
 from gsr_rl.data.sources import LOCAL_SUFFIXES
 from gsr_rl.refinement.candidates import choice_seed, range_text
 from gsr_rl.training.checkpoints import WholeCheckpoints
+from gsr_rl.training.launch import warn_of_lost_updates
 from gsr_rl.training.pushing import PushesToHub
-from gsr_rl.training.sharding import warn_of_lost_updates
 
 JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
 

@@ -19,6 +19,7 @@ from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.training.advantages import has_signal, set_advantages
 from gsr_rl.training.checkpoints import WholeCheckpoints
 from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.launch import warn_of_lost_updates
 from gsr_rl.training.packing import batching
 from gsr_rl.training.packing.batching import STAGES, Batch, MicroBatch
 from gsr_rl.training.packing.throughput import clock, unique_tokens
@@ -27,7 +28,6 @@ from gsr_rl.training.problem_order import ProblemStream, sampling_limit
 from gsr_rl.training.pushing import PushesToHub
 from gsr_rl.training.rollout import Block, Plan, Rollout, TwoStageRollout
 from gsr_rl.training.rollout_log import RolloutLog, evaluate_held_out
-from gsr_rl.training.sharding import warn_of_lost_updates
 from gsr_rl.training.vllm_colocated import RequestStream, engine_in_place
 
 logger = logging.getLogger(__name__)

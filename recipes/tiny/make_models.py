@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from gsr_rl.data import tiny_world
-from gsr_rl.data.tiny_model import build_model, build_tokenizer, in_llama_layout
+from gsr_rl.data.tiny_world import build_model, build_tokenizer, in_llama_layout
 from gsr_rl.refinement.metrics import maj_correct
 from gsr_rl.refinement.prompts import get_template, prompt_token_ids, refinement_prompt, solve_prompt
 

@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from gsr_rl.data import tiny_world as tw
-from gsr_rl.data.tiny_model import build_tokenizer, vocabulary
+from gsr_rl.data.tiny_world import build_tokenizer, vocabulary
 from tests.support.paths import ROOT
 
 RECIPE = ROOT / "recipes" / "tiny"

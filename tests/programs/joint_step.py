@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from gsr_rl.data import tiny_world
 from gsr_rl.data.problems import training_rows
 from gsr_rl.training.config import GSRConfig
-from gsr_rl.training.sharding import shard_on_cpu
+from gsr_rl.training.launch import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
 from rewards import load_reward_funcs
 from tests.support.programs import leave

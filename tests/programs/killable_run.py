@@ -25,7 +25,7 @@ from gsr_rl.data.problems import training_rows
 from gsr_rl.training import checkpoints
 from gsr_rl.training.checkpoints import STOPPED, resume_point
 from gsr_rl.training.config import GSRConfig
-from gsr_rl.training.sharding import shard_on_cpu
+from gsr_rl.training.launch import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
 
 

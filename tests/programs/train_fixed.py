@@ -19,8 +19,8 @@ from gsr_rl.data import tiny_world
 from gsr_rl.data.problems import training_rows
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.training.config import GSRConfig
+from gsr_rl.training.launch import shard_on_cpu
 from gsr_rl.training.packing.batching import token_passes
-from gsr_rl.training.sharding import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
 from tests.support.programs import leave
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsr_rl.data.tiny_model import build_tokenizer
+from gsr_rl.data.tiny_world import build_tokenizer
 from gsr_rl.refinement.prompts import (
     MIN_CANDIDATE_TOKENS,
     TEMPLATES,

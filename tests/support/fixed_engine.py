@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gsr_rl.data import tiny_world
-from gsr_rl.data.tiny_model import build_tokenizer
+from gsr_rl.data.tiny_world import build_tokenizer
 from gsr_rl.engines.base import Completion, Engine, Result
 from tests.support.paths import ROOT
 

@@ -19,7 +19,7 @@ from gsr_rl.training.dry_run import (
     memory_arithmetic,
     pass_bytes,
 )
-from gsr_rl.training.model_shape import Launch, ModelShape, adapter_parameters, read_launch, read_shape
+from gsr_rl.training.launch import Launch, ModelShape, adapter_parameters, read_launch, read_shape
 
 QWEN7B = ModelShape(3584, 18944, 28, 28, 152064, 4, 128)
 SMALL = ModelShape(64, 160, 2, 4, 128, 2)  # 64 wide: queries 64, keys 32

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gsr_rl.data.tiny_model import build_tokenizer
+from gsr_rl.data.tiny_world import build_tokenizer
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.rollout import TwoStageRollout
 from gsr_rl.training.rollout_log import print_examples, rollout_rows, rollout_sums, warnings_of

@@ -9,7 +9,7 @@ import torch
 from gsr_rl import cli
 from gsr_rl.data.config import held_out_keys
 from gsr_rl.training.checks import check_reporting
-from gsr_rl.training.sharding import warn_of_lost_updates
+from gsr_rl.training.launch import warn_of_lost_updates
 from tests.support.findings import GRPO, TINY, findings
 from tests.support.paths import ROOT
 
