@@ -46,7 +46,7 @@ lint: install ## ruff: lint and format
 WORKERS ?= 2
 
 test: install lint ## lint, format and the tests, one case an axis; those that assert seconds run alone at the end
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu and not clock"
+	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder -m "not slow and not gpu and not clock"
 	$(BIN)/python -m pytest -m "clock and not slow and not gpu" $$(grep -rl 'mark\.clock' tests)
 
 test-all: install lint ## the full matrix; resumes where it stopped, results in .test-all/

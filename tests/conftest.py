@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT))
 from tests.support.paths import for_cpu  # noqa: E402
 from tests.support.programs import FORKED_RANKS, Program, environment  # noqa: E402
 
+LAUNCHES = {"tests/training/test_trainer.py", "tests/training/test_matrix.py"}
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -116,10 +118,22 @@ def launch(tmp_path_factory):
     return run
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """One worker runs all launches of several processes, and starts with them; one runs a file's other tests."""
-    for item in items:
-        group = "launches" if item.get_closest_marker("distributed") else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Launches of several processes start first: they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("distributed") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests run on one worker, with its fixtures; so do the launches of several processes of all files.
+
+    xdist 3.8's own `loadgroup` has no effect under pytest 9.2, which does not read the ids that it gives to tests.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "launches" if file in LAUNCHES else file
+
+    return ByFile(config, log)
