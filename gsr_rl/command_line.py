@@ -98,12 +98,14 @@ def fields_of_all(class_names: Iterable[str]) -> dict[str, Key]:
 
 
 def _key(owner: str, statement: ast.AnnAssign) -> Key | None:
-    """The key that `name: type = default` or `name: type = field(...)` defines, or None if it can not be set."""
+    """The key that `name: type = default`, `= key(...)` or `= field(...)` defines, or None if it can not be set."""
     annotation, default = ast.unparse(statement.annotation), statement.value
     if "ClassVar" in annotation or not isinstance(statement.target, ast.Name):
         return None
     help_text = ""
-    if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
+    if isinstance(default, ast.Call) and ast.unparse(default.func) == "key":  # ours: gsr_rl.keys.key
+        default, help_text = default.args[0], str(_literal(default.args[1]))
+    elif isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
         arguments = {keyword.arg: keyword.value for keyword in default.keywords}
         if "init" in arguments and _literal(arguments["init"]) is False:
             return None

@@ -4,10 +4,19 @@ import json
 import math
 import os
 import re
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+
+
+def key(default: Any, help_text: str):
+    """A configuration key: a dataclass field with its default (of a list, a copy) and what `--help` and docs say."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
 
 
 def finite(c) -> list[str]:

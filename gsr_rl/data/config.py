@@ -4,66 +4,51 @@ The checks look at no row: `problems.read_problems` does, before any model is lo
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES, as_list, check_split, from_hub, source_of
 from gsr_rl.data.tiny_world import FAMILIES, SPLITS
-from gsr_rl.keys import mapping, one_of
+from gsr_rl.keys import key, mapping, one_of
 
 
 @dataclass
 class ProblemConfig:
     """Where problems come from."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv), "
-            "`tiny/chain`, `tiny/guess` or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`."
-        },
+    dataset_name: str | None = key(
+        None,
+        "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv), `tiny/chain`, `tiny/guess` "
+        "or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to read: train, validation or test."})
-    problem_column: str | None = field(
-        default=None, metadata={"help": "Column with the problem text. Default: `problem`, else `question`."}
+    dataset_config: str | None = key(None, "Configuration name of a Hub data set.")
+    dataset_split: str = key("train", "Split to read: train, validation or test.")
+    problem_column: str | None = key(None, "Column with the problem text. Default: `problem`, else `question`.")
+    answer_column: str | None = key(None, "Column with the reference answer. Default: `answer`, else `solution`.")
+    max_problems: int | None = key(None, "Use the first N problems only.")
+    problem_seed: int = key(0, "Seed of generated problems (tiny world, reasoning-gym).")
+    dataset_kwargs: dict[str, Any] | str | None = key(
+        None, "Further arguments of the problem generator, such as its difficulty."
     )
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column with the reference answer. Default: `answer`, else `solution`."}
+    row_filters: dict[str, Any] | str | None = key(
+        None,
+        "Rows to use, by column: {level: [4, 5], pass_rate: {min: 0.25, max: 0.9}}. Default: none; for "
+        "nvidia/OpenMathReasoning those of the GSR paper. {} switches them off.",
     )
-    max_problems: int | None = field(default=None, metadata={"help": "Use the first N problems only."})
-    problem_seed: int = field(default=0, metadata={"help": "Seed of generated problems (tiny world, reasoning-gym)."})
-    dataset_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the problem generator, such as its difficulty."}
+    unusable_rows: str = key(
+        "error",
+        "A row of a local file without problem or usable answer ends the program (`error`), or is dropped and counted "
+        "(`drop`), as rows of a Hub set always are.",
     )
-    row_filters: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Rows to use, by column: {level: [4, 5], pass_rate: {min: 0.25, max: 0.9}}. Default: none; for "
-            "nvidia/OpenMathReasoning those of the GSR paper. {} switches them off."
-        },
+    decontaminate_against: list[str] | None = key(
+        None,
+        "Evaluation sets whose problems are removed: Hub names, local files or generated sets, as NAME or NAME@SPLIT.",
     )
-    unusable_rows: str = field(
-        default="error",
-        metadata={
-            "help": "A row of a local file without problem or usable answer ends the program (`error`), or is dropped "
-            "and counted (`drop`), as rows of a Hub set always are."
-        },
-    )
-    decontaminate_against: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluation sets whose problems are removed: Hub names, local files or generated sets, as NAME or "
-            "NAME@SPLIT."
-        },
-    )
-    decontamination_ngram: int = field(
-        default=10, metadata={"help": "Length of the n-grams, in words, numbers and signs, that texts may share."}
-    )
-    decontamination_threshold: float = field(
-        default=0.5, metadata={"help": "Share of the shorter text's n-grams from which on a problem is removed."}
+    decontamination_ngram: int = key(10, "Length of the n-grams, in words, numbers and signs, that texts may share.")
+    decontamination_threshold: float = key(
+        0.5, "Share of the shorter text's n-grams from which on a problem is removed."
     )
 
     def __post_init__(self):
@@ -75,11 +60,8 @@ class ProblemConfig:
 class DistillProblemConfig(ProblemConfig):
     """Where distillation's problems come from: one bad row of many thousand does not end the program."""
 
-    unusable_rows: str = field(
-        default="drop",
-        metadata={
-            "help": "A row without problem or usable answer ends the program (`error`), or is dropped and counted."
-        },
+    unusable_rows: str = key(
+        "drop", "A row without problem or usable answer ends the program (`error`), or is dropped and counted."
     )
 
 
@@ -87,7 +69,7 @@ class DistillProblemConfig(ProblemConfig):
 class EvalProblemConfig(ProblemConfig):
     """Where evaluation's problems come from: by default the test split."""
 
-    dataset_split: str = field(default="test", metadata={"help": "Split to read: test, validation or train."})
+    dataset_split: str = key("test", "Split to read: test, validation or train.")
 
 
 def check_problems(c) -> list[str]:

@@ -1,12 +1,12 @@
 """Configuration of a distillation: models, sampling, which rows are made; and its checks. Imports no engine."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from gsr_rl.engines.config import EngineConfig, check_engine, check_sampling
 from gsr_rl.hub.config import DataSetHubConfig, check_hub
-from gsr_rl.keys import at_least, check_model, mapping, raise_if_any
+from gsr_rl.keys import at_least, check_model, key, mapping, raise_if_any
 from gsr_rl.refinement.candidates import check_candidate_choice
 from gsr_rl.refinement.settings import RefinementConfig, check_refinement
 
@@ -19,127 +19,81 @@ DIRECT_SOURCES = ("student", "student_right", "teacher", "gold", "none")
 class TeacherConfig:
     """What the teacher may have of its own; each key defaults to the student's of like name."""
 
-    teacher_engine: str | None = field(default=None, metadata={"help": "As `engine`, for the teacher alone."})
-    teacher_tensor_parallel_size: int | None = field(
-        default=None, metadata={"help": "As `tensor_parallel_size`, for the teacher alone."}
-    )
-    teacher_endpoints: list[str] | None = field(
-        default=None, metadata={"help": "As `endpoints`, for the teacher alone."}
-    )
-    teacher_endpoint_api: str | None = field(
-        default=None, metadata={"help": "As `endpoint_api`, for the teacher alone."}
-    )
-    teacher_endpoint_tokenizer: str | None = field(
-        default=None, metadata={"help": "As `endpoint_tokenizer`, for the teacher alone."}
-    )
-    teacher_endpoint_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "As `endpoint_options`, for the teacher alone."}
-    )
-    teacher_api_key_env: str | None = field(
-        default=None, metadata={"help": "As `api_key_env`, for the teacher alone."}
-    )
+    teacher_engine: str | None = key(None, "As `engine`, for the teacher alone.")
+    teacher_tensor_parallel_size: int | None = key(None, "As `tensor_parallel_size`, for the teacher alone.")
+    teacher_endpoints: list[str] | None = key(None, "As `endpoints`, for the teacher alone.")
+    teacher_endpoint_api: str | None = key(None, "As `endpoint_api`, for the teacher alone.")
+    teacher_endpoint_tokenizer: str | None = key(None, "As `endpoint_tokenizer`, for the teacher alone.")
+    teacher_endpoint_options: dict[str, Any] | str | None = key(None, "As `endpoint_options`, for the teacher alone.")
+    teacher_api_key_env: str | None = key(None, "As `api_key_env`, for the teacher alone.")
 
 
 @dataclass
 class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubConfig):
     """Distillation: the student's candidates, the teacher's refinements of them, verified and balanced."""
 
-    min_num_candidates: int | None = field(
-        default=None,
-        metadata={"help": "Show a random number of candidates, from this one to num_candidates, drawn for each set."},
+    min_num_candidates: int | None = key(
+        None, "Show a random number of candidates, from this one to num_candidates, drawn for each set."
     )
 
-    student_model: str | None = field(default=None, metadata={"help": "Path or Hub name of the candidates' model."})
-    teacher_model: str | None = field(
-        default=None, metadata={"help": "Path or Hub name of the refinements' model. Default: the student."}
+    student_model: str | None = key(None, "Path or Hub name of the candidates' model.")
+    teacher_model: str | None = key(None, "Path or Hub name of the refinements' model. Default: the student.")
+    output_dir: str | None = key(None, "Folder of sft_rows.jsonl, the report and the shards it resumes from.")
+    candidate_choice: str = key(
+        "paper",
+        "Which K of a problem's candidates a set shows: paper (all right ones, filled with wrong ones), uniform, "
+        "balanced (as many right as wrong) or hard (right ones in the minority).",
     )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of sft_rows.jsonl, the report and the shards it resumes from."}
+    uniform_share: float = key(
+        0.5, "Share of sets chosen uniformly whatever candidate_choice: it keeps majorities as they are."
     )
-    candidate_choice: str = field(
-        default="paper",
-        metadata={
-            "help": "Which K of a problem's candidates a set shows: paper (all right ones, filled with wrong ones), "
-            "uniform, balanced (as many right as wrong) or hard (right ones in the minority)."
-        },
+    overlong_prompts: str = key(
+        "cut",
+        "A refinement prompt over its budget: its candidates lose their front (`cut`), or the set is left out "
+        "(`drop`, as in the paper).",
     )
-    uniform_share: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of sets chosen uniformly whatever candidate_choice: it keeps majorities as they are."
-        },
+    refinements_per_set: int = key(10, "Refinements sampled per candidate set.")
+    max_if_all_right: int = key(
+        4, "Rows kept of a problem all of whose refinements are right; of other problems all right."
     )
-    overlong_prompts: str = field(
-        default="cut",
-        metadata={
-            "help": "A refinement prompt over its budget: its candidates lose their front (`cut`), or the set is left "
-            "out (`drop`, as in the paper)."
-        },
+    num_correct_shares: dict[int, float] | str | None = key(
+        None,
+        "Share of refinement rows by number of right candidates, adding up to 1: {0: 0.1, 1: 0.3, 2: 0.3, 3: 0.2, 4: "
+        "0.1}. Rows above a share are left out at random. Default: as they come.",
     )
-    refinements_per_set: int = field(default=10, metadata={"help": "Refinements sampled per candidate set."})
-    max_if_all_right: int = field(
-        default=4,
-        metadata={"help": "Rows kept of a problem all of whose refinements are right; of other problems all right."},
+    direct_source: str = key(
+        "teacher",
+        "Direct solutions mixed in: `student` (its own samples, right or wrong), `student_right`, `teacher` (sampled "
+        "and verified), `gold` (the rows' `solution`), or `none`.",
     )
-    num_correct_shares: dict[int, float] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Share of refinement rows by number of right candidates, adding up to 1: {0: 0.1, 1: 0.3, 2: 0.3, "
-            "3: 0.2, 4: 0.1}. Rows above a share are left out at random. Default: as they come."
-        },
+    direct_ratio: float = key(1.0, "Direct rows per refinement row.")
+    keep_duplicate_solutions: bool = key(
+        False, "With direct_source: student, its distribution is kept: equal solutions, all problems alike."
     )
-    direct_source: str = field(
-        default="teacher",
-        metadata={
-            "help": "Direct solutions mixed in: `student` (its own samples, right or wrong), `student_right`, "
-            "`teacher` (sampled and verified), `gold` (the rows' `solution`), or `none`."
-        },
+    direct_generations: int = key(
+        4, "Direct solutions sampled per problem by the teacher, with direct_source: teacher."
     )
-    direct_ratio: float = field(default=1.0, metadata={"help": "Direct rows per refinement row."})
-    keep_duplicate_solutions: bool = field(
-        default=False,
-        metadata={
-            "help": "With direct_source: student, its distribution is kept: equal solutions, all problems alike."
-        },
+    keep_thinking: bool = key(True, "Train on a completion's thinking part too; otherwise on what follows it.")
+    problems_per_chunk: int = key(1024, "Problems of a shard at most; a shard is also written every minute.")
+    shard: str | None = key(
+        None, "i/n: do the i-th of n parts of the work, i from 1. Without it, the rest, and the rows."
     )
-    direct_generations: int = field(
-        default=4,
-        metadata={"help": "Direct solutions sampled per problem by the teacher, with direct_source: teacher."},
+    join: list[str] | None = key(None, "Folders (output_dir) of other machines' parts, whose units are taken over.")
+    allow_unfinished: bool = key(False, "Make the rows although endpoints gave no answer for some problems.")
+    expected: dict[str, float] | str | None = key(
+        None,
+        "What the dry run's figures are estimated from: problems (a Hub set is then not read), fitting (share of "
+        "problems with a prompt in its budget), solve_prompt_tokens, candidate_tokens, refinement_prompt_tokens, "
+        "refinement_tokens (means), refinement_rows (rows per problem).",
     )
-    keep_thinking: bool = field(
-        default=True, metadata={"help": "Train on a completion's thinking part too; otherwise on what follows it."}
+    student_price: list[float] | None = key(
+        None, "Price of a million prompt tokens and of a million completion tokens."
     )
-    problems_per_chunk: int = field(
-        default=1024, metadata={"help": "Problems of a shard at most; a shard is also written every minute."}
+    teacher_price: list[float] | None = key(None, "As `student_price`, of the teacher.")
+    student_tokens_per_second: float | None = key(
+        None, "Completion tokens a second that the student's engine makes, for the dry run."
     )
-    shard: str | None = field(
-        default=None,
-        metadata={"help": "i/n: do the i-th of n parts of the work, i from 1. Without it, the rest, and the rows."},
-    )
-    join: list[str] | None = field(
-        default=None, metadata={"help": "Folders (output_dir) of other machines' parts, whose units are taken over."}
-    )
-    allow_unfinished: bool = field(
-        default=False, metadata={"help": "Make the rows although endpoints gave no answer for some problems."}
-    )
-    expected: dict[str, float] | str | None = field(
-        default=None,
-        metadata={
-            "help": "What the dry run's figures are estimated from: problems (a Hub set is then not read), fitting "
-            "(share of problems with a prompt in its budget), solve_prompt_tokens, candidate_tokens, "
-            "refinement_prompt_tokens, refinement_tokens (means), refinement_rows (rows per problem)."
-        },
-    )
-    student_price: list[float] | None = field(
-        default=None, metadata={"help": "Price of a million prompt tokens and of a million completion tokens."}
-    )
-    teacher_price: list[float] | None = field(default=None, metadata={"help": "As `student_price`, of the teacher."})
-    student_tokens_per_second: float | None = field(
-        default=None, metadata={"help": "Completion tokens a second that the student's engine makes, for the dry run."}
-    )
-    teacher_tokens_per_second: float | None = field(
-        default=None, metadata={"help": "As `student_tokens_per_second`, of the teacher's engine."}
-    )
+    teacher_tokens_per_second: float | None = key(None, "As `student_tokens_per_second`, of the teacher's engine.")
 
     def __post_init__(self):
         for name in ("endpoint_options", "teacher_endpoint_options", "num_correct_shares", "expected"):

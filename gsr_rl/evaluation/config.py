@@ -1,7 +1,7 @@
 """Configuration of the evaluation: which problems, which methods, how candidates are grouped."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list
 from gsr_rl.engines.config import EngineConfig, check_sampling
 from gsr_rl.engines.reward_model import reward_model_messages
 from gsr_rl.hub.config import ResultsHubConfig, check_hub, check_update_model_card
-from gsr_rl.keys import at_least, check_model, check_output, mapping, one_of, raise_if_any
+from gsr_rl.keys import at_least, check_model, check_output, key, mapping, one_of, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig, check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path
 
@@ -25,93 +25,57 @@ SCORED = ("best_of_n", "weighted_vote")  # need the reward model
 class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
     """Evaluation: candidates, what is made of them by several methods, and controls."""
 
-    model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model to evaluate."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the reports, of samples.parquet and of the shards it resumes from."}
+    model: str | None = key(None, "Path or Hub name of the model to evaluate.")
+    output_dir: str | None = key(None, "Folder of the reports, of samples.parquet and of the shards it resumes from.")
+    benchmarks: list[str] | None = key(
+        None,
+        "Benchmarks by name, several in one run: aime24, aime25, amc23, amc22-23, math500, olympiadbench, gsm8k, "
+        "minerva, hmmt, knights_knaves/N, knights_knaves/N/choice, reasoning_gym/TASK, tiny/mix, a local file, a Hub "
+        "name. Stands in for dataset_name; max_problems is of each.",
     )
-    benchmarks: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Benchmarks by name, several in one run: aime24, aime25, amc23, amc22-23, math500, olympiadbench, "
-            "gsm8k, minerva, hmmt, knights_knaves/N, knights_knaves/N/choice, reasoning_gym/TASK, tiny/mix, a local "
-            "file, a Hub name. Stands in for dataset_name; max_problems is of each."
-        },
+    benchmark_files: dict[str, Any] | str | None = key(
+        None, "Local files in place of the Hub's sets: {aime24: FILE.jsonl}. Checked as the sets are."
     )
-    benchmark_files: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Local files in place of the Hub's sets: {aime24: FILE.jsonl}. Checked as the sets are."},
+    benchmark_name: str | None = key(None, "Name in eval.json of what dataset_name holds. Default: from dataset_name.")
+    split_by: str | None = key(None, "Key of the problem rows; the tables are also given for each of its values.")
+    refinement_temperature: float | None = key(None, "Sampling temperature of refinements. Default: temperature.")
+    refinement_top_p: float | None = key(None, "Nucleus of refinements. Default: top_p.")
+    methods: list[str] = key(
+        ["selfref", "selfref_none", "selfref_foreign"],
+        "What is made of the candidates: selfref, selfref_none (no candidates), selfref_foreign (another problem's), "
+        "rounds (refine over refinements), select (the model says which candidate is right), best_of_n, weighted_vote "
+        "(both by reward_model), orders (the same set in other orders).",
     )
-    benchmark_name: str | None = field(
-        default=None, metadata={"help": "Name in eval.json of what dataset_name holds. Default: from dataset_name."}
+    refinement_rounds: int = key(2, "With rounds: how often K refinements are made over the K texts before them.")
+    order_repeats: int = key(2, "With orders: refinements of a set in other orders, and as many in its own order.")
+    reward_model: str | None = key(None, "Path or Hub name of a sequence-classification model that scores candidates.")
+    reward_batch_size: int = key(8, "Candidates scored at once.")
+    grouping: str = key(
+        "resampled",
+        "Candidate sets of a problem: `disjoint` (no candidate in two sets, as in the GSR paper) or `resampled` (as "
+        "many sets as asked for, overlapping where they must).",
     )
-    split_by: str | None = field(
-        default=None, metadata={"help": "Key of the problem rows; the tables are also given for each of its values."}
+    num_candidate_sets: int | None = key(
+        None, "M: candidate sets per problem. Default: 1; with grouping: disjoint all that there are."
     )
-    refinement_temperature: float | None = field(
-        default=None, metadata={"help": "Sampling temperature of refinements. Default: temperature."}
+    candidates_from: str | None = key(
+        None, "samples.parquet of another run: also refine over that run's candidate sets (frozen)."
     )
-    refinement_top_p: float | None = field(default=None, metadata={"help": "Nucleus of refinements. Default: top_p."})
-    methods: list[str] = field(
-        default_factory=lambda: ["selfref", "selfref_none", "selfref_foreign"],
-        metadata={
-            "help": "What is made of the candidates: selfref, selfref_none (no candidates), selfref_foreign (another "
-            "problem's), rounds (refine over refinements), select (the model says which candidate is right), "
-            "best_of_n, weighted_vote (both by reward_model), orders (the same set in other orders)."
-        },
+    own_candidates: bool = key(
+        True, "false: sample no candidates, take those of candidates_from, and its sets, for every method."
     )
-    refinement_rounds: int = field(
-        default=2, metadata={"help": "With rounds: how often K refinements are made over the K texts before them."}
+    from_samples: list[str] | None = key(
+        None,
+        "Folders of finished runs: make their tables and reports anew from samples.parquet, without a model. With "
+        "several folders, of several seeds, also a table over them.",
     )
-    order_repeats: int = field(
-        default=2,
-        metadata={"help": "With orders: refinements of a set in other orders, and as many in its own order."},
+    compare_with: str | None = key(
+        None,
+        "Folder of another model's run: also paired differences from it on the problems of both, in compare.md and "
+        "compare.json. After an evaluation, or with one run of from_samples.",
     )
-    reward_model: str | None = field(
-        default=None,
-        metadata={"help": "Path or Hub name of a sequence-classification model that scores candidates."},
-    )
-    reward_batch_size: int = field(default=8, metadata={"help": "Candidates scored at once."})
-    grouping: str = field(
-        default="resampled",
-        metadata={
-            "help": "Candidate sets of a problem: `disjoint` (no candidate in two sets, as in the GSR paper) or "
-            "`resampled` (as many sets as asked for, overlapping where they must)."
-        },
-    )
-    num_candidate_sets: int | None = field(
-        default=None,
-        metadata={"help": "M: candidate sets per problem. Default: 1; with grouping: disjoint all that there are."},
-    )
-    candidates_from: str | None = field(
-        default=None,
-        metadata={"help": "samples.parquet of another run: also refine over that run's candidate sets (frozen)."},
-    )
-    own_candidates: bool = field(
-        default=True,
-        metadata={
-            "help": "false: sample no candidates, take those of candidates_from, and its sets, for every method."
-        },
-    )
-    from_samples: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Folders of finished runs: make their tables and reports anew from samples.parquet, without a "
-            "model. With several folders, of several seeds, also a table over them."
-        },
-    )
-    compare_with: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of another model's run: also paired differences from it on the problems of both, in "
-            "compare.md and compare.json. After an evaluation, or with one run of from_samples."
-        },
-    )
-    problems_per_chunk: int = field(
-        default=256, metadata={"help": "Problems of a shard at most; a shard is also written every minute."}
-    )
-    num_examples: int = field(
-        default=3, metadata={"help": "Triumphs and failures that report.html shows of each benchmark."}
-    )
+    problems_per_chunk: int = key(256, "Problems of a shard at most; a shard is also written every minute.")
+    num_examples: int = key(3, "Triumphs and failures that report.html shows of each benchmark.")
 
     def __post_init__(self):
         vars(self).update(sampled_as_candidates(self))
@@ -181,11 +145,11 @@ def _check_beside_benchmarks(c) -> list[str]:
 def _check_read(c, sources: list) -> list[str]:
     """Keys about rows are read by one of the benchmarks; filters, which all would be taken to pass, by each."""
     messages = []
-    for key in ("dataset_config", "dataset_kwargs", "problem_column", "answer_column", "row_filters"):
-        without = [source.name for source in sources if key not in source.reads]
-        if getattr(c, key) and without and (key == "row_filters" or len(without) == len(sources)):
+    for name in ("dataset_config", "dataset_kwargs", "problem_column", "answer_column", "row_filters"):
+        without = [source.name for source in sources if name not in source.reads]
+        if getattr(c, name) and without and (name == "row_filters" or len(without) == len(sources)):
             messages.append(
-                f"{key}={getattr(c, key)!r} is ignored by {', '.join(without)}: leave the key out, or give a file "
+                f"{name}={getattr(c, name)!r} is ignored by {', '.join(without)}: leave the key out, or give a file "
                 "of your own by dataset_name"
             )
     return messages

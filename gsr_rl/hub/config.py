@@ -4,8 +4,10 @@ The token is no key: it comes from `HF_TOKEN` or `hf auth login`. Checks: `check
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from gsr_rl.keys import key
 
 TOKEN_KEYS = ("hub_token", "push_to_hub_token")
 
@@ -14,42 +16,32 @@ TOKEN_KEYS = ("hub_token", "push_to_hub_token")
 class HubConfig:
     """Whether and how to push; the same keys as in TRL's training arguments."""
 
-    push_to_hub: bool = field(default=False, metadata={"help": "Push to the Hub at the end. Token: HF_TOKEN."})
-    hub_private_repo: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether a repository that is made is private; with true a public one that is there is refused. "
-            "Default: as the account has it."
-        },
+    push_to_hub: bool = key(False, "Push to the Hub at the end. Token: HF_TOKEN.")
+    hub_private_repo: bool | None = key(
+        None,
+        "Whether a repository that is made is private; with true a public one that is there is refused. Default: as "
+        "the account has it.",
     )
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it is not there."})
+    hub_revision: str | None = key(None, "Branch to push to; made if it is not there.")
 
 
 @dataclass
 class DataSetHubConfig(HubConfig):
     """Where a distilled set goes. A set is private unless it is asked to be public."""
 
-    hub_private_repo: bool | None = field(
-        default=True,
-        metadata={
-            "help": "Whether a repository that is made is private; with true a public one that is there is refused."
-        },
+    hub_private_repo: bool | None = key(
+        True, "Whether a repository that is made is private; with true a public one that is there is refused."
     )
-    hub_dataset_id: str | None = field(
-        default=None, metadata={"help": "Name of the data set on the Hub, USER/NAME, for push_to_hub."}
-    )
+    hub_dataset_id: str | None = key(None, "Name of the data set on the Hub, USER/NAME, for push_to_hub.")
 
 
 @dataclass
 class ResultsHubConfig(HubConfig):
     """Where an evaluation's results go."""
 
-    update_model_card: bool = field(
-        default=False, metadata={"help": "Write the results into README.md of the evaluated model's folder."}
-    )
-    hub_model_id: str | None = field(
-        default=None,
-        metadata={"help": "Model on the Hub whose card push_to_hub writes the results into. Default: `model`."},
+    update_model_card: bool = key(False, "Write the results into README.md of the evaluated model's folder.")
+    hub_model_id: str | None = key(
+        None, "Model on the Hub whose card push_to_hub writes the results into. Default: `model`."
     )
 
 

@@ -5,10 +5,10 @@ The file says what the model was trained on, and how long completions were then.
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from gsr_rl.keys import raise_if_any
+from gsr_rl.keys import key, raise_if_any
 from gsr_rl.refinement.prompts import TEMPLATES, get_template
 from gsr_rl.run_folder import atomic_write
 
@@ -20,20 +20,15 @@ COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of pr
 class RefinementConfig:
     """How candidates are shown to the model that refines them: the same from distillation to serving."""
 
-    num_candidates: int = field(default=4, metadata={"help": "K: candidates shown in a refinement prompt."})
-    prompt_template: str = field(
-        default="gsr",
-        metadata={"help": "Wording of the two prompts: a name from gsr_rl/refinement/prompts.py (gsr, tiny)."},
+    num_candidates: int = key(4, "K: candidates shown in a refinement prompt.")
+    prompt_template: str = key(
+        "gsr", "Wording of the two prompts: a name from gsr_rl/refinement/prompts.py (gsr, tiny)."
     )
-    max_refinement_prompt_length: int = field(
-        default=8192,
-        metadata={"help": "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."},
+    max_refinement_prompt_length: int = key(
+        8192, "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."
     )
-    unfinished_candidates: str = field(
-        default="drop",
-        metadata={
-            "help": "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
-        },
+    unfinished_candidates: str = key(
+        "drop", "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
     )
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from gsr_rl.keys import (
     check_model,
     check_shares,
     finite,
+    key,
     mapping,
     one_of,
     positive,
@@ -31,48 +32,30 @@ SHORT_NAMES = {"k": "num_candidates"}  # on the command line
 class AnswerConfig:
     """How a problem is answered: how candidates are shown (from the model's own file), and how they are sampled."""
 
-    model: str | None = field(default=None, metadata={"help": "Path or Hub name of the model."})
-    num_candidates: int | None = field(
-        default=None, metadata={"help": "K: candidates per problem. Default: the model's gsr_config.json, else 4."}
+    model: str | None = key(None, "Path or Hub name of the model.")
+    num_candidates: int | None = key(None, "K: candidates per problem. Default: the model's gsr_config.json, else 4.")
+    prompt_template: str | None = key(None, "Wording of the prompts: gsr or tiny. Default: gsr_config.json, else gsr.")
+    max_refinement_prompt_length: int | None = key(
+        None, "Budget of a refinement prompt in tokens. Default: gsr_config.json, else 8192."
     )
-    prompt_template: str | None = field(
-        default=None, metadata={"help": "Wording of the prompts: gsr or tiny. Default: gsr_config.json, else gsr."}
+    unfinished_candidates: str | None = key(
+        None, "Candidates that ran into their limit: drop or cut. Default: gsr_config.json, else drop."
     )
-    max_refinement_prompt_length: int | None = field(
-        default=None,
-        metadata={"help": "Budget of a refinement prompt in tokens. Default: gsr_config.json, else 8192."},
+    mode: str = key("refine", "refine, vote (the majority's candidate, no refinement) or direct (one plain sample).")
+    rounds: int = key(1, "Refinement rounds. Each but the last makes K refinements, which the next one reads.")
+    temperature: float = key(0.6, "Sampling temperature of candidates; 0 is greedy.")
+    top_p: float = key(0.95, "Nucleus of candidates.")
+    refinement_temperature: float | None = key(None, "Sampling temperature of refinements. Default: temperature.")
+    refinement_top_p: float | None = key(None, "Nucleus of refinements. Default: top_p.")
+    max_completion_length: int | None = key(
+        None,
+        "Limit of a candidate in tokens. Default: gsr_config.json (as in training), else a quarter of the model's "
+        "context length, at most 4096.",
     )
-    unfinished_candidates: str | None = field(
-        default=None,
-        metadata={"help": "Candidates that ran into their limit: drop or cut. Default: gsr_config.json, else drop."},
-    )
-    mode: str = field(
-        default="refine",
-        metadata={"help": "refine, vote (the majority's candidate, no refinement) or direct (one plain sample)."},
-    )
-    rounds: int = field(
-        default=1,
-        metadata={"help": "Refinement rounds. Each but the last makes K refinements, which the next one reads."},
-    )
-    temperature: float = field(default=0.6, metadata={"help": "Sampling temperature of candidates; 0 is greedy."})
-    top_p: float = field(default=0.95, metadata={"help": "Nucleus of candidates."})
-    refinement_temperature: float | None = field(
-        default=None, metadata={"help": "Sampling temperature of refinements. Default: temperature."}
-    )
-    refinement_top_p: float | None = field(default=None, metadata={"help": "Nucleus of refinements. Default: top_p."})
-    max_completion_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Limit of a candidate in tokens. Default: gsr_config.json (as in training), else a quarter of the "
-            "model's context length, at most 4096."
-        },
-    )
-    max_refinement_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Limit of a refinement in tokens. Default: max_completion_length if that is set, else "
-            "gsr_config.json, else as for candidates."
-        },
+    max_refinement_length: int | None = key(
+        None,
+        "Limit of a refinement in tokens. Default: max_completion_length if that is set, else gsr_config.json, else "
+        "as for candidates.",
     )
 
     def __post_init__(self):
@@ -115,17 +98,13 @@ class AnswerConfig:
 class SolveConfig(EngineAccess, AnswerConfig):
     """`gsr-solve` and `gsr_rl.Solver`: the engine that answers."""
 
-    engine: str = field(
-        default="auto",
-        metadata={
-            "help": "vllm, transformers or endpoint. Default (auto): endpoint if endpoints is set, vllm if it is "
-            "installed, else transformers."
-        },
+    engine: str = key(
+        "auto",
+        "vllm, transformers or endpoint. Default (auto): endpoint if endpoints is set, vllm if it is installed, else "
+        "transformers.",
     )
-    request_retries: int = field(default=3, metadata={"help": "Further tries of a request to an endpoint."})
-    enforce_eager: bool | None = field(
-        default=None, metadata={"help": "vLLM without compilation: it starts sooner. Default: on a CPU."}
-    )
+    request_retries: int = key(3, "Further tries of a request to an endpoint.")
+    enforce_eager: bool | None = key(None, "vLLM without compilation: it starts sooner. Default: on a CPU.")
 
     def __post_init__(self):
         self.endpoint_options = mapping("endpoint_options", self.endpoint_options)
@@ -153,79 +132,47 @@ class SolveConfig(EngineAccess, AnswerConfig):
 class SolveInput:
     """Where the problems of `gsr-solve` come from, and what is printed."""
 
-    file: str | None = field(
-        default=None, metadata={"help": "A file with one problem; .jsonl: one a line, in `problem` or `question`."}
-    )
-    json: bool = field(default=False, metadata={"help": "Print one JSON object per problem and nothing else."})
+    file: str | None = key(None, "A file with one problem; .jsonl: one a line, in `problem` or `question`.")
+    json: bool = key(False, "Print one JSON object per problem and nothing else.")
 
 
 @dataclass
 class ServeConfig(AnswerConfig):
     """`gsr-serve`: the server behind it, the address in front, and its limits."""
 
-    backend: str = field(
-        default="http://127.0.0.1:8000/v1", metadata={"help": "Address of the vLLM server that samples."}
+    backend: str = key("http://127.0.0.1:8000/v1", "Address of the vLLM server that samples.")
+    backend_model: str | None = key(
+        None, "The name by which it knows the model. Default: the only one that it serves."
     )
-    backend_model: str | None = field(
-        default=None, metadata={"help": "The name by which it knows the model. Default: the only one that it serves."}
+    backend_api: str = key(
+        "completions", "completions (token ids, exact; vLLM and SGLang) or chat (messages, any server)."
     )
-    backend_api: str = field(
-        default="completions",
-        metadata={"help": "completions (token ids, exact; vLLM and SGLang) or chat (messages, any server)."},
+    backend_key_env: str | None = key(
+        None, "Name of the environment variable with the backend's key. Default: no key."
     )
-    backend_key_env: str | None = field(
-        default=None, metadata={"help": "Name of the environment variable with the backend's key. Default: no key."}
-    )
-    backend_retries: int = field(
-        default=2, metadata={"help": "Further tries of a request that the backend refused or dropped."}
-    )
-    backend_start_seconds: float = field(
-        default=60.0, metadata={"help": "How long to wait for the backend's first answer at the start."}
-    )
-    max_model_length: int | None = field(
-        default=None, metadata={"help": "The backend's context length in tokens. Default: what it states."}
-    )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on. 0.0.0.0: all; needs a key."})
-    port: int = field(default=8080, metadata={"help": "Port to listen on; 0 takes a free one."})
-    served_model_name: str | None = field(
-        default=None, metadata={"help": "Name in /v1/models. Default: the last part of `model`."}
-    )
-    api_key_env: str = field(
-        default="GSR_API_KEY", metadata={"help": "Name of the environment variable with the clients' key."}
-    )
-    api_key_file: str | None = field(
-        default=None, metadata={"help": "File with clients' keys, one a line, in place of the variable."}
-    )
-    without_key: bool = field(
-        default=False, metadata={"help": "Allow an open server on another address than this machine's own."}
-    )
-    max_num_candidates: int = field(default=16, metadata={"help": "The most candidates that a request may ask for."})
-    max_rounds: int = field(default=3, metadata={"help": "The most rounds that a request may ask for."})
-    max_answers: int = field(default=8, metadata={"help": "The largest `n` that a request may ask for."})
-    max_body_bytes: int = field(default=1_048_576, metadata={"help": "Largest body of a request."})
-    body_seconds: float = field(default=30.0, metadata={"help": "How long a client may take to send its body."})
-    header_seconds: float = field(
-        default=10.0,
-        metadata={"help": "How long a connection may take to send a request's header; then it is closed."},
-    )
-    max_connections: int = field(
-        default=512,
-        metadata={"help": "Connections at once. A request on one more gets 503; twice as many are closed."},
-    )
-    max_backend_requests: int = field(
-        default=256, metadata={"help": "Completions asked of the backend at once; further ones wait for their turn."}
-    )
-    max_running: int = field(default=64, metadata={"help": "Requests worked on at once."})
-    max_waiting: int = field(default=128, metadata={"help": "Requests that wait for a place; one more gets 429."})
-    request_seconds: float = field(
-        default=600.0, metadata={"help": "How long a request may take, waiting included. Its stages share it."}
-    )
-    keep_alive_seconds: float = field(
-        default=10.0, metadata={"help": "A stream begins at the latest, and then says at least a comment, so often."}
-    )
-    forward_seed: bool = field(
-        default=False,
-        metadata={"help": "Hand a request's seed to the backend. vLLM's CPU engine dies of it, so it is left out."},
+    backend_retries: int = key(2, "Further tries of a request that the backend refused or dropped.")
+    backend_start_seconds: float = key(60.0, "How long to wait for the backend's first answer at the start.")
+    max_model_length: int | None = key(None, "The backend's context length in tokens. Default: what it states.")
+    host: str = key("127.0.0.1", "Address to listen on. 0.0.0.0: all; needs a key.")
+    port: int = key(8080, "Port to listen on; 0 takes a free one.")
+    served_model_name: str | None = key(None, "Name in /v1/models. Default: the last part of `model`.")
+    api_key_env: str = key("GSR_API_KEY", "Name of the environment variable with the clients' key.")
+    api_key_file: str | None = key(None, "File with clients' keys, one a line, in place of the variable.")
+    without_key: bool = key(False, "Allow an open server on another address than this machine's own.")
+    max_num_candidates: int = key(16, "The most candidates that a request may ask for.")
+    max_rounds: int = key(3, "The most rounds that a request may ask for.")
+    max_answers: int = key(8, "The largest `n` that a request may ask for.")
+    max_body_bytes: int = key(1_048_576, "Largest body of a request.")
+    body_seconds: float = key(30.0, "How long a client may take to send its body.")
+    header_seconds: float = key(10.0, "How long a connection may take to send a request's header; then it is closed.")
+    max_connections: int = key(512, "Connections at once. A request on one more gets 503; twice as many are closed.")
+    max_backend_requests: int = key(256, "Completions asked of the backend at once; further ones wait for their turn.")
+    max_running: int = key(64, "Requests worked on at once.")
+    max_waiting: int = key(128, "Requests that wait for a place; one more gets 429.")
+    request_seconds: float = key(600.0, "How long a request may take, waiting included. Its stages share it.")
+    keep_alive_seconds: float = key(10.0, "A stream begins at the latest, and then says at least a comment, so often.")
+    forward_seed: bool = key(
+        False, "Hand a request's seed to the backend. vLLM's CPU engine dies of it, so it is left out."
     )
 
     def errors(self) -> list[str]:

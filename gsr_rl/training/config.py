@@ -1,12 +1,12 @@
 """Configuration dataclasses: our own keys on top of TRL's. The YAML files in `recipes/` hold these keys."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from trl import GRPOConfig, SFTConfig
 
-from gsr_rl.keys import mapping, raise_if_any
+from gsr_rl.keys import key, mapping, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig
 from gsr_rl.training.checks import check_grpo, check_reporting, check_sft
 from gsr_rl.training.rollout import Plan
@@ -36,144 +36,87 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     `num_generations` is G, the rollouts per problem and stage; `max_completion_length` limits candidates.
     """
 
-    num_candidate_sets: int = field(
-        default=1, metadata={"help": "M: candidate sets per problem. Each gets G/M refinements; M divides G."}
+    num_candidate_sets: int = key(1, "M: candidate sets per problem. Each gets G/M refinements; M divides G.")
+    max_refinement_length: int | None = key(None, "Limit of a refinement in tokens. Default: max_completion_length.")
+    candidate_weight: float = key(1.0, "Weight of the candidates' loss. 0: candidates are sampled, not trained.")
+    refinement_weight: float = key(1.0, "Weight of the refinements' loss. 0: no refinement is sampled.")
+    candidate_objective: str = key(
+        "pass@1",
+        "Advantage of candidates: `pass@1` (plain) or `pass@k` (a candidate's part in the expected best of K; meant "
+        "to keep the diversity that refinement lives on).",
     )
-    max_refinement_length: int | None = field(
-        default=None, metadata={"help": "Limit of a refinement in tokens. Default: max_completion_length."}
+    objective_k: int | None = key(None, "The k of pass@k; needs num_generations of at least k + 1. Default: K.")
+    candidate_credit: float = key(
+        0.0,
+        "Added to a candidate's advantage, times: how much better refinements over sets that hold it do than over the "
+        "others. Needs num_candidate_sets of at least 2 and uniform choice.",
     )
-    candidate_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the candidates' loss. 0: candidates are sampled, not trained."}
+    candidate_scale_rewards: str | None = key(
+        None, "Divide candidates' advantages by their deviation: group or none. Default: scale_rewards."
     )
-    refinement_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the refinements' loss. 0: no refinement is sampled."}
+    refinement_scale_rewards: str | None = key(None, "The same for refinements. Default: scale_rewards.")
+    candidate_choice: str = key(
+        "uniform",
+        "Which candidates a refinement is shown: uniform, balanced (right and wrong ones), hard (fewer right ones "
+        "than wrong ones), paper (all right ones, filled up with wrong ones).",
     )
-    candidate_objective: str = field(
-        default="pass@1",
-        metadata={
-            "help": "Advantage of candidates: `pass@1` (plain) or `pass@k` (a candidate's part in the expected best "
-            "of K; meant to keep the diversity that refinement lives on)."
-        },
+    uniform_share: float = key(
+        0.5, "Share of candidate sets that are chosen uniformly whatever candidate_choice, in [0, 1]."
     )
-    objective_k: int | None = field(
-        default=None, metadata={"help": "The k of pass@k; needs num_generations of at least k + 1. Default: K."}
+    min_num_candidates: int | None = key(
+        None, "Show a random number of candidates, from this one to num_candidates, drawn for each problem."
     )
-    candidate_credit: float = field(
-        default=0.0,
-        metadata={
-            "help": "Added to a candidate's advantage, times: how much better refinements over sets that hold it do "
-            "than over the others. Needs num_candidate_sets of at least 2 and uniform choice."
-        },
+    oversample: float = key(
+        1.0, "Sample up to this many times the batch's problems until it is full of problems with signal."
     )
-    candidate_scale_rewards: str | None = field(
-        default=None, metadata={"help": "Divide candidates' advantages by their deviation: group or none. Default: "
-                                "scale_rewards."}
-    )  # fmt: skip
-    refinement_scale_rewards: str | None = field(
-        default=None, metadata={"help": "The same for refinements. Default: scale_rewards."}
+    drop_from_denominator: bool = key(False, "Leave groups without signal out of the loss's counts.")
+    curriculum: bool = key(False, "Draw problems by their running pass rate, those solved half the time most often.")
+    streamed_rollout: bool = key(True, "With vLLM colocated: refine a problem as soon as its own candidates are done.")
+    server_request_timeout: float = key(
+        900.0,
+        "With vllm_mode server: seconds that one answer of the server may take before the run ends. Below "
+        "ddp_timeout, after which the ranks that wait give up.",
     )
-    candidate_choice: str = field(
-        default="uniform",
-        metadata={
-            "help": "Which candidates a refinement is shown: uniform, balanced (right and wrong ones), hard (fewer "
-            "right ones than wrong ones), paper (all right ones, filled up with wrong ones)."
-        },
+    num_examples: int = key(2, "Problems to print at each logging step, candidates beside their refinement.")
+    eval_dataset_name: str | None = key(
+        None, "Held-out problems for evaluation while training (eval_strategy, eval_steps)."
     )
-    uniform_share: float = field(
-        default=0.5,
-        metadata={"help": "Share of candidate sets that are chosen uniformly whatever candidate_choice, in [0, 1]."},
+    eval_dataset_split: str = key("validation", "Their split.")
+    max_eval_problems: int | None = key(200, "How many of them; null: all.")
+    eval_problems_per_call: int = key(64, "Held-out problems that a rank gives to its engine at once.")
+    reward_funcs: list[str] = key(
+        ["accuracy"],
+        "Rewards by name (accuracy, format, length) or as module:function; with candidate/ or refinement/ before it a "
+        "reward counts in that stage only.",
     )
-    min_num_candidates: int | None = field(
-        default=None,
-        metadata={
-            "help": "Show a random number of candidates, from this one to num_candidates, drawn for each problem."
-        },
+    reward_options: dict[str, Any] | str | None = key(
+        None, "Arguments of rewards by name, such as {length: {max_length: 4096, buffer: 1024}}."
     )
-    oversample: float = field(
-        default=1.0,
-        metadata={
-            "help": "Sample up to this many times the batch's problems until it is full of problems with signal."
-        },
+    vllm_dtype: str = key("auto", "Number format of the colocated engine: auto, float32, bfloat16.")
+    vllm_enforce_eager: bool | None = key(
+        None, "Do not compile the engine's model. Default: eager on CPU, compiled on GPU."
     )
-    drop_from_denominator: bool = field(
-        default=False, metadata={"help": "Leave groups without signal out of the loss's counts."}
+    model_shape: dict[str, Any] | str | None = key(
+        None, "For the memory figures of a dry run: sizes by config.json's names, if the model is not local."
     )
-    curriculum: bool = field(
-        default=False,
-        metadata={"help": "Draw problems by their running pass rate, those solved half the time most often."},
+    launch_config: str | None = key(
+        None,
+        "For a dry run: the accelerate configuration whose processes and ZeRO stage it counts on. Under `accelerate "
+        "launch` the processes are those that were started.",
     )
-    streamed_rollout: bool = field(
-        default=True,
-        metadata={"help": "With vLLM colocated: refine a problem as soon as its own candidates are done."},
+    gpu_memory_gib: float = key(80.0, "For a dry run: memory of one GPU in GiB.")
+    shared_prefix: bool = key(
+        True,
+        "Compute a prompt once for all its completions and no padding (Llama, Qwen2, Qwen3 types; others fall back to "
+        "TRL's padded rows with a warning).",
     )
-    server_request_timeout: float = field(
-        default=900.0,
-        metadata={
-            "help": "With vllm_mode server: seconds that one answer of the server may take before the run ends. Below "
-            "ddp_timeout, after which the ranks that wait give up."
-        },
+    max_tokens_per_micro_batch: int | None = key(
+        None,
+        "Tokens that one forward and backward computes at most: an optimizer step's rows are packed into as few "
+        "passes of whole prompt groups as fit. Default: micro-batches of per_device_train_batch_size rows.",
     )
-    num_examples: int = field(
-        default=2, metadata={"help": "Problems to print at each logging step, candidates beside their refinement."}
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Held-out problems for evaluation while training (eval_strategy, eval_steps)."}
-    )
-    eval_dataset_split: str = field(default="validation", metadata={"help": "Their split."})
-    max_eval_problems: int | None = field(default=200, metadata={"help": "How many of them; null: all."})
-    eval_problems_per_call: int = field(
-        default=64, metadata={"help": "Held-out problems that a rank gives to its engine at once."}
-    )
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy"],
-        metadata={
-            "help": "Rewards by name (accuracy, format, length) or as module:function; with candidate/ or refinement/ "
-            "before it a reward counts in that stage only."
-        },
-    )
-    reward_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Arguments of rewards by name, such as {length: {max_length: 4096, buffer: 1024}}."},
-    )
-    vllm_dtype: str = field(
-        default="auto", metadata={"help": "Number format of the colocated engine: auto, float32, bfloat16."}
-    )
-    vllm_enforce_eager: bool | None = field(
-        default=None, metadata={"help": "Do not compile the engine's model. Default: eager on CPU, compiled on GPU."}
-    )
-    model_shape: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "For the memory figures of a dry run: sizes by config.json's names, if the model is not local."
-        },
-    )
-    launch_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "For a dry run: the accelerate configuration whose processes and ZeRO stage it counts on. "
-            "Under `accelerate launch` the processes are those that were started."
-        },
-    )
-    gpu_memory_gib: float = field(default=80.0, metadata={"help": "For a dry run: memory of one GPU in GiB."})
-    shared_prefix: bool = field(
-        default=True,
-        metadata={
-            "help": "Compute a prompt once for all its completions and no padding (Llama, Qwen2, Qwen3 types; others "
-            "fall back to TRL's padded rows with a warning)."
-        },
-    )
-    max_tokens_per_micro_batch: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that one forward and backward computes at most: an optimizer step's rows are packed into "
-            "as few passes of whole prompt groups as fit. Default: micro-batches of per_device_train_batch_size rows."
-        },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Check everything, print the resolved configuration, the batch and memory, load no weights."
-        },
+    dry_run: bool = key(
+        False, "Check everything, print the resolved configuration, the batch and memory, load no weights."
     )
 
     def __post_init__(self):
@@ -224,28 +167,20 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 class GSRSFTConfig(RefinementConfig, SFTConfig):
     """Supervised warm start on solve rows and refine rows. Every key of TRL's SFTConfig keeps its meaning."""
 
-    min_num_candidates: int | None = field(
-        default=None,
-        metadata={
-            "help": "The fewest candidates that a row shows, where distillation drew their number, up to "
-            "num_candidates. Default: every row shows num_candidates."
-        },
+    min_num_candidates: int | None = key(
+        None,
+        "The fewest candidates that a row shows, where distillation drew their number, up to num_candidates. Default: "
+        "every row shows num_candidates.",
     )
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "SFT rows: a .jsonl, .json or .parquet file, or a data set on the Hub."}
+    dataset_name: str | None = key(None, "SFT rows: a .jsonl, .json or .parquet file, or a data set on the Hub.")
+    dataset_config: str | None = key(None, "Configuration name of a Hub data set.")
+    dataset_split: str = key("train", "Split of a Hub data set.")
+    stages: list[str] = key(
+        ["candidate", "refinement"], "Rows to train on by stage: candidate (direct solutions), refinement, or both."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    stages: list[str] = field(
-        default_factory=lambda: ["candidate", "refinement"],
-        metadata={"help": "Rows to train on by stage: candidate (direct solutions), refinement, or both."},
-    )
-    max_rows: int | None = field(default=None, metadata={"help": "Train on N rows only, chosen by the seed."})
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Check everything, print the resolved configuration and the amounts, load no weights."},
-    )
+    max_rows: int | None = key(None, "Train on N rows only, chosen by the seed.")
+    dry_run: bool = key(False, "Check everything, print the resolved configuration and the amounts, load no weights.")
 
     def __post_init__(self):
         _read_as_yaml(self)
