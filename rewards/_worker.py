@@ -44,13 +44,11 @@ def serve(sock: socket.socket) -> None:
     stream = sock.makefile("rb")
     for line in stream:
         try:
-            request = json.loads(line)
-            reply = equivalence.answer_request(request)
-        except (MemoryError, RecursionError) as error:
-            reply = {"verdict": False, "why": f"{type(error).__name__} while comparing"}
-            gc.collect()
+            reply = equivalence.answer_request(json.loads(line))
         except Exception as error:  # a parser's own bug on odd text is a wrong answer, not a dead worker
             reply = {"verdict": False, "why": f"{type(error).__name__} while comparing"}
+            if isinstance(error, MemoryError | RecursionError):
+                gc.collect()
         sock.sendall(json.dumps(reply).encode() + b"\n")
 
 

@@ -5,6 +5,7 @@ Text is never handed to Python: a formula becomes a tree of tuples, and powers a
 left alone.
 """
 
+import operator
 import random
 import re
 from functools import lru_cache
@@ -28,6 +29,10 @@ _FUNCTIONS = re.compile(
 )
 
 
+_TIMES = ("*", "\\cdot", "\\times")
+_BRACKETS = {"(": ")", "{": "}"}
+
+
 class Unknown(ValueError):
     """The formula uses something that this reader does not know."""
 
@@ -44,8 +49,7 @@ def read(text: str):
         if not match:
             return None
         position = match.end()
-        if match["word"]:
-            word = match["word"]
+        if word := match["word"]:
             if len(word) > 3 or _FUNCTIONS.fullmatch(word):
                 return None
             tokens += [("v", letter) for letter in word[:-1]]
@@ -75,41 +79,34 @@ class _Reader:
             return True
         return False
 
+    def take_any(self, *signs: str) -> str | None:
+        """The first of `signs` that comes next, taken."""
+        return next((sign for sign in signs if self.take(sign)), None)
+
     def total(self, depth: int):
         if depth > MAX_DEPTH:
             raise Unknown
         tree = self.product(depth)
-        while self.peek() in (("s", "+"), ("s", "-")):
-            sign = self.peek()[1]
-            self.at += 1
+        while sign := self.take_any("+", "-"):
             tree = (sign, tree, self.product(depth))
         return tree
 
     def product(self, depth: int):
-        if self.take("-"):
-            return ("neg", self.product(depth + 1))
-        if self.take("+"):
-            return self.product(depth + 1)
+        if sign := self.take_any("-", "+"):
+            tree = self.product(depth + 1)
+            return ("neg", tree) if sign == "-" else tree
         tree = self.power(depth)
         while True:
-            if self.take("*") or self.take("\\cdot") or self.take("\\times"):
+            if self.take_any(*_TIMES):
                 tree = ("*", tree, self.signed(depth))
             elif self.take("/"):
-                divisor = self.signed(depth)
-                kind = self.peek()[0]
-                if kind == "v" or kind == "n" or self.peek() == ("s", "("):
+                tree = ("/", tree, self.signed(depth))
+                if self.peek()[0] in ("v", "n") or self.peek() == ("s", "("):
                     raise Unknown  # 1/2x: two readings
-                tree = ("/", tree, divisor)
-            elif (
-                self.peek()[0] == "v"
-                or self.peek()[1] in ("(", "{", "\\frac", "\\sqrt", "\\pi")
-                or (self.peek()[1].startswith("\\") and self.peek()[1] not in ("\\cdot", "\\times"))
-            ):
-                if self.peek()[1] == "\\frac" and tree[0] == "n":
-                    raise Unknown  # 2\frac12: a mixed number or a product
+            elif self.peek()[0] == "n" or (self.peek()[1] == "\\frac" and tree[0] == "n"):
+                raise Unknown  # 2 3 is no product, 2\frac12 a mixed number or a product
+            elif self.peek()[0] == "v" or self.peek()[1] in ("(", "{") or self.peek()[1].startswith("\\"):
                 tree = ("*", tree, self.power(depth))
-            elif self.peek()[0] == "n":
-                raise Unknown  # 2 3: not a product
             else:
                 return tree
 
@@ -121,23 +118,16 @@ class _Reader:
         while self.take("!"):
             tree = ("!", tree)
         if self.take("^"):
-            if self.take("-"):
-                return ("^", tree, ("neg", self.exponent(depth)))
-            return ("^", tree, self.exponent(depth))
+            negative = self.take("-")
+            exponent = self.exponent(depth)
+            return ("^", tree, ("neg", exponent) if negative else exponent)
         return tree
 
     def exponent(self, depth: int):
         kind, token = self.peek()
-        if (
-            (kind, token) in (("s", "{"), ("s", "("))
-            or (kind == "n" and len(token) == 1)
-            or kind == "v"
-            or token in ("\\pi", "\\frac")
-            or kind == "n"
-        ):
-            tree = self.atom(depth + 1)
-        else:
+        if kind not in ("n", "v") and token not in ("{", "(", "\\pi", "\\frac"):
             raise Unknown
+        tree = self.atom(depth + 1)
         return ("^", tree, self.exponent(depth + 1)) if self.take("^") else tree
 
     def atom(self, depth: int):
@@ -147,26 +137,24 @@ class _Reader:
         self.at += 1
         if kind in "nv":
             return (kind, token)
-        for opening, closing in (("(", ")"), ("{", "}")):
-            if token == opening:
-                tree = self.total(depth + 1)
-                if not self.take(closing):
-                    raise Unknown
-                return tree
+        if token in _BRACKETS:
+            return self.inside(_BRACKETS[token], depth)
         if token == "\\frac":
             return ("/", self.group(depth), self.group(depth))
         if token == "\\sqrt":
-            index = None
-            if self.take("["):
-                index = self.total(depth + 1)
-                if not self.take("]"):
-                    raise Unknown
+            index = self.inside("]", depth) if self.take("[") else None
             return ("root", self.group(depth), index)
         if token == "\\pi":
             return ("pi",)
-        if token.startswith("\\") and token not in ("\\cdot", "\\times"):
+        if token.startswith("\\") and token not in _TIMES:
             return ("v", token)
         raise Unknown
+
+    def inside(self, closing: str, depth: int):
+        tree = self.total(depth + 1)
+        if not self.take(closing):
+            raise Unknown
+        return tree
 
     def group(self, depth: int):
         if self.peek() != ("s", "{"):
@@ -186,31 +174,27 @@ def value(tree, point: dict):
     """The value of a tree with 50 digits. Raises Unknown or ArithmeticError where there is none."""
     kind = tree[0]
     if kind == "n":
-        return CONTEXT.mpf(tree[1])
+        return _decimal(tree[1])
     if kind == "pi":
         return +CONTEXT.pi
     if kind == "v":
-        return CONTEXT.e + 0 if tree[1] == "e" else CONTEXT.mpc(0, 1) if tree[1] == "i" else point[tree[1]]
-    if kind == "root" and tree[2] is None:
-        return CONTEXT.sqrt(value(tree[1], point))
+        return point[tree[1]] if tree[1] not in _CONSTANTS else _CONSTANTS[tree[1]]
     parts = [value(part, point) for part in tree[1:] if part is not None]
-    if kind == "neg":
-        return -parts[0]
-    if kind == "+":
-        return parts[0] + parts[1]
-    if kind == "-":
-        return parts[0] - parts[1]
-    if kind == "*":
-        return parts[0] * parts[1]
-    if kind == "/":
-        return parts[0] / parts[1]
-    if kind == "root":
-        return _power(parts[0], 1 / parts[1])
-    if kind == "!":
-        if not CONTEXT.isint(parts[0]) or not 0 <= parts[0] <= 5000:
-            raise Unknown
-        return CONTEXT.factorial(parts[0])
-    return _power(*parts)
+    return _OPERATIONS[kind](*parts)
+
+
+_CONSTANTS = {"e": CONTEXT.e + 0, "i": CONTEXT.mpc(0, 1)}
+_decimal = lru_cache(maxsize=4096)(CONTEXT.mpf)
+
+
+def _root(radicand, index=None):
+    return CONTEXT.sqrt(radicand) if index is None else _power(radicand, 1 / index)
+
+
+def _factorial(number):
+    if not CONTEXT.isint(number) or not 0 <= number <= 5000:
+        raise Unknown
+    return CONTEXT.factorial(number)
 
 
 def _power(base, exponent):
@@ -223,6 +207,12 @@ def _power(base, exponent):
     return CONTEXT.power(base, exponent)
 
 
+_OPERATIONS = {
+    "neg": operator.neg, "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "root": _root, "!": _factorial, "^": _power,
+}  # fmt: skip
+
+
 def _near(left, right) -> bool:
     return abs(left - right) <= TOLERANCE * max(abs(left), abs(right))
 
@@ -232,12 +222,10 @@ def _points(names: list[str]):
     for trial in range(6):
         if any(name[0] in "nmk" for name in names):  # may stand for whole numbers only
             yield False, {name: CONTEXT.mpf(2 + stream.randint(0, 6) + 2 * place) for place, name in enumerate(names)}
-        else:
-            sign = -1 if trial % 3 == 2 else 1
-            yield (
-                sign < 0,
-                {name: sign * CONTEXT.mpf(stream.randint(11, 400)) / stream.choice((97, 101, 103)) for name in names},
-            )
+            continue
+        sign = -1 if trial % 3 == 2 else 1
+        fractions = ((stream.randint(11, 400), stream.choice((97, 101, 103))) for _ in names)
+        yield sign < 0, {name: sign * CONTEXT.mpf(a) / b for name, (a, b) in zip(names, fractions, strict=True)}
 
 
 def same(gold: str, answer: str) -> bool | None:
@@ -269,10 +257,10 @@ def same_equation(gold: tuple[str, str], answer: tuple[str, str]) -> bool | None
     ratio = None
     for _, point in _points(names):
         try:
-            one, two, three, four = (value(tree, point) for tree in trees)
-            if _near(one, two) or _near(three, four):
+            left, right, other_left, other_right = (value(tree, point) for tree in trees)
+            if _near(left, right) or _near(other_left, other_right):
                 return None
-            this = (one - two) / (three - four)
+            this = (left - right) / (other_left - other_right)
         except (Unknown, ArithmeticError, ValueError):
             return None
         if ratio is not None and not abs(this - ratio) <= TOLERANCE * abs(ratio):
@@ -285,25 +273,20 @@ def same_equation(gold: tuple[str, str], answer: tuple[str, str]) -> bool | None
 def _degree(tree) -> int:
     """The degree of a polynomial; -1 for anything else, or for what may be written more simply."""
     kind = tree[0]
-    if kind in ("n", "pi"):
-        return 0
-    if kind == "v":
-        return 0 if tree[1] in "ei" else 1
-    if kind == "neg":
-        return _degree(tree[1])
+    if kind in ("n", "pi", "v"):
+        return int(kind == "v" and tree[1] not in _CONSTANTS)
     degrees = [_degree(part) for part in tree[1:] if part is not None]
     if -1 in degrees:
         return -1
-    if kind in "+-":
+    if kind in ("+", "-", "neg"):
         return max(degrees)
     if kind == "*":
         return sum(degrees)
     if kind == "/":
         return degrees[0] if degrees[1] == 0 else -1
     if kind == "^":
-        return (
-            degrees[0] * int(tree[2][1]) if tree[2][0] == "n" and tree[2][1].isdigit() and len(tree[2][1]) < 4 else -1
-        )
+        exponent = tree[2][1] if tree[2][0] == "n" and len(tree[2][1]) < 4 else ""
+        return degrees[0] * int(exponent) if exponent.isdigit() else -1
     return 0 if max(degrees) == 0 else -1
 
 

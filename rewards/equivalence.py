@@ -1,6 +1,7 @@
 """Whether two answers are the same, as a mathematician would say. Runs in a worker: it loads the math stack."""
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from rewards import choices, formulas, parameters, roles, structure, symbolic, units, wording
@@ -29,11 +30,9 @@ def describe(text: str) -> str:
     text = clean(text)
     if number := read_number(text):
         return f"the number {number.value}" + (" percent" if number.percent else "")
-    parts = structure.parts_of(text)
-    kind = (
-        f"list {parts}" if len(parts) > 1 else f"text {text!r}" if words(text) else f"formula {symbolic.latex(text)}"
-    )
-    return f"the {kind}"[:300]
+    if len(parts := structure.parts_of(text)) > 1:
+        return f"the list {parts}"[:300]
+    return (f"the text {text!r}" if words(text) else f"the formula {symbolic.latex(text)}")[:300]
 
 
 def same(gold: str, answer: str, depth: int = 0) -> bool:
@@ -49,10 +48,8 @@ def same(gold: str, answer: str, depth: int = 0) -> bool:
             return True
         if text is None:
             return len(gold) == 1 and _same_parts(gold, answer, depth)
-        own = choices.gold_choice(answer)
-        if own and own[0] != letter:
-            return False
-        return same(text, own[1] if own and own[1] else answer, depth + 1) if depth < MAX_DEPTH else False
+        named, value = choices.gold_choice(answer) or (letter, None)
+        return named == letter and depth < MAX_DEPTH and same(text, value or answer, depth + 1)
     if _same_parts(gold, answer, depth):
         return True
     value = choices.labelled(answer)
@@ -84,20 +81,23 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
     if sides != (gold, answer):
         return _same_parts(*sides, depth + 1)
     gold, answer = (structure.without_membership(structure.without_approximation(side)) for side in (gold, answer))
-    gold, answer = (
-        structure.spread(side) if other.count("=") > 1 else side for side, other in ((gold, answer), (answer, gold))
-    )
+    sides = (gold, answer), (answer, gold)
+    gold, answer = (structure.spread(side) if other.count("=") > 1 else side for side, other in sides)
     named = structure.assignment(answer)
     if named and numbers[0] and read_number(named[1]):  # "x = 58,500" is one number
         return same_number(numbers[0], read_number(named[1]))
-    gold_parts, answer_parts = structure.elements(gold), structure.elements(answer)
-    names, gold_parts = structure.grouped(gold_parts)
-    _, answer_parts = structure.grouped(answer_parts, names)
+    names, gold_parts = structure.grouped(structure.elements(gold))
+    _, answer_parts = structure.grouped(structure.elements(answer), names)
     unions = structure.union_of(gold_parts), structure.union_of(answer_parts)
     if any(unions) and 1 in (len(gold_parts), len(answer_parts)):
         return _same_one(unions[0] or gold, unions[1] or answer, depth + 1)
     if len(gold_parts) == 1 and len(answer_parts) == 1:
         return _same_one(gold_parts[0], answer_parts[0], depth)
+    return _same_lists(gold, answer, gold_parts, answer_parts, depth)
+
+
+def _same_lists(gold: str, answer: str, gold_parts: list[str], answer_parts: list[str], depth: int) -> bool:
+    """Compare where at least one side has several parts."""
     if len(gold_parts) == 1 and "\\cup" in gold:  # "(1,2) or [3,4)" is a union too
         return _same_one(gold, " \\cup ".join(answer_parts), depth)
     if re.fullmatch(r"[A-J]{2,}", gold) and all(re.fullmatch(r"\(?[A-J]\)?", part) for part in answer_parts):
@@ -106,43 +106,52 @@ def _same_parts(gold: str, answer: str, depth: int) -> bool:
         return False
     if _decimal_comma(gold, answer) or _decimal_comma(answer, gold):
         return True
-    inner = [structure.bracketed(side) for side in (gold, answer)]
-    pair = inner[1] and inner[1][0] + inner[1][2]
-    if len(answer_parts) == 1 and pair in ("{}", "()", "[]") and (pair != "[]" or len(gold_parts) > 2):
-        # "1, 2" against "{1, 2}" or, in order, "(1, 2)"; but "[1, 2]" is an interval
-        return _same_list(gold_parts, structure.elements(inner[1][1]), inner[1][0] != "{", depth)
-    if len(gold_parts) == 1 and inner[0] and (inner[0][0] in "{(" and inner[0][2] in "})"):
-        return _same_list(structure.elements(inner[0][1]), answer_parts, inner[0][0] != "{", depth)
-    if len(gold_parts) > 1 and len(answer_parts) == 1 and words(gold) and len(words(gold)) > 3:
+    brackets = ("{}", "()", "[]") if len(gold_parts) > 2 else ("{}", "()")  # "[1, 2]" is an interval
+    if len(answer_parts) == 1 and (inside := _listed_in(answer, brackets)):
+        return _same_list(gold_parts, *inside, depth)
+    if len(gold_parts) == 1 and (inside := _listed_in(gold, ("{}", "()"))):
+        return _same_list(inside[0], answer_parts, inside[1], depth)
+    if len(answer_parts) == 1 and len(words(gold)) > 3:
         return False
     return _same_list(gold_parts, answer_parts, False, depth)
 
 
-def _decimal_comma(one: str, other: str) -> bool:
-    """Whether `one` is a decimal with a comma, as in "1,22", that equals the decimal `other`."""
-    if not re.fullmatch(r"[+-]?\d+,\d+(?:\s*%)?", one):
+def _listed_in(text: str, pairs: tuple[str, ...]) -> tuple[list[str], bool] | None:
+    """The elements between brackets of one of these kinds, and whether they have an order."""
+    bracket = structure.bracketed(text)
+    if not bracket or bracket[0] + bracket[2] not in pairs:
+        return None
+    return structure.elements(bracket[1]), bracket[0] != "{"
+
+
+def _decimal_comma(text: str, other: str) -> bool:
+    """Whether `text` is a decimal with a comma, as in "1,22", that equals the decimal `other`."""
+    if "." not in other or not re.fullmatch(r"[+-]?\d+,\d+(?:\s*%)?", text):
         return False
-    numbers = read_number(one.replace(",", ".")), read_number(other)
-    return all(numbers) and "." in other and same_number(*numbers)
+    numbers = read_number(text.replace(",", ".")), read_number(other)
+    return all(numbers) and same_number(*numbers)
 
 
 def _same_list(gold_parts: list[str], answer_parts: list[str], ordered: bool, depth: int) -> bool:
     """Compare several answers: by their names if all have one, in order or in any order."""
     named = [[structure.assignment(part) for part in side] for side in (gold_parts, answer_parts)]
     names = [{pair[0] for pair in side if pair} for side in named]
-    if all(all(side) for side in named) and len(names[0]) == len(gold_parts) > 1 and names[0] == names[1]:
-        left, right = (dict(side) for side in named)
+    if all(map(all, named)) and len(names[0]) == len(gold_parts) > 1 and names[0] == names[1]:
+        left, right = map(dict, named)
         return all(_same_one(left[name], right[name], depth + 1) for name in left)
-    carried = [
-        [pair[1] if pair else part for pair, part in zip(side, parts, strict=True)]
-        if len({pair[0] for pair in side if pair}) <= 1 or not all(side) or not other
+    left, right = (
+        [pair[1] if pair else part for pair, part in zip(pairs, parts, strict=True)]
+        if len(mine) <= 1 or not theirs or not all(pairs)
         else parts
-        for side, parts, other in zip(named, (gold_parts, answer_parts), (names[1], names[0]), strict=True)
-    ]
-    left, right = carried
+        for pairs, parts, mine, theirs in zip(named, (gold_parts, answer_parts), names, names[::-1], strict=True)
+    )
     if ordered or (len(names[0]) > 1) != (len(names[1]) > 1):
-        return len(left) == len(right) and all(_same_one(g, a, depth + 1) for g, a in zip(left, right, strict=True))
+        return _same_in_order(left, right, depth)
     return _same_multiset(left, right, depth)
+
+
+def _same_in_order(gold: list[str], answer: list[str], depth: int) -> bool:
+    return len(gold) == len(answer) and all(_same_one(g, a, depth + 1) for g, a in zip(gold, answer, strict=True))
 
 
 def _same_multiset(gold: list[str], answer: list[str], depth: int) -> bool:
@@ -176,13 +185,7 @@ def _same_one(gold: str, answer: str, depth: int) -> bool:
     numbers = read_number(gold), read_number(answer)
     if all(numbers):
         return same_number(*numbers)
-    verdict = _same_named_text(gold, answer, depth)
-    for step in (wording.same_words, wording.same_time, wording.same_digits):
-        verdict = step(gold, answer) if verdict is None else verdict
-    if verdict is not None:
-        return verdict
-    shapes = (_same_congruence, _same_with_names, _same_ratio, _same_matrix, _same_range, _same_bracketed)
-    for step in (*shapes, _same_with_unit):
+    for step in _STEPS:
         verdict = step(gold, answer, depth)
         if verdict is not None:
             return verdict
@@ -206,22 +209,22 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
     if (left, right) != (gold, answer):
         return _same_parts(left, right, depth + 1)
     left, right = structure.assignment(gold), structure.assignment(answer)
+    equations = structure.is_equation(gold), structure.is_equation(answer)
     if left and right:
         value = parameters.with_arguments_of(left[0], right[0], right[1])
         if value is not None:
             return _same_parts(left[1], value, depth + 1)
-        if left[0] == right[0] or all(re.fullmatch(r"y|[a-zA-Z]\([a-z]\)", name) for name in (left[0], right[0])):
-            return _same_parts(left[1], right[1], depth + 1)
-        if ("(" in left[0] and "(" in right[0]) or not (structure.is_equation(gold) and structure.is_equation(answer)):
+        alike = left[0] == right[0] or all(re.fullmatch(r"y|[a-zA-Z]\([a-z]\)", name) for name in (left[0], right[0]))
+        if alike or ("(" in left[0] and "(" in right[0]) or not all(equations):
             return _same_parts(left[1], right[1], depth + 1)
         return None
-    if right and not structure.is_equation(gold) and not structure.is_relation(gold):
+    if right and not equations[0] and not structure.is_relation(gold):
         return _same_parts(gold, right[1], depth + 1)
-    if left and not structure.is_equation(answer) and not structure.is_relation(answer):
+    if left and not equations[1] and not structure.is_relation(answer):
         return _same_parts(left[1], answer, depth + 1)
-    if structure.is_equation(answer) and not structure.is_equation(gold) and not structure.is_relation(answer):
+    if equations == (False, True) and not structure.is_relation(answer):
         return formulas.stated(answer) is not None and _same_parts(gold, formulas.stated(answer), depth + 1)
-    if structure.is_equation(gold) != structure.is_equation(answer) and not structure.is_relation(gold):
+    if equations[0] != equations[1] and not structure.is_relation(gold):
         chain = structure.split_top(gold, ("=",))
         return len(chain) > 2 and _same_parts(chain[-1], answer, depth + 1)
     return None
@@ -253,7 +256,7 @@ def _same_ratio(gold: str, answer: str, depth: int) -> bool | None:
     if all(map(all, values)):
         (first, *rest), (other, *others) = ([number.value for number in side] for side in values)
         return all(first * b == other * a for a, b in zip(rest, others, strict=True)) and (first != 0) == (other != 0)
-    return all(_same_one(g, a, depth + 1) for g, a in zip(left, right, strict=True))
+    return _same_in_order(left, right, depth)
 
 
 def _same_matrix(gold: str, answer: str, depth: int) -> bool | None:
@@ -264,22 +267,16 @@ def _same_matrix(gold: str, answer: str, depth: int) -> bool | None:
         return None
     if all(rows) and [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
         return False
-    if not all(
-        matrix or axis or structure.bracketed(side)
-        for matrix, axis, side in zip(rows, axes, (gold, answer), strict=True)
-    ):
-        return None
     sides = [
         structure.as_tuple(matrix or [axis]) if matrix or axis else side
         for matrix, axis, side in zip(rows, axes, (gold, answer), strict=True)
     ]
-    return _same_bracketed(*sides, depth + 1)
+    return _same_bracketed(*sides, depth + 1) if all(map(structure.bracketed, sides)) else None
 
 
 def _interval(text: str) -> tuple[str, str, str, str] | None:
-    found = structure.inequality_interval(text)
-    if found:
-        return found
+    if interval := structure.inequality_interval(text):
+        return interval
     bracket = structure.bracketed(text)
     if not bracket or bracket[0] not in "([]" or bracket[2] not in ")][":
         return None
@@ -297,17 +294,8 @@ def _same_range(gold: str, answer: str, depth: int) -> bool | None:
         left, right = pieces[0][0], pieces[1][0]
         if not left or not right or (structure.is_relation(gold) and structure.is_relation(answer)):
             return None
-        return (
-            left[0] == right[0]
-            and left[3] == right[3]
-            and _same_one(left[1], right[1], depth + 1)
-            and _same_one(left[2], right[2], depth + 1)
-        )
-    if (
-        len(unions[0]) == len(unions[1])
-        and all(len(side) <= 16 for side in unions)
-        and _same_multiset(unions[0], unions[1], depth)
-    ):
+        return left[::3] == right[::3] and _same_in_order(left[1:3], right[1:3], depth)
+    if len(unions[0]) == len(unions[1]) <= 16 and _same_multiset(*unions, depth):
         return True
     return None
 
@@ -324,21 +312,17 @@ def _same_bracketed(gold: str, answer: str, depth: int) -> bool | None:
             )
         return None
     parts = [structure.parts_of(side[1]) for side in (left, right)]
+    sets = (left[0], right[0]).count("{")
     if len(parts[0]) == len(parts[1]) == 1:
-        return None if left[0] != "{" and right[0] != "{" else _same_parts(left[1], right[1], depth + 1)
-    if left[0] == "{" and right[0] == "{":
+        return _same_parts(left[1], right[1], depth + 1) if sets else None
+    if sets == 2:
         return _same_multiset(structure.elements(left[1]), structure.elements(right[1]), depth)
-    if len(parts[0]) != len(parts[1]) or len(parts[0]) > MAX_PARTS:
+    if sets or len(parts[0]) != len(parts[1]) or len(parts[0]) > MAX_PARTS:
         return False
-    if "{" in (left[0], right[0]):
+    kinds = [(side[0], side[2]) for side in (left, right)]
+    if len(parts[0]) == 2 and kinds[0] != kinds[1] and not {"l", "<"} & {left[0][0], right[0][0]}:
         return False
-    if (
-        len(parts[0]) == 2
-        and (left[0], left[2]) != (right[0], right[2])
-        and not {"l", "<"} & {left[0][0], right[0][0]}
-    ):
-        return False
-    return all(_same_one(g, a, depth + 1) for g, a in zip(parts[0], parts[1], strict=True))
+    return _same_in_order(*parts, depth)
 
 
 def _same_with_unit(gold: str, answer: str, depth: int) -> bool | None:
@@ -360,3 +344,14 @@ def _same_scaled(gold: str, factor: Fraction, answer: str, depth: int) -> bool:
     if left and right:
         return same_number(Number(left.value * factor), right) or same_number(left, Number(right.value / factor))
     return _same_one(f"\\frac{{{factor.numerator}}}{{{factor.denominator}}} \\cdot ({gold})", answer, depth + 1)
+
+
+def _as_written(compare) -> Callable:
+    return lambda gold, answer, depth: compare(gold, answer)
+
+
+_STEPS = (  # each gives a verdict, or None to leave it to the next
+    _same_named_text,
+    *map(_as_written, (wording.same_words, wording.same_time, wording.same_digits)),
+    *(_same_congruence, _same_with_names, _same_ratio, _same_matrix, _same_range, _same_bracketed, _same_with_unit),
+)

@@ -11,6 +11,7 @@ The rules, in order:
    or number.
 """
 
+import functools
 import re
 
 from rewards.normalisation import language
@@ -73,14 +74,14 @@ def final_part(text: str) -> str | None:
 def own_part(text: str) -> str:
     """`text` without the lines and blocks that quote somebody else."""
     if "</" in text:
-        kept, position, name = [], 0, None
+        outside, position, name = [], 0, None
         for match in _QUOTE_TAG.finditer(text):
             if name is None and not match[1]:
-                kept.append(text[position : match.start()])
+                outside.append(text[position : match.start()])
                 name, position = match[2].lower(), match.start()
             elif name == match[2].lower() and match[1]:
                 name, position = None, match.end()
-        text = " ".join([*kept, text[position:]])
+        text = " ".join([*outside, text[position:]])
     if ">" in text:
         text = _QUOTED_LINE.sub("", text)
     return text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
@@ -97,7 +98,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     commands = [match for at in reversed(starts) if (match := _BOX.match(text, at))]
     if not commands:
         return []
-    wanted = {match.end(1) - 1: match for match in commands if match[1]}
+    wanted = {match.end(1) - 1 for match in commands if match[1]}
     ends: dict[int, int] = {}
     stack = []
     for brace in _BRACE.finditer(text, commands[0].start()):
@@ -109,19 +110,18 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
                 ends[opened] = brace.start()
                 if len(ends) == len(wanted):
                     break
-    found = []
+    spans = []
     for match in commands:
         if match[1]:
             opened = match.end(1) - 1
             if opened in ends:
-                found.append((match.start(), ends[opened] + 1, text[opened + 1 : ends[opened]].strip()))
+                spans.append((match.start(), ends[opened] + 1, text[opened + 1 : ends[opened]].strip()))
             elif match is commands[-1]:
                 return []
         elif (bare := _BARE.match(text, match.end())) and not _BOX.match(bare[0]):
-            found.append((match.start(), bare.end(), bare[0].rstrip(".,;:!")))
-    starts = [box[0] for box in found[1:]] + [len(text)]
-    inner = [box for box, following in zip(found, starts, strict=False) if following >= box[1]]
-    return [box for box in inner if box[2]]
+            spans.append((match.start(), bare.end(), bare[0].rstrip(".,;:!")))
+    following = [start for start, _, _ in spans[1:]] + [len(text)]
+    return [box for box, start in zip(spans, following, strict=False) if start >= box[1] and box[2]]
 
 
 def boxed_answer(text: str, *, adjacent: bool = False) -> str | None:
@@ -129,12 +129,12 @@ def boxed_answer(text: str, *, adjacent: bool = False) -> str | None:
 
     With `adjacent`, boxes with no word between them are a list too.
     """
-    found = boxes(text)
-    own = [box for box in found if not _ascribed(text, box[0])] or found
-    if not own:
+    candidates = boxes(text)
+    candidates = [box for box in candidates if not _ascribed(text, box[0])] or candidates
+    if not candidates:
         return None
-    group = [own[-1]]
-    for box in own[-2::-1]:
+    group = [candidates[-1]]
+    for box in candidates[-2::-1]:
         between = text[box[1] : group[0][0]]
         if len(group) >= MAX_JOINED or not (_joins(between) or (adjacent and not re.search(r"\w", between))):
             break
@@ -190,6 +190,7 @@ _BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives
 _REMARK = re.compile(r"(?<=\w) \(([^()]{1,200})\)$")
 _STATED = re.compile(r"\b(?:is|are|equals)\s+([^\s,;:$][^,;:$]{0,80})$")
 _SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！।]|\n")
+_PERCENT = re.compile(r"(?:\s*(?:\\?%|percent\b|pct\b))?")
 _NO_LANGUAGE = re.compile(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}")
 
 
@@ -206,20 +207,16 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
 
     The kind matters only where there is no box: a letter or a name stays in its sentence, a number is taken out.
     """
-    if not isinstance(text, str):
-        return None
-    text = final_part(text)
+    text = final_part(text) if isinstance(text, str) else None
     if text is None:
         return None
     text = own_part(text)
     answer = boxed_answer(text)
     if answer is not None:
         return answer
-    if require_box or (
-        _BOX.search(text[-MAX_FALLBACK:]) and not re.search(r"\\boxed\s*\{\s*\}", text[-MAX_FALLBACK:])
-    ):
-        return None
     text = text[-MAX_FALLBACK:].strip()
+    if require_box or (_BOX.search(text) and not re.search(r"\\boxed\s*\{\s*\}", text)):
+        return None
     blocks = _ANSWER_BLOCK.findall(text) or [
         match[1]
         for match in _HASHES.finditer(text)
@@ -247,10 +244,7 @@ def answer_of_kind(text: str, kind: str, *, require_box: bool = False) -> str | 
 
 
 def _last(pattern: re.Pattern, text: str) -> re.Match | None:
-    match = None
-    for match in pattern.finditer(text):  # noqa: B007
-        pass
-    return match
+    return functools.reduce(lambda _, match: match, pattern.finditer(text), None)
 
 
 def _statement(text: str, kind: str) -> str:
@@ -265,8 +259,7 @@ def _statement(text: str, kind: str) -> str:
             if not _CONNECTOR.fullmatch(text[group[-1].end() : formula.start()]):
                 break
             group.append(formula)
-        tail = re.match(r"\s*(?:\\?%|percent\b|pct\b)", text[group[-1].end() :])
-        return ", ".join(_inside(formula) for formula in group) + (tail[0] if tail else "")
+        return ", ".join(map(_inside, group)) + _percent(text, group[-1].end())
     end = _SENTENCE.search(text)
     sentence = (text[: end.start()].strip(" *") if end else "") or text.strip(" *.")
     if kind == "formula" and len(language(sentence)) > 2 and not _values(sentence):
@@ -328,16 +321,15 @@ def _values(text: str) -> list[tuple[int, int, str]]:
         prose = "\\text" not in value and len(language(_NO_LANGUAGE.sub(_blank, value))) > 1
         inner = _VALUE.findall(value) if prose else None
         spans.append((match.start(), match.end() + len(percent), inner[-1].strip() if inner else value + percent))
-    found, position = list(spans), 0
+    values, position = list(spans), 0
     for start, end, _ in [*spans, (len(text), len(text), "")]:
-        found += [(m.start(), m.end(), m[0].strip()) for m in _VALUE.finditer(text, position, start)]
+        values += [(m.start(), m.end(), m[0].strip()) for m in _VALUE.finditer(text, position, start)]
         position = end
-    return sorted(found)
+    return sorted(values)
 
 
 def _percent(text: str, position: int) -> str:
-    match = re.match(r"\s*(?:\\?%|percent\b|pct\b)", text[position : position + 12])
-    return match[0] if match else ""
+    return _PERCENT.match(text, position)[0]
 
 
 def _inside(match: re.Match) -> str:

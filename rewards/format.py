@@ -21,5 +21,5 @@ class FormatReward:
         text = final_part(text)
         if text is None:
             return False
-        found = boxes(text)
-        return len(found) == 1 and bool(found[0][2]) and bool(_TAIL.fullmatch(text, found[0][1]))
+        spans = boxes(text)
+        return len(spans) == 1 and bool(_TAIL.fullmatch(text, spans[0][1]))

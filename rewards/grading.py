@@ -49,9 +49,8 @@ def grade(
     A failure of the worker pool itself gives None too.
     """
     if len(completions) != len(answers):
-        raise ValueError(
-            f"{len(completions)} completions but {len(answers)} answers: pass one gold answer a completion"
-        )
+        counts = f"{len(completions)} completions but {len(answers)} answers"
+        raise ValueError(f"{counts}: pass one gold answer a completion")
     pairs = extract_pairs(completions, answers, require_box=require_box)
     return [judgement["score"] for judgement in judge(pairs, timeout=timeout)]
 
@@ -117,47 +116,42 @@ def _has_hung(what: object) -> bool:
 
 def _remember_hung(*what: object) -> None:
     with _cache_lock:
-        for one in what:
-            _hung[one] = time.monotonic()
-            _hung.move_to_end(one)
+        for pair in what:
+            _hung[pair] = time.monotonic()
+            _hung.move_to_end(pair)
         while len(_hung) > CACHE_SIZE:
             _hung.popitem(last=False)
 
 
 def _judgement(reply: dict) -> dict:
     if "failed" in reply:
-        return {"score": None, "status": "failed", "why": reply["failed"]}
+        return _settled(None, "failed", reply["failed"])
     if reply.get("timeout"):
-        return {"score": 0.0, "status": "timeout", "why": "comparing took longer than the deadline"}
+        return _settled(0.0, "timeout", "comparing took longer than the deadline")
     if reply.get("died"):
-        return {"score": 0.0, "status": "died", "why": "two workers died of it"}
-    return {"score": float(reply["verdict"]), "status": "compared", "why": reply["why"]}
+        return _settled(0.0, "died", "two workers died of it")
+    return _settled(reply["verdict"], "compared", reply["why"])
+
+
+def _settled(score: bool | float | None, status: str, why: str) -> dict:
+    return {"score": None if score is None else float(score), "status": status, "why": why}
 
 
 def _quick(gold: str | None, answer: str | None) -> dict | None:
     """The judgement where no worker is needed; None where one is."""
     if gold is None:
-        return {
-            "score": None,
-            "status": "gold",
-            "why": "the gold answer cannot be read: it is empty, breaks off, or is no text",
-        }
+        return _settled(None, "gold", "the gold answer cannot be read: it is empty, breaks off, or is no text")
     if answer is None:
-        return {"score": 0.0, "status": "no answer", "why": "no answer found"}
+        return _settled(0.0, "no answer", "no answer found")
     if max(len(gold), len(answer)) > MAX_ANSWER:
-        same = gold.strip() == answer.strip()
-        return {"score": float(same), "status": "quick", "why": "too long to be parsed, so compared as text"}
+        return _settled(gold.strip() == answer.strip(), "quick", "too long to be parsed, so compared as text")
     numbers = _number(gold), _number(answer)
     if all(numbers):
         same = same_number(*numbers)
-        return {
-            "score": float(same),
-            "status": "quick",
-            "why": f"{answer} {'is' if same else 'is not'} {gold} as a number",
-        }
+        return _settled(same, "quick", f"{answer} {'is' if same else 'is not'} {gold} as a number")
     left, right = _key(gold), _key(answer)
     if left == right and normalisation.balanced(left) and re.search(r"\w", left):
-        return {"score": 1.0, "status": "quick", "why": f"both are written {left}"}
+        return _settled(1.0, "quick", f"both are written {left}")
     return None
 
 
@@ -220,7 +214,7 @@ def _vote_key(answer: str | None):
         return None
     if len(answer) > MAX_ANSWER:
         return answer.strip()
-    number = _number(answer)
+    number = _number(answer) if "," not in answer else None  # "2,450" is 2450, and also how some write {2, 450}
     return (number.value, number.percent) if number else _key(answer) or answer.strip()
 
 

@@ -7,10 +7,9 @@ import unicodedata
 from rewards import layout
 from rewards.magnitudes import worked_out
 
-SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
-SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
-_SUPERSCRIPT = re.compile("[" + "".join(SUPERSCRIPTS) + "]+")
-_SUBSCRIPT = re.compile("[" + "".join(SUBSCRIPTS) + "]+")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()ni0123456789+-=()")
 _VULGAR = re.compile(r"(\d?)\s*([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒])")
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "⁄": "/", "∕": "/", "÷": "/", "×": "\\times ",
@@ -22,15 +21,8 @@ _SYMBOLS = {
     "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "→": "\\to ", "。": ".", "‘": "'",
     "’": "'", "“": '"', "”": '"',
 }  # fmt: skip
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho s sigma tau upsilon phi chi psi"
-    " omega"
-)
-_SYMBOLS |= {
-    chr(0x3B1 + place): f"\\{name} "
-    for place, name in enumerate(_GREEK.split())
-    if name not in ("o", "s", "eta", "iota", "zeta", "upsilon", "kappa")
-}
+_GREEK = "alpha beta gamma delta epsilon - - theta - - lambda mu nu xi - pi rho - sigma tau - phi chi psi omega"
+_SYMBOLS |= {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "-"}
 _TABLE = str.maketrans(_SYMBOLS)
 
 
@@ -42,8 +34,8 @@ def plain(text: str) -> str:
         lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
     )
     text = re.sub(r"([√∛∜])\s*(\d+|[a-zA-Z])", r"\1{\2}", text)
-    text = _SUPERSCRIPT.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[char] for char in m[0]) + "}", text)
-    text = _SUBSCRIPT.sub(lambda m: "_{" + "".join(SUBSCRIPTS[char] for char in m[0]) + "}", text)
+    text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_RAISED) + "}", text)
+    text = _SUBSCRIPT.sub(lambda m: "_{" + m[0].translate(_RAISED) + "}", text)
     out = []
     for char in text.translate(_TABLE):
         if char.isascii():
@@ -79,6 +71,17 @@ _SHORT_ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]]*\])?\s*(\d|[a-zA-Z])")
 _FIGURE = re.compile(
     r"\\(?:overline|overleftrightarrow|overrightarrow|widehat)\s*\{\s*([A-Z]{2,3})\s*\}|\\(?:triangle|angle)\s*(?=[A-Z])"
 )
+_NAMES = {
+    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[",
+    "rbrack": "]", "<=": "\\le ", ">=": "\\ge ", "==": "=", "colon": ":", "leqslant": "\\le", "geqslant": "\\ge",
+    "leq": "\\le ", "geq": "\\ge ", "neq": "\\ne ", "lt": "<", "gt": ">", "varnothing": "\\emptyset ",
+    "empty": "\\emptyset ", "degree": "^\\circ ", "textdegree": "^\\circ ", "implies": "\\to ",
+    "Longrightarrow": "\\to ", "Rightarrow": "\\to ",
+}  # fmt: skip
+_RENAMED = re.compile(
+    r"\\([dtc]frac|[lr]brac[ek]|colon|[lg]eqslant|(?:[lgn]eq|lt|gt|varnothing|empty|(?:text)?degree|implies|Longrightarrow"
+    r"|Rightarrow)(?![a-zA-Z]))|<=|>=|=="
+)
 _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 
 
@@ -113,18 +116,11 @@ def _commands(text: str) -> str:
     """One command for each that has several names; none for layout."""
     text = _INVISIBLE.sub("", _WIDE.sub(layout.WIDE, text))
     text = re.sub(r"\{\s*\{([^{}]*)\}\s*\}", r"{\1}", text) if "{{" in text else text
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\lbrack", "[").replace("\\rbrack", "]")
-    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("==", "=")
+    text = _RENAMED.sub(lambda m: _NAMES[m[1] or m[0]], text)
     text = re.sub(r"(?<!\d)!=", r"\\ne ", text)  # 3!=6 has a factorial
-    text = text.replace("\\colon", ":").replace("\\leqslant", "\\le").replace("\\geqslant", "\\ge")
-    text = re.sub(r"\\(leq|geq|neq|lt|gt)(?![a-zA-Z])", lambda m: _RELATIONS[m[1]], text)
-    text = re.sub(r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset ", text)
-    text = re.sub(r"\\(?:degree|textdegree)(?![a-zA-Z])", r"^\\circ ", text)
     text = _SPACES.sub(" ", _DROPPED.sub("", text))
     text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
     text = _FIGURE.sub(lambda m: f" {m[1] or ''}", text)
-    text = re.sub(r"\\(?:implies|Longrightarrow|Rightarrow)(?![a-zA-Z])", r"\\to ", text)
     if "mod" in text:
         text = re.sub(r"\(?\s*\\p?mod(?![a-z])\s*\{?\s*(\w+)\s*\}?\s*\)?", r" (mod \1)", text)
     return text
@@ -146,9 +142,6 @@ def _signs(text: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "^\\\\circ", text)
     text = re.sub(r"\s+", " ", text.replace("\\%", "%")).rstrip(" .,;:\\").strip()
     return layout.commas_in_brackets(text)
-
-
-_RELATIONS = {"leq": "\\le ", "geq": "\\ge ", "neq": "\\ne ", "lt": "<", "gt": ">"}
 
 
 def _braced(text: str, position: int) -> bool:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from rewards.magnitudes import PARTS, SCALES
 
@@ -18,31 +19,29 @@ _NUMBER = re.compile(
     rf"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<exponent>[+-]?\d{{1,4}})\s*[}})]?|[eE](?P<e>[+-]?\d{{1,4}}))?"
 )
 _POWER_OF_TEN = re.compile(r"(?P<sign>[+-]?)10\s*(?:\^|\*\*)\s*[{(]?\s*(?P<exponent>[+-]?\d{1,4})\s*[})]?")
-_RATIO = re.compile(rf"(?P<sign>[+-]?)\s*(?P<above>{_D})\s*/\s*(?P<minus>[+-]?)(?P<below>{_D})")
-_FRACTION = re.compile(
-    rf"(?P<sign>[+-]?)\s*\\frac\s*\{{\s*(?P<minus>[+-]?{_D})\s*\}}\s*\{{\s*(?P<below>[+-]?{_D})\s*\}}"
+_RATIO = re.compile(
+    rf"([+-]?)\s*(?:({_D})\s*/\s*([+-]?{_D})|\\frac\s*\{{\s*([+-]?{_D})\s*\}}\s*\{{\s*([+-]?{_D})\s*\}})"
 )
 _MIXED = re.compile(
-    r"(?P<sign>[+-]?)\s*(?P<whole>\d{1,3}(?: \d{3})+|\d{1,20})(?:\s+(?P<above>\d{1,20})\s*/\s*(?P<below>\d{1,20})"
-    r"|\s*\\frac\s*\{\s*(?P<fabove>\d{1,20})\s*\}\s*\{\s*(?P<fbelow>\d{1,20})\s*\})"
+    r"([+-]?)\s*(\d{1,3}(?: \d{3})+|\d{1,20})(?:\s+(\d{1,20})\s*/\s*(\d{1,20})"
+    r"|\s*\\frac\s*\{\s*(\d{1,20})\s*\}\s*\{\s*(\d{1,20})\s*\})"
 )
 _REPEATING = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<whole>\d{0,40})\.(?P<decimals>\d{0,40})(?:\\overline\s*\{\s*(?P<over>\d{1,40})\s*\}|\((?P<paren>\d{1,40})\)|\\dot\s*\{?(?P<dot>\d)\}?(?:(?P<middle>\d*)\s*\\dot\s*\{?(?P<last>\d)\}?)?)"
 )
 _GROUPED = re.compile(
-    r"([+-]?[1-9]\d{0,2}(?:([ .'])\d{3})(?:\2\d{3})*)(?:,(\d+))?(\.\d+)?"
-)  # "12 345,67", "1.234.567"
-_UP_TO_TWENTY = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen twenty"
+    r"([+-]?[1-9]\d{0,2}(?:([ .'])\d{3})(?:\2\d{3})*)(?:,(\d+))?(\.\d+)?"  # "12 345,67", "1.234.567"
 )
-_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
-_WORDS = {word: value for value, word in enumerate(_UP_TO_TWENTY.split())} | {
-    word: 10 * value for value, word in enumerate(_TENS.split(), 3)
-}
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen"
+)
+_TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety hundred"
+_WORDS = {word: value for value, word in enumerate(_ONES.split())}
+_WORDS |= {word: 10 * value for value, word in enumerate(_TENS.split(), 1)}
 _WORD_NUMBER = re.compile(
-    r"(?:(?P<hundreds>one|two|three|four|five|six|seven|eight|nine) hundred(?: and)?)? ?"
-    r"(?P<tens>twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)?[- ]?(?P<ones>[a-z]+)?"
+    rf"(?:(?P<hundreds>{'|'.join(_ONES.split()[1:10])}) hundred(?: and)?)? ?"
+    rf"(?P<tens>{'|'.join(_TENS.split()[1:9])})?[- ]?(?P<ones>[a-z]+)?"
 )
 _SCALED = re.compile(rf"(.+?)\s*({'|'.join(SCALES)})", re.IGNORECASE)
 _HEXADECIMAL = re.compile(r"[+-]?0x[0-9a-f]+", re.IGNORECASE)
@@ -69,22 +68,19 @@ def split_percent(text: str) -> tuple[str, bool]:
     return (text[: match.start()], True) if match else (text, False)
 
 
+@lru_cache(maxsize=8192)
 def read_number(text: str) -> Number | None:
     """A plain or hexadecimal integer, decimal, fraction, mixed number, power of ten or percentage; of `clean` text."""
     if len(text) > 2 * MAX_DIGITS + 40:
         return None
     text, percent = split_percent(text)
     text = text.strip()
-    while (
-        len(text) > 2
-        and text[0] in "({"
-        and text[-1] == {"(": ")", "{": "}"}[text[0]]
-        and text[1:-1].count("(") == 0
-        and (text[0] == "{" or "," not in text)
-    ):
+    while len(text) > 2 and text[0] + text[-1] in ("()", "{}") and "(" not in text[1:-1]:
+        if text[0] == "(" and "," in text:
+            break
         text = text[1:-1].strip()
-    found = _read(text)
-    return Number(found[0], found[1], percent) if found else None
+    value = _read(text)
+    return Number(*value, percent) if value else None
 
 
 def _read(text: str) -> tuple[Fraction, int | None] | None:
@@ -99,43 +95,37 @@ def _read(text: str) -> tuple[Fraction, int | None] | None:
     if match := _POWER_OF_TEN.fullmatch(text):
         return _scaled(Fraction(1), match["exponent"], match["sign"], None)
     if match := _RATIO.fullmatch(text):
-        if not int(match["below"]):
-            return None
-        sign = (-1) ** ((match["sign"] == "-") + (match["minus"] == "-"))
-        return sign * Fraction(int(match["above"]), int(match["below"])), None
-    if match := _FRACTION.fullmatch(text):
-        if not int(match["below"]):
-            return None
-        return (-1) ** (match["sign"] == "-") * Fraction(int(match["minus"]), int(match["below"])), None
+        sign, above, below = (part for part in match.groups() if part is not None)
+        return (_signed(Fraction(int(above), int(below)), sign), None) if int(below) else None
     if match := _MIXED.fullmatch(text):
-        above, below = int(match["above"] or match["fabove"]), int(match["below"] or match["fbelow"])
-        if above >= below:
+        sign, whole, above, below = (part for part in match.groups() if part is not None)
+        if int(above) >= int(below):
             return None
-        value = int(match["whole"].replace(" ", "")) + Fraction(above, below)
-        return (-value if match["sign"] == "-" else value), None
+        return _signed(int(whole.replace(" ", "")) + Fraction(int(above), int(below)), sign), None
     if match := _REPEATING.fullmatch(text):
         period = match["over"] or match["paren"] or match["dot"] + (match["middle"] or "") + (match["last"] or "")
         value = Fraction((match["whole"] or "0") + "." + (match["decimals"] or "0"))
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(match["decimals"]))
-        return (-value if match["sign"] == "-" else value), None
+        return _signed(value, match["sign"]), None
     match = _NUMBER.fullmatch(_with_point(text))
     if not match or not (match["whole"] or match["decimals"]):
         return None
     whole = (match["whole"] or "0").replace(",", "").replace(" ", "")
     value = Fraction(whole + "." + (match["decimals"] or "0"))
     decimals = len(match["decimals"]) if match["decimals"] else None
-    exponent = match["exponent"] or match["e"]
-    return _scaled(value, exponent or "0", match["sign"], decimals)
+    return _scaled(value, match["exponent"] or match["e"] or "0", match["sign"], decimals)
+
+
+def _signed(value: Fraction, sign: str) -> Fraction:
+    return -value if sign == "-" else value
 
 
 def _with_point(text: str) -> str:
     """ "12 345,67", "12.345,67", "1.234.567" and "12'345.6" with a decimal point, and digits in one group."""
     match = _GROUPED.fullmatch(text)
-    if (
-        not match
-        or (match[2] == "." and (match[4] or (not match[3] and text.count(".") == 1)))
-        or (match[3] and match[4])
-    ):
+    if not match or (match[3] and match[4]):
+        return text
+    if match[2] == "." and (match[4] or (not match[3] and text.count(".") == 1)):
         return text
     return match[1].replace(match[2], "") + (f".{match[3]}" if match[3] else match[4] or "")
 
@@ -145,15 +135,15 @@ def _in_words(text: str) -> tuple[Fraction, None] | None:
     above, _, part = text.replace("-", " ").partition(" ")
     if part := PARTS.get(part.rstrip("s").replace("halve", "half")):
         return (Fraction(_WORDS[above], part), None) if above in _WORDS else None
-    match = _WORD_NUMBER.fullmatch(text)
     if text in _WORDS:
         return Fraction(_WORDS[text]), None
+    match = _WORD_NUMBER.fullmatch(text)
     if not match or not (match["hundreds"] or match["tens"]):
         return None
-    ones = _WORDS.get(match["ones"], None) if match["ones"] else 0
-    if ones is None or (match["tens"] and ones > 9) or ones > 19:
+    hundreds, tens, ones = (_WORDS.get(word) if word else 0 for word in match.groups())
+    if ones is None or ones > (9 if tens else 19):
         return None
-    return Fraction(100 * _WORDS.get(match["hundreds"], 0) + _WORDS.get(match["tens"], 0) + ones), None
+    return Fraction(100 * hundreds + tens + ones), None
 
 
 def _scaled(value: Fraction, exponent: str, sign: str, decimals: int | None) -> tuple[Fraction, int | None] | None:
@@ -162,29 +152,27 @@ def _scaled(value: Fraction, exponent: str, sign: str, decimals: int | None) -> 
         return None
     if decimals is not None:
         decimals = max(0, decimals - power) or None
-    value *= Fraction(10) ** power
-    return (-value if sign == "-" else value), decimals
+    return _signed(value * Fraction(10) ** power, sign), decimals
 
 
 def same_number(gold: Number, answer: Number) -> bool:
     """Equal exactly, or one is the other's rounding to at least five significant digits; 28 % is 28 and 0.28."""
     if gold.percent != answer.percent:
-        scaled = [
-            Number(n.value / 100, n.decimals + 2 if n.decimals else None) if n.percent else n for n in (gold, answer)
-        ]
-        return _close(*scaled) or gold.value == answer.value
+        sides = (Number(n.value / 100, n.decimals and n.decimals + 2) if n.percent else n for n in (gold, answer))
+        return _close(*sides) or gold.value == answer.value
     return _close(gold, answer)
 
 
-def _close(one: Number, other: Number) -> bool:
-    if one.value == other.value:
+def _close(gold: Number, answer: Number) -> bool:
+    if gold.value == answer.value:
         return True
-    if max(one.digits, other.digits) >= FLOAT_DIGITS:
-        return abs(one.value - other.value) < abs(one.value) / 10**12
-    return any(
-        a.decimals
-        and a.digits >= ENOUGH_DIGITS
-        and abs(a.value - b.value) < Fraction(1, 10**a.decimals)
-        and not (b.decimals and b.decimals <= a.decimals)
-        for a, b in ((one, other), (other, one))
-    )
+    if max(gold.digits, answer.digits) >= FLOAT_DIGITS:
+        return abs(gold.value - answer.value) < abs(gold.value) / 10**12
+    return _rounds(gold, answer) or _rounds(answer, gold)
+
+
+def _rounds(decimal: Number, exact: Number) -> bool:
+    """Whether a decimal of enough digits is `exact`, rounded."""
+    if not decimal.decimals or decimal.digits < ENOUGH_DIGITS or 0 < (exact.decimals or 0) <= decimal.decimals:
+        return False
+    return abs(decimal.value - exact.value) < Fraction(1, 10**decimal.decimals)

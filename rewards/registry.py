@@ -22,18 +22,15 @@ class StageReward:
     def __call__(self, prompts=None, completions=None, completion_ids=None, *, stage=None, **columns):
         if stage is None:
             raise ValueError(f"the reward {self.__name__} needs a column `stage` with candidate or refinement")
-        places = [place for place, one in enumerate(stage) if one == self.stage]
-        if not places:
+        rows = [row for row, name in enumerate(stage) if name == self.stage]
+        if not rows:
             return [None] * len(stage)
-
-        def own(column):
-            whole = isinstance(column, list | tuple) and len(column) == len(stage)
-            return [column[place] for place in places] if whole else column
-
         columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, "stage": stage}
-        values = self.function(**{key: own(column) for key, column in columns.items()})
-        found = dict(zip(places, values, strict=True))
-        return [found.get(place) for place in range(len(stage))]
+        for name, column in columns.items():
+            if isinstance(column, list | tuple) and len(column) == len(stage):
+                columns[name] = [column[row] for row in rows]
+        scores = dict(zip(rows, self.function(**columns), strict=True))
+        return [scores.get(row) for row in range(len(stage))]
 
 
 def load_reward_funcs(names: list[str] | str, options: dict[str, dict] | str | None = None) -> list[Callable]:
@@ -94,7 +91,8 @@ def _load(target_name: str, options: dict, name: str) -> Callable:
     parameters = inspect.signature(target).parameters
     if unknown := sorted(set(options) - set(parameters)):
         raise ValueError(f"reward {name!r} takes no option {unknown[0]!r}: use one of {', '.join(parameters) or '-'}")
-    missing = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
+    required = (key for key, parameter in parameters.items() if parameter.default is parameter.empty)
+    missing = [key for key in required if key not in options]
     if missing:
         example = ", ".join(f"{key}: ..." for key in missing)
         raise ValueError(f"reward {name!r} needs {', '.join(missing)}: set reward_options: {{{name}: {{{example}}}}}")

@@ -3,15 +3,9 @@
 import re
 
 _ROLES = {
-    "knight": "knight",
-    "truth-teller": "knight",
-    "truthteller": "knight",
-    "truth teller": "knight",
-    "knave": "knave",
-    "liar": "knave",
-    "spy": "spy",
-    "normal": "spy",
-}
+    "knight": "knight", "truth-teller": "knight", "truthteller": "knight", "truth teller": "knight",
+    "knave": "knave", "liar": "knave", "spy": "spy", "normal": "spy",
+}  # fmt: skip
 _ROLE = r"(knight|knave|truth-?\s?teller|liar|spy|normal)"
 _NAME = r"[^\W\d_][\w'-]*"
 _NAMES = rf"{_NAME}(?:\s*(?:,\s*and|,|and|&)\s*{_NAME})*"
@@ -27,7 +21,7 @@ def roles(text: str) -> dict[str, str] | None:
     if not re.search(_ROLE, text, re.IGNORECASE):
         return None
     text = re.sub(r"[*_`$]|\\text|[{}]|\\boxed", " ", text)
-    found: dict[str, set[str]] = {}
+    roles_of: dict[str, set[str]] = {}
     pairs = [(names, role, negated) for names, negated, role in _IS.findall(text)] or [
         (names, role, "") for role, names in _LISTED.findall(text)
     ]
@@ -36,7 +30,7 @@ def roles(text: str) -> dict[str, str] | None:
         role = _FLIP.get(role, role) if negated else role
         for name in re.findall(_NAME, names):
             if not name[0].islower() and name.lower() not in ("and", "so", "therefore", "thus", "hence"):
-                found.setdefault(name.lower(), set()).add(role)
-    if not found or any(len(roles) > 1 for roles in found.values()):
+                roles_of.setdefault(name.lower(), set()).add(role)
+    if not roles_of or any(len(roles) > 1 for roles in roles_of.values()):
         return None
-    return {name: roles.pop() for name, roles in found.items()}
+    return {name: roles.pop() for name, roles in roles_of.items()}

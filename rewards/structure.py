@@ -5,8 +5,7 @@ import re
 from rewards.normalisation import words
 from rewards.numeric import read_number
 
-_OPENING = frozenset(["(", "[", "{", "\\{", "\\langle"])
-_CLOSING = frozenset([")", "]", "}", "\\}", "\\rangle"])
+_DEPTH = dict.fromkeys(("(", "[", "{", "\\{", "\\langle"), 1) | dict.fromkeys((")", "]", "}", "\\}", "\\rangle"), -1)
 _STEP = re.compile(
     r"\\[{}|]|\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\[lr]angle|\\[lr](?:floor|ceil|vert)|\\[a-zA-Z]+|\\\\|.",
     re.DOTALL,
@@ -16,17 +15,15 @@ _STEP = re.compile(
 def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
     """`text` cut at the separators that stand outside all brackets. Half-open intervals are brackets too."""
     parts, depth, start = [], 0, 0
+    if not any(separator in text for separator in separators):
+        return [text.strip()]
     for match in _STEP.finditer(text):
         token = match[0]
-        if token in _OPENING or token.startswith("\\begin"):
-            depth += 1
-        elif token in _CLOSING or token.startswith("\\end"):
-            depth = max(0, depth - 1)
-        elif depth == 0 and token in separators:
+        if depth == 0 and token in separators:
             parts.append(text[start : match.start()])
             start = match.end()
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
+        depth = max(0, depth + (_DEPTH.get(token) or token.startswith("\\begin") - token.startswith("\\end")))
+    return [part.strip() for part in (*parts, text[start:])]
 
 
 _AND = re.compile(
@@ -65,16 +62,15 @@ def expand_plus_minus(text: str) -> list[str]:
 
 def elements(text: str) -> list[str]:
     """`parts_of`, with "a \\pm b" as two."""
-    return [one for part in parts_of(text) for one in expand_plus_minus(part)]
+    return [answer for part in parts_of(text) for answer in expand_plus_minus(part)]
 
 
 def ascending(text: str) -> list[str]:
     """ "c > b \\ge a" and "a \\le b < c" alike as ["a", "\\le", "b", "<", "c"]; [text] if it is no such chain."""
     pieces = [piece.replace(" ", "") for piece in re.split(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))", text)]
-    signs = set(pieces[1::2])
-    if signs <= {">", "\\ge"}:
-        pieces = [{">": "<", "\\ge": "\\le"}.get(piece, piece) for piece in reversed(pieces)]
-    return pieces if signs <= {"<", "\\le"} or signs <= {">", "\\ge"} else [text]
+    if not {"<", "\\le"} & set(pieces):
+        pieces = [_TURNED.get(piece, piece) for piece in reversed(pieces)]
+    return pieces if not {">", "\\ge"} & set(pieces) else [text]
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
@@ -85,37 +81,33 @@ def bracketed(text: str) -> tuple[str, str, str] | None:
         return None
     depth = 0
     for step in _STEP.finditer(match[2]):
-        depth += (step[0] in _OPENING) - (step[0] in _CLOSING)
+        depth += _DEPTH.get(step[0], 0)
         if depth < 0:
             return None
     return None if depth else (match[1].removeprefix("\\"), match[2].strip(), match[3].removeprefix("\\"))
 
 
+_PLAIN = re.compile(r"\\\\|\\[{}]|[(){}]")
+
+
 def without_group(text: str) -> str:
     """`text` without the plain braces and doubled parentheses around all of it."""
     text = text.strip()
-    pairs = {}
-    stack = []
-    for match in _STEP.finditer(text):
-        if match[0] in _PLAIN:
-            stack.append((match[0], match.start()))
-        elif match[0] in _PLAIN.values():
-            if not stack or _PLAIN[stack[-1][0]] != match[0]:
+    closing, stack = {}, []
+    for match in _PLAIN.finditer(text):
+        if match[0] in ("(", "{"):
+            stack.append(match)
+        elif match[0] in (")", "}"):
+            if not stack or stack[-1][0] + match[0] not in ("()", "{}"):
                 break
-            pairs[stack.pop()[1]] = match.start()
+            closing[stack.pop().start()] = match.start()
     start, end = 0, len(text)
-    while start < end and pairs.get(start) == end - 1:
-        if text[start] == "(" and pairs.get(start + 1) != end - 2:
+    while start < end and closing.get(start) == end - 1:
+        if text[start] == "(" and closing.get(start + 1) != end - 2:
             break
-        start, end = start + 1, end - 1
-        while start < end and text[start] == " ":
-            start += 1
-        while start < end and text[end - 1] == " ":
-            end -= 1
+        inside = text[start + 1 : end - 1]
+        start, end = end - 1 - len(inside.lstrip()), start + 1 + len(inside.rstrip())
     return text[start:end].strip()
-
-
-_PLAIN = {"(": ")", "{": "}"}
 
 
 TRANSPOSE = r"\^\s*\{?\s*(?:T|t|\\top|\\intercal|\\prime)\s*\}?"
@@ -302,6 +294,9 @@ _BOUND = r"\s*([^<>\\]*(?:\\(?!le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[^<>
 _SIGN = r"(<=|>=|<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))"
 _CHAIN = re.compile(rf"{_BOUND}{_SIGN}{_BOUND}(?:{_SIGN}{_BOUND})?")
 _VARIABLE = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w\}?)?")
+_ASCII_SIGNS = {"<=": "\\le", ">=": "\\ge"}
+_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_OPENS, _CLOSES = {"<": "(", "\\le": "["}, {"<": ")", "\\le": "]"}
 
 
 def inequality_interval(text: str) -> tuple[str, str, str, str] | None:
@@ -309,21 +304,18 @@ def inequality_interval(text: str) -> tuple[str, str, str, str] | None:
     match = _CHAIN.fullmatch(text.strip())
     if not match:
         return None
-    signs = {"<=": "\\le", ">=": "\\ge"}
-    left, one, middle, two, right = (part.strip() if part else part for part in match.groups())
-    one, two = signs.get(one, one), signs.get(two, two)
-    if two is None:
+    left, sign, middle, second, right = (_ASCII_SIGNS.get(part, part) for part in match.groups())
+    left, middle, right = left.strip(), middle.strip(), (right or "").strip()
+    if second is None:
         if _VARIABLE.fullmatch(left) and not _VARIABLE.fullmatch(middle):
-            left, one, middle = middle, {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}[one], left
+            left, sign, middle = middle, _TURNED[sign], left
         if not _VARIABLE.fullmatch(middle):
             return None
-        if one in ("<", "\\le"):
-            return ("(" if one == "<" else "["), left, "\\infty", ")"
-        return "(", "-\\infty", left, (")" if one == ">" else "]")
-    if not _VARIABLE.fullmatch(middle):
+        if sign in _OPENS:
+            return _OPENS[sign], left, "\\infty", ")"
+        return "(", "-\\infty", left, _CLOSES[_TURNED[sign]]
+    if sign not in _OPENS and second not in _OPENS:
+        left, right, sign, second = right, left, _TURNED[second], _TURNED[sign]
+    if not _VARIABLE.fullmatch(middle) or sign not in _OPENS or second not in _OPENS:
         return None
-    if one in (">", "\\ge") and two in (">", "\\ge"):
-        left, right, one, two = right, left, {">": "<", "\\ge": "\\le"}[two], {">": "<", "\\ge": "\\le"}[one]
-    if one not in ("<", "\\le") or two not in ("<", "\\le"):
-        return None
-    return ("(" if one == "<" else "["), left, right, (")" if two == "<" else "]")
+    return _OPENS[sign], left, right, _CLOSES[second]

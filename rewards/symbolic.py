@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -36,6 +37,9 @@ _PLAIN_FUNCTION = re.compile(
 )
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|arc)")  # degrees matter beside these alone
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-z]+)\s*\^\\circ(?![a-zA-Z])")
+_BRACKETED_ROOT, _BRACKETED_EXPONENT, _BRACKETED_EXP = (
+    re.compile(rf"{head}\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)") for head in (r"(?:\\|(?<!\\)\b)sqrt", r"\^", r"\\exp")
+)
 _ALIASES = {"infinity": "\\infty", "inf": "\\infty", "oo": "\\infty"}
 
 
@@ -44,15 +48,13 @@ def latex(text: str) -> str:
     text = re.sub(r"\+\s*-", "-", text.replace("**", "^"))
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(\d+)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])abs\s*\(([^()]*)\)", r"|\1|", text)
-    text = re.sub(r"(?<!\\)\bsqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\\sqrt\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\^\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"^{\1}", text)
+    text = _BRACKETED_ROOT.sub(r"\\sqrt{\1}", text)
+    text = _BRACKETED_EXPONENT.sub(r"^{\1}", text)
     text = re.sub(r"\^\s*([+-]?\d+)", r"^{\1}", text) if re.search(r"\^\s*(?:[+-]|\d\d)", text) else text
     text = _PLAIN_FUNCTION.sub(lambda m: _ALIASES.get(m[1], "\\" + m[1]) + " ", text)
-    text = re.sub(r"\\exp\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"e^{\1}", text)
+    text = _BRACKETED_EXP.sub(r"e^{\1}", text)
     text = re.sub(r"(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", _mixed, text)
-    text = re.sub(r"(?<=[\d)}])\s*\*\s*", r" \\cdot ", text)
-    text = re.sub(r"\*", r" \\cdot ", text)
+    text = text.replace("*", " \\cdot ")
     if _ANGLE.search(text):
         text = _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
     text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)
@@ -62,9 +64,17 @@ def latex(text: str) -> str:
 
 def _mixed(match: re.Match) -> str:
     whole, above, below = match.groups()
-    if int(above[:20]) < int(below[:20]):
-        return f"({whole}+\\frac{{{above}}}{{{below}}})"
-    return match[0]
+    return f"({whole}+\\frac{{{above}}}{{{below}}})" if int(above[:20]) < int(below[:20]) else match[0]
+
+
+def _tried(function: Callable, *arguments, **options):
+    """What the math stack makes of it, None where it fails: its parsers and solvers raise all kinds of errors."""
+    try:
+        return function(*arguments, **options)
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:
+        return None
 
 
 @lru_cache(maxsize=1024)
@@ -74,17 +84,8 @@ def parse(text: str):
     if not text.strip() or len(text) > MAX_FORMULA or not normalisation.balanced(text) or _tangled(text):
         raise Unreadable(text)
     source = latex(text)
-    try:
-        parsed = latex2sympy(
-            source,
-            is_real=not should_treat_as_complex(source),
-            convert_degrees=False,
-            normalization_config=None,
-        )
-    except (RecursionError, MemoryError):
-        raise
-    except Exception as error:
-        raise Unreadable(text) from error
+    is_real = not should_treat_as_complex(source)
+    parsed = _tried(latex2sympy, source, is_real=is_real, convert_degrees=False, normalization_config=None)
     if not isinstance(parsed, (Basic, MatrixBase)):
         raise Unreadable(text)
     _magnitude(parsed)
@@ -139,28 +140,24 @@ def same_formula(gold, answer) -> bool:
         verdict = _numerically(gold, answer)
         if verdict is not None:
             return verdict
-    if (isinstance(gold, Relational) and isinstance(answer, Boolean)) or (
-        isinstance(answer, Relational) and isinstance(gold, Boolean)
+    conditions = isinstance(gold, Boolean) and isinstance(answer, Boolean)
+    if (
+        conditions
+        and any(isinstance(side, Relational) for side in (gold, answer))
+        and _tried(_same_solutions, gold, answer)
     ):
-        verdict = _same_solutions(gold, answer)
-        if verdict is not None:
-            return verdict
+        return True
     return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))
 
 
-def _same_solutions(gold: Boolean, answer: Boolean) -> bool | None:
-    """Compare inequalities in one variable by the sets that solve them."""
-    try:
-        if isinstance(gold, Eq) or isinstance(answer, Eq) or gold.free_symbols != answer.free_symbols:
-            return None
-        (symbol,) = gold.free_symbols
-        x = Symbol("x", real=True)
-        left, right = (condition.doit().subs(symbol, x).as_set() for condition in (gold, answer))
-        return True if left == right else None
-    except (RecursionError, MemoryError):
-        raise
-    except Exception:
-        return None
+def _same_solutions(gold: Boolean, answer: Boolean) -> bool:
+    """Whether the same set solves two inequalities in one variable."""
+    if isinstance(gold, Eq) or isinstance(answer, Eq) or gold.free_symbols != answer.free_symbols:
+        return False
+    (symbol,) = gold.free_symbols
+    x = Symbol("x", real=True)
+    left, right = (condition.doit().subs(symbol, x).as_set() for condition in (gold, answer))
+    return left == right
 
 
 def _matrices(*expressions) -> bool:
@@ -169,9 +166,8 @@ def _matrices(*expressions) -> bool:
 
 def _numerically(gold: Expr, answer: Expr) -> bool | None:
     """Compare values at random points; None where there are none to compare."""
-    try:
-        symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    except Exception:
+    symbols = _tried(lambda: sorted(gold.free_symbols | answer.free_symbols, key=str))
+    if symbols is None:
         return None
     if not symbols:
         return _same_value(gold, answer)
@@ -180,20 +176,16 @@ def _numerically(gold: Expr, answer: Expr) -> bool | None:
     stream = random.Random(20240901)
     agreed = 0
     for trial in range(3 * POINTS):
-        negative = trial % 3 == 2
-        point = {
-            symbol: sympy.Rational(stream.randint(11, 400), stream.choice((97, 101, 103))) * (-1 if negative else 1)
-            for symbol in symbols
-        }
+        sign = -1 if trial % 3 == 2 else 1
+        draws = [(stream.randint(11, 400), stream.choice((97, 101, 103))) for _ in symbols]
+        point = {symbol: sympy.Rational(sign * a, b) for symbol, (a, b) in zip(symbols, draws, strict=True)}
         if any(symbol.name in ("n", "k", "m") for symbol in symbols):
             places = stream.sample(range(len(symbols)), len(symbols))
-            point = {
-                symbol: sympy.Integer(2 + stream.randint(0, 7) + 3 * place)
-                for symbol, place in zip(symbols, places, strict=True)
-            }
+            values = [sympy.Integer(2 + stream.randint(0, 7) + 3 * place) for place in places]
+            point = dict(zip(symbols, values, strict=True))
         left, right = (_value(expression.subs(point)) for expression in (gold, answer))
         if left is None or right is None:
-            if not negative and (left is None) != (right is None):
+            if sign > 0 and (left is None) != (right is None):
                 return None
             continue
         if not _near(left, right):
@@ -206,16 +198,12 @@ def _numerically(gold: Expr, answer: Expr) -> bool | None:
 
 def _value(expression):
     """The value of a constant as a complex of 30 digits, or None."""
-    try:
-        value = sympy.N(expression.doit(), DIGITS)
-        if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
-            return None
-        real, imaginary = value.as_real_imag()
-        return real, imaginary
-    except (RecursionError, MemoryError):
-        raise
-    except Exception:
+    value = _tried(lambda: sympy.N(expression.doit(), DIGITS))
+    if value is None or not _tried(
+        lambda: value.is_number and not value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
+    ):
         return None
+    return _tried(value.as_real_imag)
 
 
 def _near(left, right) -> bool:

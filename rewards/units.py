@@ -163,32 +163,26 @@ _PIECE = re.compile(
     r"\s*(?:(?:,\s*)?(?:and|et|und|y|e)\s+|,\s*)?"
     r"(\d+(?:\.\d+)?(?: \d+/\d+)?|\\frac\{\d+\}\{\d+\})\s*-?\s*([^\W\d_]+)\.?"
 )
+_COMPOUND = re.compile(rf"(?:{_PIECE.pattern}){{2,}}")
 _IN_COMPOUND = {"h": "hour", "m": "minute", "s": "second"}
 
 
 def compound(text: str) -> list[tuple[tuple, Fraction]] | None:
     """The readings (powers, value) of "1 hour 30 minutes" or "5 feet 4 inches"; None for anything else."""
-    position, total, sizes = 0, {}, []
-    text = text.strip()
-    while position < len(text):
-        match = _PIECE.match(text, position)
-        if not match or (position and not (number := read_number(match[1]))):
-            return None
-        known = dimension(_IN_COMPOUND.get(match[2], match[2]) if "h" in text else match[2])
-        number = read_number(match[1])
-        if not known or not number:
-            return None
-        sizes.append(dict(known))
-        total = {
-            powers: (total.get(powers, 0) if position else 0) + number.value * factor
-            for powers, factor in known
-            if not position or powers in total
-        }
-        position = match.end()
-    falling = all(
-        larger.get(powers, 0) > smaller.get(powers, 0) for powers in total for larger, smaller in pairwise(sizes)
-    )
-    return list(total.items()) if len(sizes) > 1 and total and falling else None
+    pieces = _PIECE.findall(text) if _COMPOUND.fullmatch(text.strip()) else []
+    names = [_IN_COMPOUND.get(unit, unit) if "h" in text else unit for _, unit in pieces]
+    sizes = [dict(dimension(name) or ()) for name in names]
+    numbers = [read_number(number) for number, _ in pieces]
+    shared = [powers for powers in sizes[0] if all(powers in size for size in sizes)] if pieces else []
+    if not all(numbers) or any(
+        larger[powers] <= smaller[powers] for powers in shared for larger, smaller in pairwise(sizes)
+    ):
+        return None
+    totals = {
+        powers: sum(number.value * size[powers] for number, size in zip(numbers, sizes, strict=True))
+        for powers in shared
+    }
+    return list(totals.items()) or None
 
 
 def same_compound(gold: str, answer: str) -> bool | None:
@@ -196,11 +190,11 @@ def same_compound(gold: str, answer: str) -> bool | None:
     left, right = compound(gold), compound(answer)
     if not left and not right:
         return None
-    sides = []
-    for text, readings in ((gold, left), (answer, right)):
-        if not readings:
-            number, unit = split_unit(text)
-            value = read_number(number)
-            readings = [(powers, value.value * factor) for powers, factor in dimension(unit) or () if value]
-        sides.append(readings)
-    return bool(set(sides[0]) & set(sides[1]))
+    return bool(set(left or _single(gold)) & set(right or _single(answer)))
+
+
+def _single(text: str) -> list[tuple[tuple, Fraction]]:
+    """The readings of a value with one unit."""
+    number, unit = split_unit(text)
+    value = read_number(number)
+    return [(powers, value.value * factor) for powers, factor in dimension(unit) or ()] if value else []

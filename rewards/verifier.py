@@ -137,22 +137,14 @@ class Nursery:
 
 def _worker_environment(package_root: str) -> dict[str, str]:
     """A bare environment: no CUDA, one thread, no hash randomness, nothing secret."""
-    keep = {
-        name: os.environ[name]
-        for name in ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
-        if name in os.environ
-    }
+    names = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
+    keep = {name: os.environ[name] for name in names if name in os.environ}
     path = [package_root] + [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return keep | {
-        "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONSAFEPATH": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "LC_ALL": "C.UTF-8",
-    }
+        "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8",
+    }  # fmt: skip
 
 
 class Verifier:

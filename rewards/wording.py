@@ -32,17 +32,12 @@ def same_words(gold: str, answer: str) -> bool | None:
 _SHORT_WORDS = re.compile("yes|no|odd|one|two|six|ten|all|not|sat|sun|mon|tue|wed|thu|fri")
 
 
-_SYNONYMS = {
-    "yes": "true", "no": "false", "correct": "true", "incorrect": "false",
-    "empty set": "none", "\\emptyset": "none", "no solution": "none", "no solutions": "none", "none": "none",
-    "no real solutions": "none", "does not exist": "none", "dne": "none", "undefined": "undefined",
-    "all real numbers": "reals", "\\mathbb{r}": "reals", "all reals": "reals", "real numbers": "reals",
-    "integers": "integers", "all integers": "integers", "\\mathbb{z}": "integers",
-    "infinity": "infty", "\\infty": "infty", "infinite": "infty", "infinitely many": "infty",
-    "infinitely many solutions": "infty", "infinite solutions": "infty",
+_ALIKE = {
+    "true": "yes|correct", "false": "no|incorrect", "none": "empty set|\\emptyset|no solution|does not exist|dne",
+    "reals": "all reals|\\mathbb{r}", "integers": "all integers|\\mathbb{z}",
+    "infty": "infinity|\\infty|infinite|infinitely many|infinitely many solutions|infinite solutions",
 }  # fmt: skip
-
-
+_SYNONYMS = {phrase: name for name, phrases in _ALIKE.items() for phrase in (name, *phrases.split("|"))}
 _NONE = re.compile(
     r"(?:(?:\w+ )?has )?no (?:\w+ ){0,2}?(?:solutions?|roots?|values?|integers?|numbers?|such \w+)"
     r"(?: (?:exists?|possible|works?))?|none exists?"

@@ -1,7 +1,7 @@
 """The letter that a text settles on."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rewards
@@ -47,6 +47,7 @@ ANSWERS = [
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(ANSWERS), max_size=8))
+@example([r"\{2,450\}", "2,450", "2450"])
 def test_members_of_a_class_are_graded_as_its_first(answers):
     first: dict = {}
     for place, answer in zip(rewards.vote(answers), answers, strict=True):
