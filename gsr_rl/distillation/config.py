@@ -44,18 +44,14 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
         "Which K of a problem's candidates a set shows: paper (all right ones, filled with wrong ones), uniform, "
         "balanced (as many right as wrong) or hard (right ones in the minority).",
     )
-    uniform_share: float = key(
-        0.5, "Share of sets chosen uniformly whatever candidate_choice: it keeps majorities as they are."
-    )
+    uniform_share: float = key(0.5, "Share of sets chosen uniformly whatever candidate_choice, to keep majorities.")
     overlong_prompts: str = key(
         "cut",
         "A refinement prompt over its budget: its candidates lose their front (`cut`), or the set is left out "
         "(`drop`, as in the paper).",
     )
     refinements_per_set: int = key(10, "Refinements sampled per candidate set.")
-    max_if_all_right: int = key(
-        4, "Rows kept of a problem all of whose refinements are right; of other problems all right."
-    )
+    max_if_all_right: int = key(4, "Rows kept of a problem all of whose refinements are right; of others all right.")
     num_correct_shares: dict[int, float] | str | None = key(
         None,
         "Share of refinement rows by number of right candidates, adding up to 1: {0: 0.1, 1: 0.3, 2: 0.3, 3: 0.2, 4: "
@@ -70,14 +66,10 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
     keep_duplicate_solutions: bool = key(
         False, "With direct_source: student, its distribution is kept: equal solutions, all problems alike."
     )
-    direct_generations: int = key(
-        4, "Direct solutions sampled per problem by the teacher, with direct_source: teacher."
-    )
+    direct_generations: int = key(4, "Direct solutions per problem by the teacher, with direct_source: teacher.")
     keep_thinking: bool = key(True, "Train on a completion's thinking part too; otherwise on what follows it.")
     problems_per_chunk: int = key(1024, "Problems of a shard at most; a shard is also written every minute.")
-    shard: str | None = key(
-        None, "i/n: do the i-th of n parts of the work, i from 1. Without it, the rest, and the rows."
-    )
+    shard: str | None = key(None, "i/n: do the i-th of n parts, i from 1. Without it, the rest, and the rows.")
     join: list[str] | None = key(None, "Folders (output_dir) of other machines' parts, whose units are taken over.")
     allow_unfinished: bool = key(False, "Make the rows although endpoints gave no answer for some problems.")
     expected: dict[str, float] | str | None = key(
@@ -86,13 +78,9 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
         "problems with a prompt in its budget), solve_prompt_tokens, candidate_tokens, refinement_prompt_tokens, "
         "refinement_tokens (means), refinement_rows (rows per problem).",
     )
-    student_price: list[float] | None = key(
-        None, "Price of a million prompt tokens and of a million completion tokens."
-    )
+    student_price: list[float] | None = key(None, "Prices of a million prompt and of a million completion tokens.")
     teacher_price: list[float] | None = key(None, "As `student_price`, of the teacher.")
-    student_tokens_per_second: float | None = key(
-        None, "Completion tokens a second that the student's engine makes, for the dry run."
-    )
+    student_tokens_per_second: float | None = key(None, "For the dry run: completion tokens a second of the student.")
     teacher_tokens_per_second: float | None = key(None, "As `student_tokens_per_second`, of the teacher's engine.")
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ that was not.
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from gsr_rl.distillation.rows import Rows, make_rows
@@ -100,13 +101,15 @@ def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> dic
         return open_configured(config, model, seed, teacher=teacher, opener=open_engine)
 
     try:
-        if left := _left(rows, store.load("candidates")):
+        done = store.load("candidates")
+        if left := [row for row in rows if row["id"] not in done]:
             engine = opened(config.student_model, teacher=False)
             failed = _run(engine, left, len(rows), _candidate_units(engine, left, config), store, "candidates", config)
             if not one_engine(config):
                 engine.close()
                 engine = None
-        if left := _left([row for row in rows if row["id"] not in failed], store.load("refinements")):
+        done = failed.keys() | store.load("refinements").keys()
+        if left := [row for row in rows if row["id"] not in done]:
             engine = engine or opened(config.teacher_model, teacher=True)
             units = _refinement_units(engine, left, store.load("candidates"), config)
             failed |= _run(engine, left, len(rows), units, store, "refinements", config)
@@ -116,47 +119,36 @@ def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> dic
     return failed
 
 
-def _left(rows: list[dict], done: Units) -> list[dict]:
-    return [row for row in rows if row["id"] not in done]
-
-
 def one_engine(config) -> bool:
     """Whether the teacher is the student in the same engine."""
     keys = ("engine", "tensor_parallel_size", "endpoints", "endpoint_api", "endpoint_tokenizer", "endpoint_options")
-    return config.teacher_model == config.student_model and all(
-        getattr(config, f"teacher_{key}") is None for key in keys
-    )
+    teachers = [getattr(config, f"teacher_{key}") for key in keys]
+    return config.teacher_model == config.student_model and all(value is None for value in teachers)
 
 
 def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]], store, kind: str, config) -> dict:
     """The units of one stage (see `run_units`). Returns the errors of what an endpoint gave no answer for, by id."""
     golds = {row["id"]: row["answer"] for row in left}
-
-    def add(unit: dict, place, completion) -> None:
-        unit["samples"].append(_sample(completion, place))
-
-    def store_units(units: list[dict]) -> None:
-        _grade_and_store(units, golds, store, kind)
-
-    done = total - len(left)
-    progress = Progress(f"problems, {kind}", total, done)
-    return run_units(engine, planned, progress, add, store_units, config.problems_per_chunk)
+    progress = Progress(f"problems, {kind}", total, total - len(left))
+    store_units = partial(_grade_and_store, golds=golds, store=store, kind=kind)
+    return run_units(engine, planned, progress, _add, store_units, config.problems_per_chunk)
 
 
-def _sample(completion, place) -> dict:
-    """A completion as it is stored; `place` is its set's number, `direct`, or None for a candidate."""
-    stage = (
-        {} if place is None else {"stage": "candidate"} if place == "direct" else {"stage": "refinement", "set": place}
-    )
-    return {"text": completion.text, "tokens": len(completion.token_ids), "finished": completion.finished} | stage
+def _add(unit: dict, place, completion) -> None:
+    """Add a completion to its unit; `place` is its set's number, `direct`, or None for a candidate."""
+    sample = {"text": completion.text, "tokens": len(completion.token_ids), "finished": completion.finished}
+    if place == "direct":
+        sample["stage"] = "candidate"
+    elif place is not None:
+        sample |= {"stage": "refinement", "set": place}
+    unit["samples"].append(sample)
 
 
 def _grade_and_store(units: list[dict], golds: dict[str, str], store: ShardStore, kind: str) -> None:
     """Grade every sample (boxed answers only), group the candidates' answers for the vote, and write the shard."""
     voting = kind == "candidates"
     texts = [[sample["text"] for sample in unit["samples"]] for unit in units]
-    unit_golds = [golds[unit["unit"]] for unit in units]
-    graded = grade(texts, unit_golds, require_box=True, group_answers=voting)
+    graded = grade(texts, [golds[unit["unit"]] for unit in units], require_box=True, group_answers=voting)
     for unit, grades in zip(units, graded, strict=True):
         for sample, sample_grade in zip(unit["samples"], grades, strict=True):
             sample["correct"] = sample_grade.correct
@@ -180,13 +172,9 @@ def _unit(row: dict, requests: list[Request], **more) -> tuple[dict, list[Reques
     return {"unit": row["id"], "samples": [], "requests": len(requests), "prompt_tokens": tokens} | more, requests
 
 
-def _stages(engine, config) -> Stages:
-    return Stages.of(config, engine.tokenizer, engine.max_model_length)
-
-
 def _candidate_units(engine, rows: list[dict], config) -> Iterator[tuple[dict, list[Request]]]:
     """A unit per problem with the request for its candidates."""
-    stages = _stages(engine, config)
+    stages = Stages.of(config, engine.tokenizer, engine.max_model_length)
     sampling = Sampling(config.num_generations, config.temperature, config.top_p, config.max_completion_length)
     for row in rows:
         yield _unit(row, _solve_request(stages, row, None, sampling))
@@ -197,15 +185,23 @@ def _refinement_units(engine, rows: list[dict], candidates: Units, config) -> It
 
     A set for which there are too few usable candidates is left out; one over the budget is counted as dropped.
     """
-    stages = _stages(engine, config)
+    stages = Stages.of(config, engine.tokenizer, engine.max_model_length)
     stages.check_refinement_room()
+    choice = SetChoice(
+        num_candidates=config.num_candidates,
+        min_num_candidates=config.min_num_candidates,
+        num_sets=config.num_candidate_sets,
+        policy=config.candidate_choice,
+        uniform_share=config.uniform_share,
+    )
     how = (config.refinement_temperature, config.refinement_top_p, config.max_refinement_length)
     refining, solving = Sampling(config.refinements_per_set, *how), Sampling(config.direct_generations, *how)
     for row in rows:
         seed = choice_seed(config.seed, row["id"], "sets")
-        group = _candidates(candidates[row["id"]])
+        samples = candidates[row["id"]]["samples"]
+        group = [Candidate(sample["text"], sample["finished"], sample["correct"]) for sample in samples]
         sets, dropped, requests = [], 0, []
-        for chosen in stages.refine_sets(row["problem"], group, _set_choice(config), seed):
+        for chosen in stages.refine_sets(row["problem"], group, choice, seed):
             if not chosen.candidate_set.complete:
                 continue
             prompt = chosen.prompt
@@ -217,20 +213,6 @@ def _refinement_units(engine, rows: list[dict], candidates: Units, config) -> It
         if config.direct_source == "teacher":
             requests += _solve_request(stages, row, "direct", solving)
         yield _unit(row, requests, sets=sets, dropped=dropped, sets_seed=seed)
-
-
-def _candidates(unit: dict) -> list[Candidate]:
-    return [Candidate(sample["text"], sample["finished"], sample["correct"]) for sample in unit["samples"]]
-
-
-def _set_choice(config) -> SetChoice:
-    return SetChoice(
-        num_candidates=config.num_candidates,
-        min_num_candidates=config.min_num_candidates,
-        num_sets=config.num_candidate_sets,
-        policy=config.candidate_choice,
-        uniform_share=config.uniform_share,
-    )
 
 
 def _stored_set(chosen: SetToRefine, candidates: list[Candidate]) -> dict:

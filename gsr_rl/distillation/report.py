@@ -66,11 +66,10 @@ def _figures(problems: int, config, known: dict, part: float) -> dict[str, float
 
 def _prompt_tokens(figures: dict[str, float], who: str) -> float:
     """What the student or the teacher reads: of the solve prompts the teacher has half, for direct solutions."""
-    solve = figures["tokens of solve prompts"] / (2 if figures["direct solutions of the teacher"] else 1)
+    solve, direct = figures["tokens of solve prompts"], bool(figures["direct solutions of the teacher"])
     if who == "student":
-        return solve
-    direct = solve if figures["direct solutions of the teacher"] else 0
-    return figures["teacher, tokens of refinement prompts"] + direct
+        return solve / (1 + direct)
+    return figures["teacher, tokens of refinement prompts"] + solve / 2 * direct
 
 
 def plan(num_problems: int, config) -> dict[str, str]:
@@ -88,7 +87,7 @@ def plan(num_problems: int, config) -> dict[str, str]:
         number, of = map(int, config.shard.split("/"))
         num_problems = len(range(number - 1, num_problems, of))
     both = (_figures(num_problems, config, config.expected or {}, 0.5), _figures(num_problems, config, {}, 1.0))
-    texts = {name: _both(*(figures[name] for figures in both)) for name in both[0]}
+    texts = {name: _both(expected, both[1][name]) for name, expected in both[0].items()}
     for who in ("student", "teacher"):
         price, speed = getattr(config, f"{who}_price"), getattr(config, f"{who}_tokens_per_second")
         read = [_prompt_tokens(figures, who) for figures in both]
@@ -221,7 +220,9 @@ def write_report(folder: str | Path, counts: dict, rows, config) -> str:
         return text
     canvas = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = canvas.subplots(1, 3)
-    _plot_funnel(left, counts["funnel"])
+    names = [name for name in reversed(FUNNEL) if name in counts["funnel"]]
+    left.barh(names, [counts["funnel"][name] for name in names])
+    left.set_title("funnel")
     _plot_by_num_correct(middle, counts["by_num_correct"])
     for name, length in counts["lengths"].items():
         numbers, edges = length["histogram"]
@@ -235,12 +236,6 @@ def write_report(folder: str | Path, counts: dict, rows, config) -> str:
     canvas.savefig(buffer, format="png", dpi=120)
     atomic_write(Path(folder) / "distill_report.png", buffer.getvalue())
     return text
-
-
-def _plot_funnel(axes, funnel: dict) -> None:
-    names = [name for name in FUNNEL if name in funnel]
-    axes.barh(names[::-1], [funnel[name] for name in names][::-1])
-    axes.set_title("funnel")
 
 
 def _plot_by_num_correct(axes, table: dict) -> None:

@@ -117,7 +117,8 @@ def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, c
     for number in picks:
         counts.by_num_correct[number]["kept"] = 0
     for pick in refined:
-        counts.add_row(_set_of(refinements[problems[pick.problem]["id"]], pick.sample))
+        for counter in counts.tables(_set_of(refinements[problems[pick.problem]["id"]], pick.sample)):
+            counter["kept"] += 1
     counts.funnel["refinement rows"] = len(refined)
     direct = _direct_picks(problems, candidates, refinements, config, refined, rng, counts.funnel)
     counts.funnel["direct rows"] = len(direct)
@@ -190,31 +191,23 @@ class _Counts:
             self.tokens[who]["completion tokens"] += sum(sample["tokens"] for sample in unit["samples"])
         votes = [_vote(samples, shown["chosen"]) for shown in sets]
         for sample in refinements["samples"]:
-            if sample["stage"] == "candidate":
-                self._add_direct(sample)
-            else:
+            if sample["stage"] == "refinement":
                 self._add_refinement(sample, sets[sample["set"]], votes[sample["set"]])
-
-    def _add_direct(self, sample: dict) -> None:
-        self.funnel["direct solutions sampled"] += 1
-        self.funnel["direct solutions right"] += sample["correct"] == 1.0
-        self.lengths["direct solutions"].append(sample["tokens"])
+                continue
+            self.funnel["direct solutions sampled"] += 1
+            self.funnel["direct solutions right"] += sample["correct"] == 1.0
+            self.lengths["direct solutions"].append(sample["tokens"])
 
     def _add_refinement(self, sample: dict, shown: dict, vote: float) -> None:
         """A refinement beside the vote over the candidates that it was shown, in [0, 1]."""
         self.funnel["refinements sampled"] += 1
         self.lengths["refinements"].append(sample["tokens"])
         right = sample["correct"] == 1.0
-        for counter in self._tables(shown):
+        for counter in self.tables(shown):
             counter.update(sampled=1, right=int(right), majority=vote)
             counter.update(fixed=(1 - vote) * right, broken=vote * (not right))
 
-    def add_row(self, shown: dict) -> None:
-        """A refinement over this set becomes a row."""
-        for counter in self._tables(shown):
-            counter["kept"] += 1
-
-    def _tables(self, shown: dict) -> tuple[Counter, Counter]:
+    def tables(self, shown: dict) -> tuple[Counter, Counter]:
         return self.by_num_correct[shown["num_correct"]], self.by_num_candidates[len(shown["chosen"])]
 
     def as_dict(self) -> dict:

@@ -24,24 +24,14 @@ class EngineAccess:
 
     engine: str = key("vllm", "vllm (in process), transformers (slow, everywhere), or endpoint (OpenAI-compatible).")
     engine_dtype: str = key("auto", "Number format: auto, float32, bfloat16, float16.")
-    max_model_length: int | None = key(
-        None, "The context length in tokens, prompt and completion. Default: the model's."
-    )
+    max_model_length: int | None = key(None, "Context length in tokens, prompt and completion. Default: the model's.")
     max_num_seqs: int | None = key(None, "Sequences decoded at once. Default: engine's.")
     gpu_memory_utilization: float = key(0.9, "Share of a GPU's memory for the engine.")
     tensor_parallel_size: int = key(1, "GPUs that one copy of a model is cut over.")
-    endpoints: list[str] | None = key(
-        None, "Addresses of OpenAI-compatible endpoints, such as http://localhost:8000/v1."
-    )
-    endpoint_api: str = key(
-        "chat", "chat (messages, any provider) or completions (token ids, exact; vLLM and SGLang)."
-    )
-    endpoint_tokenizer: str | None = key(
-        None, "Tokenizer that an endpoint's prompts are counted with. Default: the model's."
-    )
-    endpoint_options: dict[str, Any] | str | None = key(
-        None, "Further keys of a request's body, such as {reasoning_effort: low}."
-    )
+    endpoints: list[str] | None = key(None, "OpenAI-compatible endpoints, such as http://localhost:8000/v1.")
+    endpoint_api: str = key("chat", "chat (messages, any provider) or completions (token ids, exact; vLLM, SGLang).")
+    endpoint_tokenizer: str | None = key(None, "Tokenizer that counts an endpoint's prompts. Default: the model's.")
+    endpoint_options: dict[str, Any] | str | None = key(None, "Further keys of a request: {reasoning_effort: low}.")
     api_key_env: str | None = key(None, "Name of the environment variable with the endpoints' key. Default: no key.")
     request_timeout: float = key(1800.0, "Seconds that one try of a request may take.")
     request_retries: int = key(10, "Further tries of a request, with pauses growing from half a second to a minute.")
@@ -52,9 +42,7 @@ class EngineAccess:
 class EngineConfig(EngineAccess):
     """The engine that distillation and evaluation sample with, and how they sample."""
 
-    data_parallel_size: int | None = key(
-        None, "Copies of a model, each in its own process. Default: as many as the visible GPUs hold."
-    )
+    data_parallel_size: int | None = key(None, "Copies of a model, a process each. Default: all that the GPUs hold.")
     max_requests_in_flight: int = key(256, "Requests to endpoints at once.")
     requests_per_minute: float | None = key(None, "Rate limit of requests to endpoints.")
     num_generations: int = key(8, "Candidates sampled per problem.")

@@ -55,15 +55,9 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
         "Candidate sets of a problem: `disjoint` (no candidate in two sets, as in the GSR paper) or `resampled` (as "
         "many sets as asked for, overlapping where they must).",
     )
-    num_candidate_sets: int | None = key(
-        None, "M: candidate sets per problem. Default: 1; with grouping: disjoint all that there are."
-    )
-    candidates_from: str | None = key(
-        None, "samples.parquet of another run: also refine over that run's candidate sets (frozen)."
-    )
-    own_candidates: bool = key(
-        True, "false: sample no candidates, take those of candidates_from, and its sets, for every method."
-    )
+    num_candidate_sets: int | None = key(None, "M: candidate sets per problem. Default: 1; if disjoint, all.")
+    candidates_from: str | None = key(None, "samples.parquet of another run: refine over its sets too (frozen).")
+    own_candidates: bool = key(True, "false: take candidates and sets of candidates_from for every method.")
     from_samples: list[str] | None = key(
         None,
         "Folders of finished runs: make their tables and reports anew from samples.parquet, without a model. With "

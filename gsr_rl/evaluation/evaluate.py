@@ -26,14 +26,7 @@ from gsr_rl.evaluation.stores import candidates_of_file, frozen_sets, open_store
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.refinement.prompts import Prompt, selected_candidate, selection_template
 from gsr_rl.refinement.stages import Grade, Stages, grade
-from gsr_rl.report.samples import (
-    GRADINGS,
-    check_same_problems,
-    header_of,
-    read_samples,
-    samples_path,
-    skipped_of,
-)
+from gsr_rl.report.samples import GRADINGS, check_same_problems, header_of, read_samples, samples_path, skipped_of
 
 NAMES = {"selfref": "refinements", "select": "selections", "scores": "scores"}
 

@@ -21,12 +21,8 @@ class RefinementConfig:
     """How candidates are shown to the model that refines them: the same from distillation to serving."""
 
     num_candidates: int = key(4, "K: candidates shown in a refinement prompt.")
-    prompt_template: str = key(
-        "gsr", "Wording of the two prompts: a name from gsr_rl/refinement/prompts.py (gsr, tiny)."
-    )
-    max_refinement_prompt_length: int = key(
-        8192, "Budget of a refinement prompt in tokens. Longer candidates lose their front to fit."
-    )
+    prompt_template: str = key("gsr", "Wording of the two prompts: gsr or tiny (gsr_rl/refinement/prompts.py).")
+    max_refinement_prompt_length: int = key(8192, "Tokens of a refinement prompt; longer candidates lose their front.")
     unfinished_candidates: str = key(
         "drop", "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
     )

@@ -60,15 +60,11 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         "Which candidates a refinement is shown: uniform, balanced (right and wrong ones), hard (fewer right ones "
         "than wrong ones), paper (all right ones, filled up with wrong ones).",
     )
-    uniform_share: float = key(
-        0.5, "Share of candidate sets that are chosen uniformly whatever candidate_choice, in [0, 1]."
-    )
+    uniform_share: float = key(0.5, "Share of candidate sets, in [0, 1], chosen uniformly whatever candidate_choice.")
     min_num_candidates: int | None = key(
         None, "Show a random number of candidates, from this one to num_candidates, drawn for each problem."
     )
-    oversample: float = key(
-        1.0, "Sample up to this many times the batch's problems until it is full of problems with signal."
-    )
+    oversample: float = key(1.0, "Sample up to this many times the batch's problems, until all have signal.")
     drop_from_denominator: bool = key(False, "Leave groups without signal out of the loss's counts.")
     curriculum: bool = key(False, "Draw problems by their running pass rate, those solved half the time most often.")
     streamed_rollout: bool = key(True, "With vLLM colocated: refine a problem as soon as its own candidates are done.")
@@ -78,9 +74,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         "ddp_timeout, after which the ranks that wait give up.",
     )
     num_examples: int = key(2, "Problems to print at each logging step, candidates beside their refinement.")
-    eval_dataset_name: str | None = key(
-        None, "Held-out problems for evaluation while training (eval_strategy, eval_steps)."
-    )
+    eval_dataset_name: str | None = key(None, "Held-out problems to evaluate on (eval_strategy, eval_steps).")
     eval_dataset_split: str = key("validation", "Their split.")
     max_eval_problems: int | None = key(200, "How many of them; null: all.")
     eval_problems_per_call: int = key(64, "Held-out problems that a rank gives to its engine at once.")
@@ -93,9 +87,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         None, "Arguments of rewards by name, such as {length: {max_length: 4096, buffer: 1024}}."
     )
     vllm_dtype: str = key("auto", "Number format of the colocated engine: auto, float32, bfloat16.")
-    vllm_enforce_eager: bool | None = key(
-        None, "Do not compile the engine's model. Default: eager on CPU, compiled on GPU."
-    )
+    vllm_enforce_eager: bool | None = key(None, "Do not compile the engine's model. Default: compiled on GPU only.")
     model_shape: dict[str, Any] | str | None = key(
         None, "For the memory figures of a dry run: sizes by config.json's names, if the model is not local."
     )
@@ -115,9 +107,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
         "Tokens that one forward and backward computes at most: an optimizer step's rows are packed into as few "
         "passes of whole prompt groups as fit. Default: micro-batches of per_device_train_batch_size rows.",
     )
-    dry_run: bool = key(
-        False, "Check everything, print the resolved configuration, the batch and memory, load no weights."
-    )
+    dry_run: bool = key(False, "Check everything, print configuration, batch and memory, load no weights.")
 
     def __post_init__(self):
         _read_as_yaml(self, "reward_options", "model_shape")
@@ -176,9 +166,7 @@ class GSRSFTConfig(RefinementConfig, SFTConfig):
     dataset_name: str | None = key(None, "SFT rows: a .jsonl, .json or .parquet file, or a data set on the Hub.")
     dataset_config: str | None = key(None, "Configuration name of a Hub data set.")
     dataset_split: str = key("train", "Split of a Hub data set.")
-    stages: list[str] = key(
-        ["candidate", "refinement"], "Rows to train on by stage: candidate (direct solutions), refinement, or both."
-    )
+    stages: list[str] = key(["candidate", "refinement"], "Rows to train on: candidate (direct), refinement, or both.")
     max_rows: int | None = key(None, "Train on N rows only, chosen by the seed.")
     dry_run: bool = key(False, "Check everything, print the resolved configuration and the amounts, load no weights.")
 
