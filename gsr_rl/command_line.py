@@ -48,9 +48,6 @@ class Key:
     help: str
 
 
-# What can be set -------------------------------------------------------------------------------------------------
-
-
 @cache
 def our_classes() -> dict[str, Path]:
     """The file of each of our configuration classes: those of every room's `config.py` and `settings.py`."""
@@ -145,9 +142,6 @@ def help_of(keys: Iterable[Key]) -> str:
             help_text = key.help.replace("%%", "%")
             lines += textwrap.wrap(help_text, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-# What the user set -----------------------------------------------------------------------------------------------
 
 
 def asks_for_help(argv: list[str]) -> bool:

@@ -17,15 +17,7 @@ from pathlib import Path
 
 from gsr_rl.data import gym_tasks
 from gsr_rl.data.problems import plain_config, print_left_out, read_problems
-from gsr_rl.data.sources import (
-    ANSWER_COLUMNS,
-    GENERATED,
-    HUB_SETS,
-    LOCAL_SUFFIXES,
-    PROBLEM_COLUMNS,
-    HubSet,
-    source_of,
-)
+from gsr_rl.data.sources import ANSWER_COLUMNS, GENERATED, HUB_SETS, LOCAL_SUFFIXES, PROBLEM_COLUMNS, HubSet, source_of
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets

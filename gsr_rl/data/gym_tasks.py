@@ -48,9 +48,6 @@ LETTERS = "ABCD"
 MAX_PEOPLE = 51  # as many names as reasoning-gym has
 
 
-# Tasks --------------------------------------------------------------------------------------------------------
-
-
 def installed(name: str) -> ModuleType:
     """reasoning-gym, which `name` needs. Raises `ValueError` where it is not installed."""
     try:
@@ -140,9 +137,6 @@ def _distinct_rows(entries: Iterable[dict], task: str, split: str, number: int, 
         f"max_problems={number}: reasoning_gym/{task} has only {len(rows)} different problems in {size} rows of its "
         f"{split} split: lower max_problems or make the task harder by dataset_kwargs"
     )
-
-
-# Knights and Knaves -------------------------------------------------------------------------------------------
 
 
 def generate_knights_knaves(num_people: int, split: str, number: int, seed: int) -> list[dict]:

@@ -66,9 +66,6 @@ HUB_SETS = {
 }
 
 
-# Names --------------------------------------------------------------------------------------------------------
-
-
 def from_hub(name: str) -> bool:
     """Whether problems of this name are asked of the Hub: no local file, and not generated."""
     local = Path(name).suffix in LOCAL_SUFFIXES or name.startswith((".", "/", "~"))
@@ -97,9 +94,6 @@ def normalise_text(text: str) -> str:
 def problem_id(text: str) -> str:
     """A stable id: the hash of the normalised text."""
     return hashlib.blake2b(normalise_text(text).encode(), digest_size=8).hexdigest()
-
-
-# Sets of the Hub ----------------------------------------------------------------------------------------------
 
 
 def check_split(name: str, split: str) -> list[str]:

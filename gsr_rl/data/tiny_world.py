@@ -72,9 +72,6 @@ def _table() -> dict[str, dict[str, str]]:
 TABLE = _table()
 
 
-# Problems ---------------------------------------------------------------------------------------------------
-
-
 def family_of(problem: str) -> str:
     """`"chain"` or `"guess"`, from the text of a problem; ValueError if it is neither."""
     if re.fullmatch(r"\d\d(?:[+-][1-9]|\*[379])+", problem):
@@ -173,9 +170,6 @@ def _draw_guess(rng: random.Random, slots: int, identity: float, **_) -> str:
     return f"{maps}={rng.choice(STATES)}"
 
 
-# Solutions --------------------------------------------------------------------------------------------------
-
-
 def boxed(text: str) -> str | None:
     r"""The last ``\boxed{...}`` of a text, or None."""
     contents = re.findall(r"\\boxed\{([^{}]*)\}", text)
@@ -269,9 +263,6 @@ def reading_drill(rows: list[dict], rng: random.Random) -> tuple[str, str]:
     return "".join(f"\n#{text}" for text in lines.values()) + f"\n>{start}", lines[start][len(start) :]
 
 
-# Refinements ------------------------------------------------------------------------------------------------
-
-
 def refine(row: dict, candidates: list[str], rng: random.Random) -> str:
     """A refinement by procedure, from problem and candidates alone (never the gold answer): the teacher's corpus.
 
@@ -304,9 +295,6 @@ def _refine_chain(problem: str, candidates: list[str]) -> str:
         agreed = len(claims) >= 2 and len(set(claims)) == 1
         values.append(claims[0] if agreed else apply_step(values[-1], step))
     return write_chain(problem, values)
-
-
-# The tokenizer and the network that `recipes/tiny/make_models.py` trains ------------------------------------------
 
 
 def vocabulary() -> list[str]:

@@ -135,9 +135,6 @@ def benchmarks_of(summary: dict) -> list[str]:
     return summary.get("names") or [next(iter(summary["benchmarks"]))]
 
 
-# The card ---------------------------------------------------------------------------------------------------
-
-
 def current_card(folder: Path, name: str) -> str:
     """The folder's card under this name: remade, or with its results updated if somebody has edited it."""
     path = folder / "README.md"
@@ -270,9 +267,6 @@ def shown_start(origin: dict) -> str:
     return origin["start"] if origin["on_hub"] else Path(origin["start"]).name
 
 
-# Results ----------------------------------------------------------------------------------------------------
-
-
 def with_results(card: str, evaluation: Evaluation, name: str) -> str:
     """The card with an evaluation's results, in its text and its `model-index`; older ones of the same are replaced.
 
@@ -364,9 +358,6 @@ def results_text(evaluation: Evaluation) -> str:
     lines.append("- measured with " + ", ".join(f"{key} {value}" for key, value in versions.items()))
     lines.append(f"- all figures: `{evaluation.path}`")
     return "\n".join(lines)
-
-
-# Files ------------------------------------------------------------------------------------------------------
 
 
 def public_config(path: Path) -> str:

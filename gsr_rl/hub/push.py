@@ -50,9 +50,6 @@ class PushError(RuntimeError):
     """A push did not happen. The message says why, that nothing is lost, and how to retry."""
 
 
-# Pushing ----------------------------------------------------------------------------------------------------
-
-
 def push_folder(folder: str | Path, target: Target) -> str:
     """Push the files of a model or data set folder, with its card.
 
@@ -131,9 +128,6 @@ def push_or_exit(folder: str | Path, target: Target) -> None:
         print(push_folder(folder, target), flush=True)
 
 
-# Results of an evaluation --------------------------------------------------------------------------------------
-
-
 def add_results(folder: str | Path, model: str | Path | None, target: Target | None) -> list[str]:
     """Write an evaluation's results into a model's card: of a folder, of a repository, or of both.
 
@@ -195,9 +189,6 @@ def results_or_exit(folder: str | Path, model: str | Path | None, target: Target
         print("\n".join(add_results(folder, model, target)), flush=True)
 
 
-# One commit ----------------------------------------------------------------------------------------------------
-
-
 def commit(files: Files, target: Target, message: str) -> str:
     """Put these files into the repository, and take out the weights and rows that they replace. Returns its address.
 
@@ -252,9 +243,6 @@ def make_repository(target: Target) -> str:
     if target.revision and target.revision != "main" and not target.revision.startswith("refs/"):
         api.create_branch(made.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
     return made.repo_id
-
-
-# Failures, deadlines and secrets -------------------------------------------------------------------------------
 
 
 def bounded(action: Callable[[], str], seconds: float, what: str) -> str:
@@ -322,9 +310,6 @@ def in_one_line(error: BaseException) -> str:
     if error.__cause__ is not None and not isinstance(error.__cause__, SystemExit):
         parts.append(str(error.__cause__) or type(error.__cause__).__name__)
     return ": ".join(" ".join(part.split()) for part in dict.fromkeys(parts))
-
-
-# Where a folder has been pushed to -----------------------------------------------------------------------------
 
 
 def _record(folder: Path, target: Target, commit: str | None) -> None:

@@ -48,9 +48,6 @@ class Variance:
         return self.between + (self.within or 0.0) / runs
 
 
-# Intervals ----------------------------------------------------------------------------------------------------
-
-
 def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each problem is in each resample: shape (resamples, problems), read-only. Rows sum to `num_problems`.
 
@@ -225,9 +222,6 @@ def widen_by_seeds(
     return max(bounds[0], value - low), min(bounds[1], value + high)
 
 
-# Power --------------------------------------------------------------------------------------------------------
-
-
 def variance(groups: Sequence[Sequence[float | None]], independent: bool = True) -> Variance | None:
     """Split the variance of a difference, from each problem's values by run; None with fewer than two problems.
 
@@ -289,10 +283,7 @@ def power_note(parts: Variance | None) -> dict | None:
     if parts is None or not parts.between + (parts.within or 0.0):
         return None
     needed = {
-        f"{difference:g}": {
-            "problems": problems_needed(parts, difference),
-            "runs": runs_needed(parts, difference),
-        }
+        f"{difference:g}": {"problems": problems_needed(parts, difference), "runs": runs_needed(parts, difference)}
         for difference in DIFFERENCES
     }
     return {

@@ -34,8 +34,6 @@ from gsr_rl.report.samples import (
     vote,
 )
 
-# The table of metrics -----------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -190,9 +188,6 @@ def curve_numbers(num_samples: int, k: int) -> list[int]:
     """The numbers of candidates that pass@k and maj@k are drawn at: powers of two, K, K + 1 and all."""
     powers = [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
     return sorted({*powers, num_samples, *(number for number in (k, k + 1) if number <= num_samples)})
-
-
-# Problems and benchmarks --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

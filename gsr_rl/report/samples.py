@@ -155,9 +155,6 @@ def _sampling(config, other: dict | None) -> dict:
     }
 
 
-# One problem's samples ----------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class Sample:
     """A stored sample under one grading; what the fields mean: gsr_rl/report/samples.py."""

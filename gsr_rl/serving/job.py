@@ -177,8 +177,6 @@ class Job:
         self.spoken.add(index)
         self._tell((index, text))
 
-    # The answer in OpenAI's form ---------------------------------------------------------------------------
-
     def body(self, solution: Solution) -> dict:
         """A chat completion."""
         choices = [
