@@ -14,10 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from gsr_rl.refinement.prompts import completion_text
+
 KINDS = ("vllm", "transformers", "endpoint")
 # Reasons, in the words of vLLM and of other servers, for which a completion ended by itself: an end token or a stop
 # string, not its limit.
 FINISHED = {"stop", "stop_sequence", "end_turn", "eos", "eos_token"}
+
+
+def is_finished(reason: str | None) -> bool:
+    """Whether a finish reason, in capitals or not, is that a completion ended by itself."""
+    return str(reason).lower() in FINISHED
 
 
 class EngineError(RuntimeError):
@@ -36,7 +43,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: its text without special tokens, its token ids, and whether it ended by itself (`FINISHED`)."""
+    """One completion: its text (`completion_text`), its token ids, and whether it ended by itself (`is_finished`)."""
 
     text: str
     token_ids: list[int]
@@ -138,11 +145,16 @@ class Engine:
             completions = result.completions
             if request.sampling.temperature == 0 and completions:
                 completions = completions[:1] * request.sampling.n
+            completions = [self._as_read(request, completion) for completion in completions]
             self.counts["requests"] += 1
             self.counts["prompt_tokens"] += len(request.token_ids)
             self.counts["completion_tokens"] += sum(len(c.token_ids) for c in result.completions)
             results.append(replace(result, completions=completions))
         return results
+
+    def _as_read(self, request: Request, completion: Completion) -> Completion:
+        text = completion_text(self.tokenizer, request.token_ids, completion.token_ids, completion.text)
+        return replace(completion, text=text)
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Results in the order in which they finish. `requests` is read only as the engine has room."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 
-from gsr_rl.engines.base import FINISHED, Completion, Engine, EngineError, Request, Result
+from gsr_rl.engines.base import Completion, Engine, EngineError, Request, Result, is_finished
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: see `pause`
 LONGEST_RETRY_AFTER = 600.0  # seconds that a server may ask for
@@ -343,7 +343,7 @@ class EndpointEngine(Engine):
         reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", choice)
         if reason is None:
             raise Malformed("a completion that breaks off (no finish_reason)")
-        if reason in BROKEN:
+        if str(reason).lower() in BROKEN:
             raise Malformed(f"a completion that breaks off (finish_reason {reason})")
         if message is None:
             raise Malformed("a choice without a message")
@@ -353,4 +353,4 @@ class EndpointEngine(Engine):
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Completion(text, ids, finished=reason in FINISHED)
+        return Completion(text, ids, finished=is_finished(reason))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import count
 
-from gsr_rl.engines.base import FINISHED, Engine, Result
+from gsr_rl.engines.base import Engine, Result, is_finished
 
 
 def set_vllm_environment() -> bool:
@@ -129,7 +129,7 @@ class VLLMEngine(Engine):
             if streamed is not None:
                 rows.append(list(zip(streamed.token_ids, streamed.ended, strict=True)))
             else:
-                rows.append([(list(row.token_ids), row.finish_reason in FINISHED) for row in outputs])
+                rows.append([(list(row.token_ids), is_finished(row.finish_reason)) for row in outputs])
         flat = [pair for group in rows for pair in group]  # decoded in one call
         completions = iter(self._completions([ids for ids, _ in flat], [ended for _, ended in flat]) if flat else [])
         return [Result(key, [next(completions) for _ in group]) for key, group in zip(keys, rows, strict=True)]
@@ -158,7 +158,7 @@ class _Streamed:
     def take(self, output) -> None:
         for piece in output.outputs:
             self.token_ids[piece.index] += piece.token_ids
-            self.ended[piece.index] |= piece.finish_reason in FINISHED
+            self.ended[piece.index] |= is_finished(piece.finish_reason)
             if piece.text:
                 self._on_text(piece.index, piece.text)
 

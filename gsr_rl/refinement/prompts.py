@@ -5,11 +5,25 @@ Pure: strings, a tokenizer and integers in, strings and token ids out. No engine
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+
+from rewards.extraction import final_part
 
 Messages = list[dict[str, str]]
 
 # A candidate is not cut below this many tokens: a shorter tail says nothing, so the prompt is skipped instead.
 MIN_CANDIDATE_TOKENS = 8
+
+# Marks of thinking, and of harmony's channels.
+THINKING_TAGS = ("<think>", "</think>", "[THINK]", "[/THINK]")
+CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+LONGEST_OPENING = 64  # tokens at the end of a prompt that may open the thinking
+_OPENS = re.compile(r"(?:<think>|\[THINK\]|<\|channel\|>\w+<\|message\|>)\s*\Z")
+_BEGINS_OPEN = re.compile(r"\s*(?:<think>|\[THINK\]|(?:<\|start\|>\w*)?<\|channel\|>)")
+_CHANNEL = re.compile(r"(?:<\|start\|>\w*)?<\|channel\|>(\w*)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>")
+_UNFINISHED_HEADER = re.compile(r"(?:<\|start\|>\w*)?(?:<\|channel\|>[^<]*)?(?:<\|constrain\|>[^<]*)?\Z")
 
 
 @dataclass(frozen=True)
@@ -115,15 +129,75 @@ def selected_candidate(answer: str | None, number: int) -> int | None:
 
 
 def candidate_text(completion: str) -> str:
-    """What a refinement sees of a completion: the text after its thinking part, or "" if it never stopped thinking.
+    """What a refinement sees of a completion: what is graded of it, or "" if it never stopped thinking.
 
-    A closing tag without an opening one counts (some chat templates put the opening tag in the prompt).
+    A closing tag without an opening one counts (texts of older versions lack the one that the prompt held).
     """
-    if "</think>" in completion:
-        completion = completion.rsplit("</think>", 1)[1]
-    elif re.match(r"\s*<think>", completion):
-        return ""
-    return completion.strip()
+    return (final_part(completion) or "").strip()
+
+
+# Thinking --------------------------------------------------------------------------------------------------------
+
+
+def opened_thinking(tokenizer, prompt_ids: list[int]) -> str:
+    """The mark by which a prompt's end opens the thinking, as its chat template writes it; "" if it does not."""
+    mark = _OPENS.search(tokenizer.decode(prompt_ids[-LONGEST_OPENING:], skip_special_tokens=False))
+    return mark[0] if mark else ""
+
+
+def completion_text(tokenizer, prompt_ids: list[int], completion_ids: list[int], text: str) -> str:
+    """The text of a completion as every program grades, shows and stores it: thinking in `<think>` and `</think>`.
+
+    The mark that the prompt opens it with is put before it. Marks that are special tokens, which decoding skips, are
+    read from the token ids.
+
+    Args:
+        text: The completion decoded without special tokens.
+    """
+    marks = special_marks(tokenizer)
+    if not marks.keys().isdisjoint(completion_ids) and not any(mark in text for mark in marks.values()):
+        without = tokenizer.decode(completion_ids, skip_special_tokens=True)
+        cut = without[len(text) :] if without.startswith(text) else ""  # behind a stop string
+        text = _with_marks(tokenizer, completion_ids, marks).removesuffix(cut)
+    return in_think_tags(text, opened_thinking(tokenizer, prompt_ids))
+
+
+def in_think_tags(text: str, opening: str = "") -> str:
+    """A text with a model's own marks of thinking as `<think>` and `</think>`, after the `opening` that a prompt had.
+
+    Of a text that comes in pieces, what is made of its beginning is the beginning of what is made of it.
+    """
+    if not _BEGINS_OPEN.match(text):
+        text = opening + text
+    if "<|channel|>" in text:
+        text = _from_channels(text)
+    return text.replace("[THINK]", "<think>").replace("[/THINK]", "</think>")
+
+
+@lru_cache(maxsize=8)
+def special_marks(tokenizer) -> dict[int, str]:
+    """Marks of thinking that are special tokens, by id; those of channels where it has channels."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {index: token.content for index, token in added.items() if token.special}
+    marks = THINKING_TAGS + (CHANNEL_MARKS if "<|channel|>" in special.values() else ())
+    return {index: mark for index, mark in special.items() if mark in marks}
+
+
+def _with_marks(tokenizer, ids: list[int], marks: dict[int, str]) -> str:
+    """The tokens decoded without any special token but these."""
+    parts = ((mark, list(run)) for mark, run in groupby(ids, key=marks.get))
+    return "".join(mark * len(run) if mark else tokenizer.decode(run, skip_special_tokens=True) for mark, run in parts)
+
+
+def _from_channels(text: str) -> str:
+    """A text in harmony's channels: all but `final` are thinking."""
+    start, *parts = _CHANNEL.split(_UNFINISHED_HEADER.sub("", text))
+    texts = [start]
+    for place in range(0, len(parts), 2):
+        content, *ended = _CHANNEL_END.split(parts[place + 1], maxsplit=1)
+        closed = "</think>" if ended or place + 2 < len(parts) else ""
+        texts.append(content if parts[place] == "final" else f"<think>{content}{closed}")
+    return "".join(texts)
 
 
 def prompt_token_ids(tokenizer, messages: Messages, chat_template_kwargs: dict | None = None) -> list[int]:

@@ -99,7 +99,7 @@ class Stages:
     # What a refinement is shown ---------------------------------------------------------------------------------
 
     def shown_text(self, completion: str) -> str:
-        """What a refinement sees of a completion; "" if nothing. The one place for all programs."""
+        """What a refinement sees of a `completion_text`, whichever model's; "" if nothing."""
         return candidate_text(completion)
 
     def can_show(self, candidate: Candidate) -> bool:

@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from gsr_rl.engines.base import Completion
+from gsr_rl.engines.base import Completion, is_finished
 from gsr_rl.engines.endpoints import Malformed, is_refused, one_line, pause
+from gsr_rl.refinement.prompts import completion_text, in_think_tags, opened_thinking, special_marks
 from gsr_rl.serving.steps import Ask, SamplingFailed, is_unicode
 
 logger = logging.getLogger("gsr_rl.serving")
@@ -177,17 +178,20 @@ class Backend:
             how["stream"] = True
         if self._api == "completions":
             extra = {"return_token_ids": True}
+            if special_marks(self._tokenizer):
+                extra["skip_special_tokens"] = False
             answer = await self._client.completions.create(prompt=ask.token_ids, extra_body=extra, **how)
         else:
             answer = await self._client.chat.completions.create(messages=ask.messages, **how)
         if speak:
-            return await self._read_stream(answer, speak)
+            return await self._read_stream(answer, speak, ask)
         choice = answer.choices[0]
         text = choice.text if self._api == "completions" else choice.message.content or ""
-        return self._completion(text, getattr(choice, "token_ids", None), choice.finish_reason)
+        return self._completion(text, getattr(choice, "token_ids", None), choice.finish_reason, ask)
 
-    async def _read_stream(self, stream, speak) -> Completion:
-        text, ids, reason = "", None, None
+    async def _read_stream(self, stream, speak, ask: Ask) -> Completion:
+        text, spoken, ids, reason = "", 0, None, None
+        opening = opened_thinking(self._tokenizer, ask.token_ids)
         async with stream:
             async for chunk in stream:
                 for choice in chunk.choices:
@@ -197,16 +201,19 @@ class Backend:
                     reason = choice.finish_reason or reason
                     if new:
                         text += _sound(new)
-                        speak(new)
-        return self._completion(text, ids, reason)
+                        if piece := in_think_tags(text, opening)[spoken:]:
+                            speak(piece)
+                            spoken += len(piece)
+        return self._completion(text, ids, reason, ask)
 
-    def _completion(self, text: str, ids: list[int] | None, reason: str | None) -> Completion:
-        if reason not in ("stop", "length"):
+    def _completion(self, text: str, ids: list[int] | None, reason: str | None, ask: Ask) -> Completion:
+        finished = is_finished(reason)
+        if not finished and reason != "length":
             raise Malformed(f"a completion that ends with finish_reason={reason!r}: stop or length is expected")
         _sound(text)
         if not isinstance(ids, list):
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Completion(text, ids, reason == "stop")
+        return Completion(completion_text(self._tokenizer, ask.token_ids, ids, text), ids, finished)
 
     def _clean(self, error: Exception) -> str:
         """An error in one line, without the key."""

@@ -21,7 +21,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from gsr_rl.data.sources import as_list
 from gsr_rl.refinement.candidates import SetChoice, choice_seed
+from gsr_rl.refinement.prompts import completion_text
 from gsr_rl.refinement.stages import Candidate, Stages, grade
 
 REFUSED = "[prompt over budget]"
@@ -219,12 +221,20 @@ class TwoStageRollout:
 
     def rollouts(self, prompt: list[int], completions: list[list[int]], logprobs: list | None) -> list[Rollout]:
         """What was sampled of one prompt."""
-        texts = self.trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
-        ends = self.trainer.eos_token_ids
-        return [
-            Rollout(prompt, ids, logprobs[row] if logprobs else None, texts[row], ids[-1] in ends)
-            for row, ids in enumerate(completions)
-        ]
+        tokenizer, rollouts = self.trainer.processing_class, []
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        for row, (ids, text) in enumerate(zip(completions, texts, strict=True)):
+            finished = self._finished(ids, text)
+            text = completion_text(tokenizer, prompt, ids, text)
+            rollouts.append(Rollout(prompt, ids, logprobs[row] if logprobs else None, text, finished))
+        return rollouts
+
+    def _finished(self, completion_ids: list[int], text: str) -> bool:
+        """Whether a completion ended by an end token or by what `generation_kwargs` stops at, not by its limit."""
+        given = self.trainer.args.generation_kwargs or {}
+        ends = {*self.trainer.eos_token_ids, *(given.get("stop_token_ids") or [])}
+        stops = [stop for name in ("stop", "stop_strings") for stop in as_list(given.get(name))]
+        return completion_ids[-1] in ends or any(stop in text for stop in stops)
 
     def unusable(self, n: int, *, with_logprobs: bool) -> list[Rollout]:
         """Rows in place of the completions of a prompt that there is not."""

@@ -235,7 +235,7 @@ def test_a_choice_that_is_no_completion_is_asked_for_again(tokenizer, monkeypatc
 @pytest.mark.parametrize(
     ("reason", "finished"),
     [
-        *((word, True) for word in ("stop", "eos", "stop_sequence", "end_turn", "eos_token")),
+        *((word, True) for word in ("stop", "eos", "stop_sequence", "end_turn", "eos_token", "STOP")),
         *((word, False) for word in ("length", "max_tokens", "content_filter")),
     ],
 )

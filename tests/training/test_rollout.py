@@ -276,3 +276,16 @@ def test_the_rollout_table_says_none_where_there_is_no_reward(tmp_path):
     assert all(row["reward"] is None for row in rows)  # rewards are the trainer's business
     assert math.isnan(blocks[0].candidates[0].reward)
     assert rows[4]["prompt"].startswith("<user>refine 47+5")
+
+
+@pytest.mark.parametrize(
+    "given", [{"stop": "}"}, {"stop": ["x", "}"]}, {"stop_strings": ["}"]}, {"stop_token_ids": None}]
+)
+def test_a_completion_that_a_stop_ends_is_finished_and_no_length_is_warned_of(tmp_path, given):
+    trainer = Trainer(tmp_path, lambda *_: RIGHT + "...", generation_kwargs=given)
+    blocks, _ = trainer.roll()
+    assert all(rollout.finished for block in blocks for rollout in block.candidates + block.refinements)
+    logs = {name: total / count for name, (total, count) in rollout_sums(blocks, trainer.args.plan).items() if count}
+    assert not [kind for kind in warnings_of(logs, 4) if "length" in kind]
+    cut, _ = Trainer(tmp_path, lambda *_: "47+5=5...", generation_kwargs=given).roll()
+    assert not any(candidate.finished for candidate in cut[0].candidates)
