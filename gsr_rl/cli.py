@@ -16,7 +16,7 @@ from gsr_rl.command_line import LIBRARIES, Key, asks_for_help, fields_of_all, he
 from gsr_rl.data.config import check_problems_and_held_out, check_training_problems
 from gsr_rl.distillation.config import check_distill
 from gsr_rl.evaluation.config import check_eval, check_eval_problems
-from gsr_rl.keys import kinds_of, raise_if_any
+from gsr_rl.keys import TRUE_WORDS, kinds_of, raise_if_any
 from gsr_rl.training.checks import check_grpo, check_sft
 
 # What each program is configured by, and its checks on plain values.
@@ -91,10 +91,11 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         print_help(program, everything="all" in argv)
         raise SystemExit(0)
     with clear_errors(program):
-        check_values(program, read_values(program, argv))
+        values = read_values(program, argv)
+        check_values(program, values)
         from gsr_rl.training.launch import shard_on_cpu
 
-        shard_on_cpu()
+        shard_on_cpu(str(values.get("use_cpu")).lower() in TRUE_WORDS)
         return _trl_parser(program).parse_args_and_config(argv)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -73,11 +74,19 @@ def hardware() -> dict[str, object]:
                 processor = line.split(":", 1)[1].strip()
                 break
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    accelerators: list[str] = []
-    if "torch" in sys.modules:
-        cuda = sys.modules["torch"].cuda
-        accelerators = [cuda.get_device_name(i) for i in range(cuda.device_count())]
-    return {"processor": processor, "cores": cores, "accelerators": accelerators}
+    return {"processor": processor, "cores": cores, "accelerators": _accelerators()}
+
+
+def _accelerators() -> list[str]:
+    """Names of the visible GPUs. torch would initialize CUDA to tell them, so it is asked only where that is done."""
+    cuda, visible = getattr(sys.modules.get("torch"), "cuda", None), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if cuda and cuda.is_initialized():
+        return [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", *([f"--id={visible}"] if visible else [])]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if visible != "":
+            return subprocess.check_output(words, text=True, timeout=60, stderr=subprocess.DEVNULL).splitlines()
+    return []
 
 
 def machine(hardware: dict) -> str:

@@ -1,8 +1,11 @@
 """Run folders: files are whole, secrets stay out, versions are stated."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -151,3 +154,24 @@ def test_metrics_are_appended_a_line_a_record(tmp_path):
         run_folder.append_json_line(tmp_path / "run" / "metrics.jsonl", {"step": step})
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+
+
+def test_gpus_are_named_without_initializing_cuda(monkeypatch):
+    """torch would, and vLLM then could not fork and other processes would find less memory."""
+    names = {0: "NVIDIA H100", 1: "NVIDIA H200"}
+    cuda = SimpleNamespace(is_initialized=lambda: False, device_count=lambda: 2)  # asking for a name fails
+
+    def nvidia_smi(words, **_):
+        (wanted,) = [word for word in words if word.startswith("--id=")] or ["--id=0,1"]
+        return "".join(f"{names[int(number)]}\n" for number in wanted.removeprefix("--id=").split(","))
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(subprocess, "check_output", nvidia_smi)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run_folder.hardware()["accelerators"] == ["NVIDIA H100", "NVIDIA H200"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert run_folder.hardware()["accelerators"] == ["NVIDIA H200"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert run_folder.hardware()["accelerators"] == []
+    cuda.is_initialized, cuda.get_device_name = lambda: True, names.get
+    assert run_folder.hardware()["accelerators"] == ["NVIDIA H100", "NVIDIA H200"]

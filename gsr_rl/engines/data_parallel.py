@@ -12,7 +12,7 @@ import time
 from multiprocessing.connection import wait
 
 from gsr_rl.engines.base import Engine, EngineError, Request
-from gsr_rl.engines.local import open_local
+from gsr_rl.engines.local import has_gpu, open_local
 
 LOAD_SECONDS = 3600.0  # a large model from a slow disk
 SILENT_SECONDS = 3600.0  # no copy has finished anything for so long: something hangs
@@ -136,7 +136,7 @@ def _devices(copies: int, gpus_each: int) -> list[str | None]:
     """CUDA_VISIBLE_DEVICES of each copy; None without GPUs. Raises `ValueError` if there are too few."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not has_gpu():
         return [None] * copies
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name for name in visible.split(",") if name] or [str(i) for i in range(torch.cuda.device_count())]

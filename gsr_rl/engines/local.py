@@ -3,25 +3,41 @@
 import contextlib
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import count
 
 from gsr_rl.engines.base import Engine, Result, is_finished
+from gsr_rl.keys import TRUE_WORDS
 
 
-def set_vllm_environment() -> bool:
+def has_gpu(use_cpu: bool = False) -> bool:
+    """Whether there is a CUDA device to use. All of gsr_rl asks here, as this initializes no CUDA before vLLM does.
+
+    There is none to use if the key `use_cpu` says so, or `accelerate launch`, which says it by the environment.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
+    use_cpu = use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in TRUE_WORDS
+    return not use_cpu and torch.cuda.is_available()
+
+
+def set_vllm_environment(use_cpu: bool = False) -> bool:
     """Set the environment variables that vLLM needs, where they are not set yet. Call it before vLLM is imported.
 
     The one place for such rules, of CPUs and of CUDA devices: vLLM reads most of its variables at its import.
 
     Returns:
-        Whether vLLM runs on the CPU, because there is no CUDA device.
+        Whether vLLM runs on the CPU: by `use_cpu`, or because there is no CUDA device.
     """
-    import torch
-
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if torch.cuda.is_available():
+    if has_gpu(use_cpu):
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork dies where CUDA has been asked before
+        folders = [os.environ.get("PATH", ""), os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
+        if not shutil.which("nvcc", path=os.pathsep.join(folders)):  # flashinfer compiles its sampler on first use
+            os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         return False
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -177,7 +193,7 @@ class TransformersEngine(Engine):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to("cuda" if has_gpu() else "cpu")
         self.max_model_length = max_model_length or self._model.config.max_position_embeddings
         self._rows = max_num_seqs or 64
         self.capacity = 16 * self._rows  # so many to choose prompts of one length from
@@ -227,7 +243,7 @@ class TransformersEngine(Engine):
 
         self._model = None
         gc.collect()
-        if torch.cuda.is_available():
+        if has_gpu():
             torch.cuda.empty_cache()
 
 

@@ -3,7 +3,7 @@
 from gsr_rl.engines.base import KINDS, Engine
 from gsr_rl.engines.data_parallel import DataParallelEngine
 from gsr_rl.engines.endpoints import EndpointEngine, EndpointSettings
-from gsr_rl.engines.local import open_local
+from gsr_rl.engines.local import has_gpu, open_local
 
 
 def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int | None = None, dtype: str = "auto",
@@ -42,7 +42,7 @@ def copies_that_fit(tensor_parallel_size: int) -> int:
     """How many copies of a model the visible GPUs hold; 1 on a CPU."""
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if has_gpu() else 0
     return max(1, gpus // tensor_parallel_size)
 
 

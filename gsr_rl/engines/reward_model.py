@@ -2,6 +2,7 @@
 
 import gc
 
+from gsr_rl.engines.local import has_gpu
 from gsr_rl.refinement.prompts import candidate_text
 
 
@@ -36,7 +37,6 @@ class RewardModel:
     """
 
     def __init__(self, name: str, batch_size: int = 8):
-        import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.batch_size = batch_size
@@ -46,7 +46,7 @@ class RewardModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self._model.config.pad_token_id is None:  # it finds a row's last token by it
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to("cuda" if has_gpu() else "cpu")
         positions = getattr(self._model.config, "max_position_embeddings", None) or 4096
         self.max_length = min(positions, self.tokenizer.model_max_length)  # RoBERTa's first positions are no token's
 
@@ -91,7 +91,7 @@ class RewardModel:
 
         self._model = None
         gc.collect()
-        if torch.cuda.is_available():
+        if has_gpu():
             torch.cuda.empty_cache()
 
 

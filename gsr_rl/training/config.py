@@ -94,7 +94,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
     launch_config: str | None = key(
         None,
         "For a dry run: the accelerate configuration whose processes and ZeRO stage it counts on. Under `accelerate "
-        "launch` the processes are those that were started.",
+        "launch` it counts on what that has started: processes, sharding and offload.",
     )
     gpu_memory_gib: float = key(80.0, "For a dry run: memory of one GPU in GiB.")
     shared_prefix: bool = key(

@@ -1,7 +1,6 @@
 """How many problems, rollouts, tokens and bytes one step of joint GRPO takes, from its configuration alone."""
 
 import math
-import os
 from dataclasses import dataclass, replace
 
 from trl import ModelConfig
@@ -42,8 +41,7 @@ def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[
         ValueError: Sizes, a launch or numbers that nothing can be computed with.
     """
     launch = read_launch(args.launch_config, args.world_size)
-    started = int(os.environ.get("WORLD_SIZE", launch.processes))  # by accelerate launch, whatever the file says
-    launch = replace(launch, processes=started, on_cpu=launch.on_cpu or args.is_for_cpu)
+    launch = replace(launch, on_cpu=launch.on_cpu or args.is_for_cpu)
     figures = _amounts(args, launch.processes)
     shape = read_shape(model and model.model_name_or_path, args.model_shape)
     if shape is None:

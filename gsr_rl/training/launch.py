@@ -14,9 +14,12 @@ from pathlib import Path
 
 import yaml
 
+from gsr_rl.engines.local import has_gpu
+
 logger = logging.getLogger(__name__)
 
 PEFT_TARGETS = ("q_proj", "v_proj")  # PEFT's own for the types llama, qwen2 and qwen3: peft/utils/constants.py
+LEAST_LORA_RATE = 5e-6  # docs/training.md, LoRA
 
 
 @dataclass(frozen=True)
@@ -136,16 +139,17 @@ def read_shape(model: str | None, stated: dict | str | None) -> ModelShape | Non
 
 
 def read_launch(path: str | None, processes: int) -> Launch:
-    """What an accelerate configuration file says; without one, `processes` without sharding.
+    """What `accelerate launch` has told this process, else its file at `path`, else `processes` without sharding.
 
     Raises:
         ValueError: Another file, or a number in it that cannot be.
     """
-    if not path:
-        return Launch(processes)
-    name = f"launch_config={path}"
+    launched, started = _of_launcher(), os.environ.get("WORLD_SIZE")
+    if not (path or launched):
+        return Launch(int(started or processes))
+    name = "accelerate launch" if launched else f"launch_config={path}"
     problem = f"{name}: not an accelerate configuration, give one of accelerate_configs/"
-    values = _mapping(lambda: yaml.safe_load(Path(path).read_text("utf-8")), problem)
+    values = launched or _mapping(lambda: yaml.safe_load(Path(path).read_text("utf-8")), problem)
     deepspeed, fsdp = values.get("deepspeed_config") or {}, values.get("fsdp_config") or {}
     if "distributed_type" not in values or not isinstance(deepspeed, dict) or not isinstance(fsdp, dict):
         raise ValueError(problem)
@@ -156,13 +160,29 @@ def read_launch(path: str | None, processes: int) -> Launch:
         stage = 3 if fsdp.get("fsdp_reshard_after_forward", True) else 2
     all_offloaded = is_fsdp and bool(fsdp.get("fsdp_offload_params", False))
     return Launch(
-        _whole(values.get("num_processes", processes), f"{name}: num_processes", 1),
+        _whole(started or values.get("num_processes", processes), f"{name}: num_processes", 1),
         stage,
         all_offloaded or str(deepspeed.get("offload_optimizer_device", "none")) == "cpu",
         bool(values.get("use_cpu", False)),
         all_offloaded or (stage == 3 and str(deepspeed.get("offload_param_device", "none")) == "cpu"),
         is_fsdp,
     )
+
+
+def _of_launcher() -> dict | None:
+    """The environment that `accelerate launch` makes, by the names of its configuration file; None without it."""
+    env = {name.removeprefix("ACCELERATE_"): value.lower() for name, value in os.environ.items()}
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None
+    kind = next((kind for kind in ("DEEPSPEED", "FSDP") if env.get(f"USE_{kind}") == "true"), "NO")
+    deepspeed = {"zero_stage": "2"} if kind == "DEEPSPEED" else {}  # accelerate's own default
+    for name in ("zero_stage", "offload_optimizer_device", "offload_param_device", "deepspeed_config_file"):
+        if value := env.get(f"DEEPSPEED_{name.removeprefix('deepspeed_').upper()}"):
+            deepspeed[name] = value
+    fsdp = {"fsdp_reshard_after_forward": env.get("FSDP_RESHARD_AFTER_FORWARD") != "false"}
+    fsdp["fsdp_offload_params"] = env.get("FSDP_OFFLOAD_PARAMS") == "true"
+    values = {"distributed_type": kind, "deepspeed_config": deepspeed, "fsdp_config": fsdp}
+    return values | {"num_processes": 1, "use_cpu": env.get("USE_CPU") == "true"}  # of several, WORLD_SIZE counts
 
 
 def adapter_parameters(shape: ModelShape, model) -> int:
@@ -230,18 +250,20 @@ def _whole(value: object, name: str, lowest: int, highest: int | None = None) ->
     return int(str(value))
 
 
-def shard_on_cpu() -> None:
-    """Let `accelerate launch` shard on a CPU as it does on GPUs. Does nothing where there is a GPU.
+def shard_on_cpu(use_cpu: bool = False) -> None:
+    """Let `accelerate launch` shard on a CPU as it does on GPUs. Does nothing where a GPU is used.
+
+    With `use_cpu` the GPUs are hidden from this process: DeepSpeed would take one whatever the configuration says.
 
     DeepSpeed is kept from compiling its shared-memory all-reduce, which only its inference engine uses: that takes a
     minute on the first run of a machine, in each process, and training never calls it. accelerate (1.15,
     `AcceleratorState.__init__`) takes up its FSDP plugin on accelerators alone, and would train plain data parallel
     without a word. Call this before the training arguments are made: they start the process group.
     """
-    import torch
-
-    if torch.cuda.is_available():
+    if has_gpu(use_cpu):
         return
+    if use_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         import deepspeed
 
@@ -284,9 +306,20 @@ def _with_fsdp(start):
 
 
 def warn_of_lost_updates(trainer) -> None:
-    """A warning where weights of 16 bits are trained as they are. DeepSpeed and mixed FSDP2 keep them in float32."""
-    mixed = trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"
-    if trainer.is_deepspeed_enabled or mixed or not trainer.accelerator.is_main_process:
+    """A warning where LoRA has a full fine-tune's learning rate, and where 16-bit weights are trained as they are.
+
+    DeepSpeed and mixed FSDP2 keep trained weights in float32, but the engine gets adapters merged into 16 bits.
+    """
+    from accelerate.utils import is_peft_model
+
+    if not trainer.accelerator.is_main_process:
+        return
+    if is_peft_model(trainer.model) and 0 < trainer.args.learning_rate < LEAST_LORA_RATE:
+        logger.warning(
+            "learning_rate=%g is a full fine-tune's, LoRA learns little by it: ten times that is usual, such as 1e-5 "
+            "for GRPO and 1e-4 for SFT, with lora_target_modules all-linear", trainer.args.learning_rate,
+        )  # fmt: skip
+    if trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"):
         return
     trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
     if short := [dtype for dtype in trained if dtype.itemsize == 2]:

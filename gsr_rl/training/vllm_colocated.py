@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
@@ -40,11 +41,13 @@ class ColocatedVLLM(VLLMGeneration):
             options["seed"] = choice_seed(self.seed, "engine", options["seed"]) % 2**31
             return original(**{**options, **self.engine_options})
 
-        vllm_generation.LLM = build
+        vllm_generation.LLM, threads = build, torch.get_num_threads()
         try:
             super()._init_vllm()
         finally:
             vllm_generation.LLM = original
+        if self.accelerator.device.type != "cpu":  # vLLM leaves one, and an offloaded Adam runs on them
+            torch.set_num_threads(threads)
 
     def sync_weights(self):
         """TRL loads tensor by tensor; on CPU vLLM has repacked them, so its own reload path is used instead."""
@@ -87,7 +90,8 @@ class ColocatedVLLM(VLLMGeneration):
     def generate(self, prompts, images, num_generations, profiler=None):
         """TRL sends a prompt for each completion; we send it once, with n. Ranks that share an engine do as TRL."""
         if images is not None or self.tensor_parallel_size > 1:
-            return super().generate(prompts, images, num_generations, profiler)
+            with same_numbers(self.tp_group) if self.tensor_parallel_size > 1 else nullcontext():
+                return super().generate(prompts, images, num_generations, profiler)
         before, self.generation_kwargs = self.generation_kwargs, self.generation_kwargs | {"n": num_generations}
         try:
             _, *completions = super().generate(prompts[::num_generations], images, num_generations, profiler)
@@ -102,6 +106,22 @@ class ColocatedVLLM(VLLMGeneration):
         """
         by_text = self.structured_outputs_regex or {"stop", "structured_outputs"} & self.generation_kwargs.keys()
         return None if self.mode != "colocate" or self.tensor_parallel_size > 1 or by_text else RequestStream(self)
+
+
+@contextmanager
+def same_numbers(group):
+    """numpy's global generator seeded alike on all ranks of a group; what each had before comes back.
+
+    vLLM (0.31, `worker/gpu/sample/states.py`) draws each request's seed from it, in every rank of an engine by itself.
+    """
+    seed = [int(np.random.randint(2**31))]  # on all ranks, so that the next call has another one
+    torch.distributed.broadcast_object_list(seed, group=group, group_src=0)
+    before = np.random.get_state()
+    np.random.seed(seed[0])
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def repack_tied_head(runner) -> None:
@@ -173,9 +193,13 @@ def engine_in_place(args: GSRConfig):
             longest_request=longest_request(args),
         )
     elif args.use_vllm:
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
-            set_vllm_environment()
+        on_cpu = set_vllm_environment(args.use_cpu)
+        if on_cpu and vllm_generation.is_vllm_available():
+            from vllm.platforms import current_platform
+
+            if not current_platform.is_cpu():
+                fix = "set use_vllm to false, or install its build for CPUs"
+                raise ValueError(f"use_cpu=true with use_vllm=true: the installed vLLM is built for GPUs: {fix}")
         eager = on_cpu if args.vllm_enforce_eager is None else args.vllm_enforce_eager
         options = {"dtype": args.vllm_dtype, "enforce_eager": eager}
         grpo_trainer.VLLMGeneration = partial(ColocatedVLLM, seed=args.seed, engine_options=options)

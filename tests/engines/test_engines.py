@@ -1,12 +1,19 @@
 """The seam to engines: order, limits, ends, and two engines one after the other in one process."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from gsr_rl.engines.base import Request, Sampling
-from gsr_rl.engines.open import open_engine
+from gsr_rl.engines.data_parallel import _devices
+from gsr_rl.engines.local import set_vllm_environment
+from gsr_rl.engines.open import copies_that_fit, open_engine
 from tests.support.fixed_engine import FixedEngine
 
 PROMPTS = [[5, 6, 7], [8] * 30, [9, 10]]
@@ -99,3 +106,67 @@ def test_one_transformers_stream_holds_several_ways_to_sample(tiny_model):
         assert len(found[request.key]) == request.sampling.n
         assert all(len(one.token_ids) <= request.sampling.max_tokens for one in found[request.key])
     assert found[1] == found[4] == found[7], "greedy"
+
+
+VLLM_READS = ("PYTORCH_NVML_BASED_CUDA_CHECK", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_USE_FLASHINFER_SAMPLER")
+
+
+@pytest.fixture
+def machine_with_a_gpu(monkeypatch):
+    """The environment of a machine whose CUDA device must be asked for without initializing it; no nvcc."""
+
+    def available() -> bool:
+        assert os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") == "1", "asked in a way that breaks a fork after it"
+        return True
+
+    for name in (*VLLM_READS, "VLLM_CPU_KVCACHE_SPACE", "VLLM_ENABLE_V1_MULTIPROCESSING", "TORCH_COMPILE_DISABLE",
+                 "ACCELERATE_USE_CPU", "CUDA_HOME"):  # fmt: skip
+        monkeypatch.setenv(name, "")  # so that what is set below goes again
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    return monkeypatch
+
+
+def test_on_a_gpu_vllm_spawns_its_processes_and_does_without_a_compiler(machine_with_a_gpu):
+    assert not set_vllm_environment()
+    assert [os.environ[name] for name in VLLM_READS] == ["1", "spawn", "0"]
+    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
+
+
+def test_what_the_user_has_set_stays(machine_with_a_gpu):
+    machine_with_a_gpu.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    machine_with_a_gpu.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    set_vllm_environment()
+    assert [os.environ[name] for name in VLLM_READS] == ["1", "fork", "1"]
+
+
+def test_with_nvcc_flashinfer_may_compile_its_sampler(machine_with_a_gpu):
+    machine_with_a_gpu.setenv("CUDA_HOME", "/opt/cuda")
+    folder = f"/opt/cuda{os.sep}bin"
+    machine_with_a_gpu.setattr(
+        shutil, "which", lambda name, path: f"{folder}/nvcc" if name == "nvcc" and folder in path else None
+    )
+    set_vllm_environment()
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in os.environ
+
+
+@pytest.mark.parametrize("by_launcher", [False, True])
+def test_use_cpu_counts_on_a_machine_with_a_gpu(machine_with_a_gpu, by_launcher):
+    if by_launcher:
+        machine_with_a_gpu.setenv("ACCELERATE_USE_CPU", "True")  # as accelerate launch has it
+    assert set_vllm_environment(use_cpu=not by_launcher)
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
+
+
+def test_copies_are_counted_without_initializing_cuda(machine_with_a_gpu):
+    machine_with_a_gpu.setattr(torch.cuda, "device_count", lambda: 8)
+    assert copies_that_fit(2) == 4
+    assert _devices(1, 2) == ["0,1"]
+
+
+def test_cuda_is_asked_for_in_one_place():
+    asking = re.compile(r"cuda\.is_available\(")
+    places = [path.name for path in Path("gsr_rl").rglob("*.py") if asking.search(path.read_text(encoding="utf-8"))]
+    assert places == ["local.py"]

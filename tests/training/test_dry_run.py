@@ -358,3 +358,44 @@ def test_sizes_and_launch_are_read_from_files(tmp_path):
     assert read_launch("accelerate_configs/zero3.yaml", 1) == Launch(8, 3)
     assert read_launch("accelerate_configs/ddp_cpu.yaml", 1) == Launch(2, 0, on_cpu=True)
     assert read_launch(None, 4) == Launch(4)
+
+
+ZERO2_OFFLOAD = {"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "2", "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+                 "DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "environment, launch",
+    [
+        (ZERO2_OFFLOAD, Launch(2, 2, offload_optimizer=True)),
+        (ZERO2_OFFLOAD | {"DEEPSPEED_ZERO_STAGE": "3", "DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+         Launch(2, 3, offload_optimizer=True, offload_weights=True)),
+        ({"USE_FSDP": "true"}, Launch(2, 3, fsdp=True)),
+        ({}, Launch(2)),
+    ],
+)  # fmt: skip
+def test_a_dry_run_counts_on_what_accelerate_launch_has_started(monkeypatch, environment, launch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in ({"MIXED_PRECISION": "bf16"} | environment).items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert read_launch("accelerate_configs/zero3.yaml", 1) == launch
+    assert read_launch(None, 1) == launch
+
+
+def test_fsdp_of_the_launcher_may_keep_weights_whole_or_in_cpu_memory(monkeypatch):
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    assert read_launch(None, 1) == Launch(1, 2, offload_optimizer=True, offload_weights=True, fsdp=True)
+
+
+@pytest.mark.distributed
+def test_the_real_launchers_environment_is_read(launch, tmp_path):
+    script = tmp_path / "stage.py"
+    script.write_text("from gsr_rl.training.launch import read_launch\n"
+                      "print(read_launch('accelerate_configs/zero3.yaml', 1))\n")  # fmt: skip
+    told = launch(str(script), accelerate="zero2_offload", two_on_cpu=True)
+    assert told.count(str(Launch(2, 2, offload_optimizer=True))) == 2
+    told = launch(str(script), accelerate="fsdp2", two_on_cpu=True)
+    assert told.count(str(Launch(2, 3, fsdp=True))) == 2

@@ -1,15 +1,18 @@
 """What TRL and transformers would stumble over after the model has loaded, or never, is refused before."""
 
+import os
 import runpy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from peft import LoraConfig, get_peft_model
 
 from gsr_rl import cli
 from gsr_rl.data.config import held_out_keys
 from gsr_rl.training.checks import check_reporting
-from gsr_rl.training.launch import warn_of_lost_updates
+from gsr_rl.training.launch import shard_on_cpu, warn_of_lost_updates
 from tests.support.findings import GRPO, TINY, findings
 from tests.support.paths import ROOT
 
@@ -280,3 +283,38 @@ def test_trained_weights_of_16_bits_that_nothing_keeps_in_float32_are_warned_of(
     warn_of_lost_updates(trainer)
     message = "the trained weights are bfloat16 and nothing keeps them in float32: updates of learning_rate=1e-06 are"
     assert (message in caplog.text) == warned
+
+
+@pytest.mark.parametrize("rate, warned", [(1e-6, True), (1e-5, False), (0.0, False)])
+def test_a_full_fine_tunes_learning_rate_is_warned_of_with_lora(caplog, rate, warned):
+    adapted = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(r=1, target_modules=["0"]))
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=True,  # keeps the adapters in float32, but not what the engine gets
+        accelerator=SimpleNamespace(is_main_process=True),
+        model=adapted,
+        args=SimpleNamespace(learning_rate=rate),
+    )
+    warn_of_lost_updates(trainer)
+    assert (f"learning_rate={rate:g} is a full fine-tune's" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("use_cpu", [False, True])
+def test_sharding_on_a_cpu_is_set_up_where_use_cpu_says_so_and_gpus_are_hidden(monkeypatch, use_cpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(AcceleratorState, "__init__", AcceleratorState.__init__)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delattr(AcceleratorState.__init__, "__wrapped__", raising=False)
+    shard_on_cpu(use_cpu)
+    assert hasattr(AcceleratorState.__init__, "__wrapped__") == use_cpu
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if use_cpu else "0,1")
+
+
+@pytest.mark.parametrize("word, stated", [("true", True), ("1", True), ("false", False)])
+def test_the_programs_hand_use_cpu_on_before_anything_asks_for_a_gpu(monkeypatch, word, stated):
+    handed: list[bool] = []
+    monkeypatch.setattr("gsr_rl.training.launch.shard_on_cpu", handed.append)
+    monkeypatch.setattr(cli, "check_values", lambda *_: None)
+    monkeypatch.setattr(cli, "_trl_parser", lambda _: SimpleNamespace(parse_args_and_config=lambda _: handed))
+    cli.parse("grpo", ["--config", "recipes/tiny/grpo.yaml", "--use_cpu", word])
+    assert handed == [stated]
