@@ -3,19 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from gsr_rl import keys
 from gsr_rl.engines.base import KINDS
-from gsr_rl.keys import (
-    at_least,
-    check_address,
-    check_context,
-    check_key_variable,
-    check_output,
-    check_shares,
-    finite,
-    key,
-    one_of,
-    positive,
-)
+from gsr_rl.keys import key
 
 
 @dataclass
@@ -58,16 +48,16 @@ class EngineConfig(EngineAccess):
 
 def check_sampling(c) -> list[str]:
     """Messages about the keys of `EngineConfig`, of which the lengths are compared with the models' contexts."""
-    if messages := finite(c):
+    if messages := keys.finite(c):
         return messages
     messages = check_engine(c)
     limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
-    messages += at_least(c, 1, "num_generations", "num_candidate_sets", *limits) + at_least(c, 0, "seed")
+    messages += keys.at_least(c, 1, "num_generations", "num_candidate_sets", *limits) + keys.at_least(c, 0, "seed")
     for name in ("temperature", "refinement_temperature"):
         if getattr(c, name) < 0:
             messages.append(f"{name}={getattr(c, name)} is negative: use 0 for greedy, or a positive value")
-    messages += check_shares(c, "top_p", "refinement_top_p", "gpu_memory_utilization")
-    messages += check_output(c)
+    messages += keys.check_shares(c, "top_p", "refinement_top_p", "gpu_memory_utilization")
+    messages += keys.check_output(c)
     if not c.output_dir:
         messages.append("output_dir is not set: give the folder that the results go to")
     if c.num_candidates > c.num_generations:
@@ -81,7 +71,7 @@ def check_sampling(c) -> list[str]:
     engines["teacher_model"] = getattr(c, "teacher_engine", None) or c.engine
     models = [getattr(c, name, None) for name, engine in engines.items() if engine != "endpoint"]
     for model in [model for model in models if model] or [None]:
-        messages += check_context(c, "max_model_length", model)
+        messages += keys.check_context(c, "max_model_length", model)
     return list(dict.fromkeys(messages))
 
 
@@ -90,16 +80,18 @@ def check_engine(c, role: str = "") -> list[str]:
     kind, urls = getattr(c, f"{role}engine"), getattr(c, f"{role}endpoints") or []
     engine, messages = kind or c.engine, []
     if kind:
-        messages += one_of(c, **{f"{role}engine": KINDS})
+        messages += keys.one_of(c, **{f"{role}engine": KINDS})
     if engine == "endpoint" and not (urls or c.endpoints):
         messages.append(f"{role}endpoints is not set: engine=endpoint needs one, such as http://localhost:8000/v1")
     for url in [urls] if isinstance(urls, str) else urls:
-        messages += check_address(f"{role}endpoints", url)
+        messages += keys.check_address(f"{role}endpoints", url)
     if getattr(c, f"{role}endpoint_api") not in (None, "chat", "completions"):
         messages.append(f"{role}endpoint_api={getattr(c, f'{role}endpoint_api')!r}: use chat or completions")
     variable = f"{role}api_key_env"
-    messages += check_key_variable(variable, getattr(c, variable) or None, must_be_set=engine == "endpoint")
+    messages += keys.check_key_variable(variable, getattr(c, variable) or None, must_be_set=engine == "endpoint")
     if role:
         return messages
-    messages += at_least(c, 1, "max_requests_in_flight", "tensor_parallel_size") + at_least(c, 0, "request_retries")
-    return messages + positive(c, "request_timeout", "requests_per_minute", "data_parallel_size")
+    messages += keys.at_least(c, 1, "max_requests_in_flight", "tensor_parallel_size") + keys.at_least(
+        c, 0, "request_retries"
+    )
+    return messages + keys.positive(c, "request_timeout", "requests_per_minute", "data_parallel_size")

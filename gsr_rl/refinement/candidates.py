@@ -61,14 +61,10 @@ def choice_seed(seed: int, *parts: object) -> int:
 
 
 def set_policies(policy: str, num_sets: int, uniform_share: float, seed: int) -> list[str]:
-    """The policy of each of a problem's `num_sets` sets: `policy`, or `uniform` for a share of them.
+    """The policy of each of a problem's `num_sets` sets: `policy`, or `uniform` for a share of them in [0, 1].
 
-    Args:
-        policy: One of `POLICIES`.
-        uniform_share: Share of sets in [0, 1] that are chosen uniformly whatever the policy, because the others change
-            what a refiner believes about majorities. The whole part of num_sets * uniform_share is certain, the rest
-            a probability.
-        seed: From `choice_seed`.
+    Other policies change what a refiner believes about majorities. The whole part of num_sets * uniform_share is
+    certain, the rest a probability. Raises `ValueError` unless `policy` is one of `POLICIES`.
     """
     if policy not in POLICIES:
         raise ValueError(f"candidate_choice={policy!r} is not known: use one of {', '.join(POLICIES)}")
@@ -81,13 +77,7 @@ def set_policies(policy: str, num_sets: int, uniform_share: float, seed: int) ->
 
 
 def set_sizes(num_candidates: int, num_sets: int, min_num_candidates: int | None, seed: int) -> list[int]:
-    """How many candidates each of a problem's `num_sets` sets shows.
-
-    Args:
-        num_candidates: K, or with `min_num_candidates` the largest K.
-        min_num_candidates: The smallest K: each set's is drawn, every number alike. None: K for all.
-        seed: From `choice_seed`.
-    """
+    """How many candidates each of a problem's `num_sets` sets shows: as `SetChoice` says of these numbers."""
     if min_num_candidates is None:
         return [num_candidates] * num_sets
     rng = random.Random(choice_seed(seed, "K"))

@@ -56,8 +56,10 @@ def _stage_advantages(blocks: list[Block], rewards: torch.Tensor, stage: str, ar
     scale = (getattr(args, f"{stage}_scale_rewards") or args.scale_rewards) == "group"
     if stage == "refinement":
         return refinement_advantages(rewards, len(blocks[0].sets), scale)
-    k = args.objective_k or args.num_candidates
-    advantages = candidate_advantages(rewards, args.candidate_objective, k, scale)
+    if args.candidate_objective == "pass@k":
+        advantages = pass_at_k_advantages(rewards, args.objective_k or args.num_candidates)
+    else:
+        advantages = group_advantages(rewards, scale)
     if args.candidate_credit:
         advantages = advantages + args.candidate_credit * _credit(blocks, rewards)
     return advantages
@@ -137,31 +139,13 @@ def _expected_best(values: list[float], k: int) -> float:
     return sum(value * comb(j, k - 1) for j, value in enumerate(values)) / comb(n, k)
 
 
-def candidate_advantages(rewards: torch.Tensor, objective: str, k: int, scale: bool) -> torch.Tensor:
-    """Advantages of the candidates.
-
-    Args:
-        rewards: (N, G), one problem per row.
-        objective: `pass@1` or `pass@k`.
-        k: The k of `pass@k`.
-        scale: Divide by the group's standard deviation (`pass@1` only).
-    """
-    if objective == "pass@k":
-        return pass_at_k_advantages(rewards, k)
-    return group_advantages(rewards, scale)
-
-
 def refinement_advantages(rewards: torch.Tensor, num_sets: int, scale: bool) -> torch.Tensor:
-    """Advantages of the refinements, each compared with the others over the same candidate set only.
+    """`group_advantages` of refinements, (N, G), each compared with the others over the same candidate set only.
 
-    Args:
-        rewards: (N, G), one problem per row, its candidate sets one after the other, G / num_sets refinements each.
-        num_sets: M.
-        scale: Divide by the standard deviation of the set's refinements.
+    A problem's `num_sets` sets stand in its row one after the other, G / num_sets refinements each.
     """
-    problems, generations = rewards.shape
-    by_set = rewards.reshape(problems * num_sets, generations // num_sets)
-    return group_advantages(by_set, scale).reshape(problems, generations)
+    by_set = rewards.reshape(-1, rewards.shape[1] // num_sets)
+    return group_advantages(by_set, scale).reshape(rewards.shape)
 
 
 def candidate_credit(sets: list[list[int]], set_rewards: list[float], num_candidates: int) -> list[float]:
@@ -187,15 +171,7 @@ def candidate_credit(sets: list[list[int]], set_rewards: list[float], num_candid
 
 
 def without_signal(advantages: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Which groups teach nothing, because all their advantages are 0.
-
-    Args:
-        advantages: (N, G).
-        num_groups: Groups inside a row: 1 for candidates, M for refinements.
-
-    Returns:
-        (N * num_groups,) bool.
-    """
+    """Which of the `num_groups` groups in each row of (N, G) advantages have only 0: (N * num_groups,) bool."""
     return (advantages.reshape(-1, advantages.shape[1] // num_groups) == 0).all(dim=1)
 
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsr_rl.training.advantages import (
-    candidate_advantages,
     group_advantages,
     pass_at_k_advantages,
     refinement_advantages,
@@ -39,7 +38,7 @@ def test_refinements_are_compared_only_within_their_candidate_set():
 
 def test_candidates_of_one_problem_are_not_compared_with_another_problems():
     rewards = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
-    assert candidate_advantages(rewards, "pass@1", 1, scale=False).tolist() == [[0.0, 0.0], [-0.5, 0.5]]
+    assert group_advantages(rewards, scale=False).tolist() == [[0.0, 0.0], [-0.5, 0.5]]
 
 
 def brute_force(rewards: list[float], k: int) -> list[float]:
@@ -93,7 +92,7 @@ def test_pass_at_k_needs_k_plus_one_scored_candidates():
 def test_a_group_of_equal_rewards_has_exactly_no_advantage(reward, scored, unscored, dtype):
     rewards = torch.tensor([[reward] * scored + [nan] * unscored], dtype=dtype)
     for objective, k, scale in (("pass@1", 1, True), ("pass@1", 1, False), *(("pass@k", k, False) for k in (1, 2, 4))):
-        values = candidate_advantages(rewards, objective, k, scale)
+        values = pass_at_k_advantages(rewards, k) if objective == "pass@k" else group_advantages(rewards, scale)
         assert without_signal(values, 1).tolist() == [True], (objective, k, scale)
 
 

@@ -91,30 +91,24 @@ def take_rows(batch: Batch, rows: torch.Tensor) -> Batch:
     }
 
 
-def stage_rows(batch: Batch, stage: str) -> Batch | None:
-    """One stage's rows of a micro-batch without the columns that are padding in all of them, or None if it has none.
+def stage_parts(batch: Batch) -> list[Batch]:
+    """The rows of each stage that has some in a micro-batch, without the columns that are padding in all of them.
 
     Prompts are padded on the left and completions on the right (as TRL does); at least one column of each stays.
     """
-    rows = (batch["stage"] == STAGES.index(stage)).nonzero(as_tuple=True)[0]
-    if len(rows) == 0:
-        return None
-    part = take_rows(batch, rows)
-    prompt = int(part["prompt_mask"].sum(dim=1).max().clamp(min=1))
-    # Rows that are left out have an all-zero mask but still a completion of one token.
-    completion = int(part["completion_mask"].sum(dim=1).max().clamp(min=1))
-    width = part["completion_mask"].shape[1]
-    for key in PROMPT_COLUMNS:
-        part[key] = part[key][:, -prompt:]
-    for key in COMPLETION_COLUMNS & part.keys():
-        if part[key].shape[1] == width:  # a sequence-level ratio has one column
-            part[key] = part[key][:, :completion]
-    return part
-
-
-def stage_parts(batch: Batch) -> list[Batch]:
-    """`stage_rows` of each stage that has rows."""
-    return [part for part in (stage_rows(batch, stage) for stage in STAGES) if part is not None]
+    parts = []
+    for stage in batch["stage"].unique():
+        part = take_rows(batch, batch["stage"] == stage)
+        # Rows that are left out have an all-zero mask but still a completion of one token.
+        prompt, completion = (int(part[f"{name}_mask"].sum(1).max().clamp(min=1)) for name in ("prompt", "completion"))
+        width = part["completion_mask"].shape[1]
+        for key in PROMPT_COLUMNS:
+            part[key] = part[key][:, -prompt:]
+        for key in COMPLETION_COLUMNS & part.keys():
+            if part[key].shape[1] == width:  # a sequence-level ratio has one column
+                part[key] = part[key][:, :completion]
+        parts.append(part)
+    return parts
 
 
 def without_tokens(batch: Batch) -> Batch:
@@ -125,11 +119,7 @@ def without_tokens(batch: Batch) -> Batch:
 
 
 def loss_scale(
-    loss_type: str,
-    mask: torch.Tensor,
-    stage_rows_tokens: torch.Tensor,
-    accumulation_steps: int,
-    num_processes: int,
+    loss_type: str, mask: torch.Tensor, stage_rows_tokens: torch.Tensor, accumulation_steps: int, num_processes: int
 ) -> torch.Tensor:
     """What TRL's loss on one micro-batch is multiplied by, so that the losses of a window add up to the stage's loss.
 
@@ -139,11 +129,9 @@ def loss_scale(
     token (`dapo`, `cispo`, `vespo`) are told the total itself and need no scale.
 
     Args:
-        loss_type: TRL's.
         mask: (rows, length) of this micro-batch's stage.
         stage_rows_tokens: (2,) rows and tokens of the stage in the window, over all processes.
         accumulation_steps: Micro-batches in the window.
-        num_processes: Ranks.
 
     Returns:
         Scalar tensor; 0 if the stage has no row in the window.
@@ -194,22 +182,16 @@ def token_passes(
     passes: list[list[int]] = []
     for index in dict.fromkeys(stages):
         rows = [row for row, row_stage in enumerate(stages) if row_stage == index]
-        groups = [[rows[i] for i in group] for group in prompt_groups(prompt_ids[rows], prompt_mask[rows])]
-        bundles = [
-            bundle for group in groups for bundle in _cut(group, prompts[group[0]], lengths, budget, least_saving)
-        ]
+        bundles: list[Bundle] = []
+        for group in prompt_groups(prompt_ids[rows], prompt_mask[rows]):
+            group = [rows[i] for i in group]
+            bundles += _cut(group, prompts[group[0]], lengths, budget, least_saving)
         passes += [sorted(bundle.rows) for bundle in _first_fit(bundles, budget)]
     return passes
 
 
 def _cut(group: list[int], prompt: int, lengths: list[int], budget: int, least_saving: int) -> list[Bundle]:
-    """Rows of one prompt, cut where the budget is exceeded.
-
-    Args:
-        group: The rows.
-        prompt: Tokens of their prompt.
-        lengths: Tokens of every row's completion, also of other prompts' rows.
-    """
+    """The group's rows, of one `prompt` of so many tokens, cut where the budget is exceeded."""
     bundles: list[Bundle] = []
     for row in group:
         if bundles:
@@ -235,11 +217,6 @@ def _first_fit(bundles: list[Bundle], budget: int) -> list[Bundle]:
 
 
 def share_out(passes: list, steps: int) -> list[list]:
-    """Passes over the steps of a window, in order and as evenly as may be; the last step always has one.
-
-    Args:
-        passes: At least one.
-        steps: Gradient accumulation steps; with more steps than passes the early ones are empty.
-    """
+    """One or more passes over a window's steps, in order and as evenly as may be; early ones may be empty."""
     n = len(passes)
     return [passes[step * n // steps : (step + 1) * n // steps] for step in range(steps)]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.training.packing.batching import loss_scale, stage_counts, stage_rows, take_rows, window_order
+from gsr_rl.training.packing.batching import loss_scale, stage_counts, stage_parts, take_rows, window_order
 
 
 def test_order_worked_by_hand():
@@ -45,16 +45,16 @@ def batch() -> dict:
 
 
 def test_a_stages_rows_come_without_columns_that_are_padding_in_all_of_them():
-    part = stage_rows(batch(), "refinement")
+    part = stage_parts(batch())[1]
     assert part["completion_ids"].tolist() == [[5, 5], [5, 0]]
     assert part["prompt_ids"].shape == (2, 3)
     assert part["importance_sampling_ratio"].shape == (2, 1)
     assert part["advantages"].tolist() == [2.0, 3.0]
-    assert stage_rows(batch(), "candidate")["prompt_mask"].tolist() == [[0, 1], [1, 1]]
+    assert stage_parts(batch())[0]["prompt_mask"].tolist() == [[0, 1], [1, 1]]
 
 
-def test_a_stage_without_rows_is_none():
-    assert stage_rows(take_rows(batch(), torch.tensor([0, 1])), "refinement") is None
+def test_a_stage_without_rows_has_no_part():
+    assert len(stage_parts(take_rows(batch(), torch.tensor([0, 1])))) == 1
 
 
 def test_rows_that_are_left_out_are_in_no_count():
