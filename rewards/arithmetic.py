@@ -31,6 +31,8 @@ _FUNCTIONS = re.compile(
 
 _TIMES = ("*", "\\cdot", "\\times")
 _BRACKETS = {"(": ")", "{": "}"}
+_CONSTANTS = {"e": CONTEXT.e + 0, "i": CONTEXT.mpc(0, 1)}
+_decimal = lru_cache(maxsize=4096)(CONTEXT.mpf)
 
 
 class Unknown(ValueError):
@@ -181,10 +183,6 @@ def value(tree, point: dict):
         return point[tree[1]] if tree[1] not in _CONSTANTS else _CONSTANTS[tree[1]]
     parts = [value(part, point) for part in tree[1:] if part is not None]
     return _OPERATIONS[kind](*parts)
-
-
-_CONSTANTS = {"e": CONTEXT.e + 0, "i": CONTEXT.mpc(0, 1)}
-_decimal = lru_cache(maxsize=4096)(CONTEXT.mpf)
 
 
 def _root(radicand, index=None):

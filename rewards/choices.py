@@ -8,30 +8,6 @@ _LETTERS = str.maketrans("АВСЕНأبجدঅবডঢ", "ABCEHABCDABCD")
 _LOCAL_LETTER = re.compile(r"(?<!\w)[АВСЕНأبجدঅবডঢ](?!\w)")
 _CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(\S.*)", re.DOTALL)
-
-
-def labelled(text: str) -> str | None:
-    """The value of "(C) 42" or "C. 42"; None if there is no label, or a product may be meant, as in "(C)(x+1)"."""
-    match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
-    return (
-        match[3].strip()
-        if match and not _INITIALS.match(text) and (match[3][0] not in "([" or "," in match[3])
-        else None
-    )
-
-
-def gold_choice(text: str) -> tuple[str, str | None] | None:
-    """(letter, its text or None) if a gold answer is "C", "(C)", "(C) 42" or "C. 42"."""
-    match = _CHOICE_GOLD.fullmatch(text.strip())
-    if match:
-        return match[1], None
-    match = None if _INITIALS.match(text) else _CHOICE_WITH_TEXT.fullmatch(text.strip())
-    if match:
-        return match[1] or match[2], match[3].strip()
-    match = re.fullmatch(r"([A-J]) ([A-Z][a-z]+.*)", text.strip(), re.DOTALL)
-    return (match[1], match[2]) if match else None
-
-
 _LEAD = re.compile(
     r"\(?\s*(?:(?:option|choice|answer|letter|选项|选)\s*:?\s*)?\(?\s*([A-J])(?![a-zA-Z'’])\s*(?:[).:,;\]]|$|[^\x00-\x7f]|=>|(?<=\s)[a-zA-Z(\"'$])",
     re.IGNORECASE,
@@ -62,6 +38,28 @@ _ANOTHER = re.compile(
 _BRACKETED = re.compile(r"(?<![A-Za-z])\(([A-J])\)")
 _ALONE = re.compile(r"(?<![A-Za-z\d'’.])([B-HJ]|[AI](?!\s+(?!or\b|and\b|then\b|is\b)[a-z]))(?![A-Za-z\d'’])")
 _CONCLUDED = re.compile(r"\b(?:so|therefore|thus|hence)\b[\s,:]*\(?([A-J])\)?[.!\s*]*\Z", re.IGNORECASE)
+
+
+def labelled(text: str) -> str | None:
+    """The value of "(C) 42" or "C. 42"; None if there is no label, or a product may be meant, as in "(C)(x+1)"."""
+    match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
+    return (
+        match[3].strip()
+        if match and not _INITIALS.match(text) and (match[3][0] not in "([" or "," in match[3])
+        else None
+    )
+
+
+def gold_choice(text: str) -> tuple[str, str | None] | None:
+    """(letter, its text or None) if a gold answer is "C", "(C)", "(C) 42" or "C. 42"."""
+    match = _CHOICE_GOLD.fullmatch(text.strip())
+    if match:
+        return match[1], None
+    match = None if _INITIALS.match(text) else _CHOICE_WITH_TEXT.fullmatch(text.strip())
+    if match:
+        return match[1] or match[2], match[3].strip()
+    match = re.fullmatch(r"([A-J]) ([A-Z][a-z]+.*)", text.strip(), re.DOTALL)
+    return (match[1], match[2]) if match else None
 
 
 def chosen_letter(text: str) -> str | None:

@@ -11,6 +11,7 @@ from rewards.numeric import Number, read_number, same_number
 MAX_PARTS = 1000  # elements of a list
 MAX_PAIRED = 24  # elements of a list that need more than a look at their spelling
 MAX_DEPTH = 6
+_CONGRUENCE = re.compile(r"(?:([a-zA-Z])\s*\\equiv)?\s*([^()=]+?)\s*\(?\s*\\?b?mod\s*(\w+)\s*\)?")
 
 
 def warm_up() -> None:
@@ -228,9 +229,6 @@ def _same_with_names(gold: str, answer: str, depth: int) -> bool | None:
         chain = structure.split_top(gold, ("=",))
         return len(chain) > 2 and _same_parts(chain[-1], answer, depth + 1)
     return None
-
-
-_CONGRUENCE = re.compile(r"(?:([a-zA-Z])\s*\\equiv)?\s*([^()=]+?)\s*\(?\s*\\?b?mod\s*(\w+)\s*\)?")
 
 
 def _same_congruence(gold: str, answer: str, depth: int) -> bool | None:

@@ -53,6 +53,38 @@ _ATTRIBUTED = re.compile(
     re.IGNORECASE,
 )
 _ENDORSED = re.compile(r"\b(?:correct\w*|right\w*|agree\w*|indeed|therefore|so|hence|thus)\b", re.IGNORECASE)
+_ANSWER_BLOCK = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
+_HASHES = re.compile(r"####[ \t]*([^\n]+)(\s*\Z)?")
+_NOUNS = (
+    r"ответ|відповідь|الجواب|الإجابة|答案|答え|解答|答|정답(?:은|는)?|답(?:은|는)?|उत्तर|জবাব|উত্তর|คำตอบ|תשובה"
+    r"|lösung|antwort|respuesta|réponse|risposta|resposta|antwoord|odpowiedź|svar|cevap|jawaban|đáp án|απάντηση|jibu"
+)
+_PHRASE = re.compile(
+    r"\banswers?\b[^.:：\n=$]{0,60}?(?:\b(?:is|are|was|would be|be|equals)\b|[:：=])\s*[:：]?"
+    r"|\banswer\b(?=\s*(?:\$|\\[(\[]|\d))"
+    rf"|(?:(?<!\w)(?:{_NOUNS})|答案|答え|คำตอบ)[^.:：\n=$\d]{{0,30}}?(?:は|是|为|為|هي|هو|है|হল|คือ|\b(?:ist|lautet|es|est|è|é|is|jest|är|adalah|là)\b|[—–:：=]|\s-\s)\s*[:：]?"
+    rf"|(?:(?<!\w)(?:{_NOUNS})|答案|答え|คำตอบ)\s*",
+    re.IGNORECASE,
+)
+_IS_ANSWER = re.compile(r"([^\n]{1,200}?)\s+is\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
+_FINAL = re.compile(r"\bfinal\s+answer\b[^.:：\n=$]{0,60}?(?:\b(?:is|are)\b|[:：])\s*[:：]?", re.IGNORECASE)
+_CONCLUSION = re.compile(r"\b(?:answer|conclusion|solution)\b[\s*]*(?:is\b|[:：])", re.IGNORECASE)
+_MATH = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
+)
+_FIGURE = r"\d+(?:[.,٫٬]\d+)*"
+_GROUP = r"\{[^{}\n]{1,60}\}"
+_TERM = rf"(?:\\[dt]?frac\s*{_GROUP}\s*{_GROUP}|\d*\\sqrt(?:\[\d\])?{_GROUP}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
+_VALUE = re.compile(
+    rf"(?<![A-Za-z0-9_.\\])(?:\d{{1,4}}(?::\d{{1,4}})+(?:\s*[ap]\.?m\b\.?)?|[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
+    rf"|(?:(?:negative|minus)\s+|[-−+])?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
+)
+_BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives\b|\bget\b)[\s*]*$", re.IGNORECASE)
+_REMARK = re.compile(r"(?<=\w) \(([^()]{1,200})\)$")
+_STATED = re.compile(r"\b(?:is|are|equals)\s+([^\s,;:$][^,;:$]{0,80})$")
+_SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！।]|\n")
+_PERCENT = re.compile(r"(?:\s*(?:\\?%|percent\b|pct\b))?")
+_NO_LANGUAGE = re.compile(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}")
 
 
 def final_part(text: str) -> str | None:
@@ -158,40 +190,6 @@ def _ascribed(text: str, position: int) -> bool:
     line = text[max(0, position - 240) : position].rsplit("\n", 1)[-1]
     match = _ATTRIBUTED.search(line)
     return bool(match) and not _ENDORSED.search(match[0])
-
-
-_ANSWER_BLOCK = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
-_HASHES = re.compile(r"####[ \t]*([^\n]+)(\s*\Z)?")
-_NOUNS = (
-    r"ответ|відповідь|الجواب|الإجابة|答案|答え|解答|答|정답(?:은|는)?|답(?:은|는)?|उत्तर|জবাব|উত্তর|คำตอบ|תשובה"
-    r"|lösung|antwort|respuesta|réponse|risposta|resposta|antwoord|odpowiedź|svar|cevap|jawaban|đáp án|απάντηση|jibu"
-)
-_PHRASE = re.compile(
-    r"\banswers?\b[^.:：\n=$]{0,60}?(?:\b(?:is|are|was|would be|be|equals)\b|[:：=])\s*[:：]?"
-    r"|\banswer\b(?=\s*(?:\$|\\[(\[]|\d))"
-    rf"|(?:(?<!\w)(?:{_NOUNS})|答案|答え|คำตอบ)[^.:：\n=$\d]{{0,30}}?(?:は|是|为|為|هي|هو|है|হল|คือ|\b(?:ist|lautet|es|est|è|é|is|jest|är|adalah|là)\b|[—–:：=]|\s-\s)\s*[:：]?"
-    rf"|(?:(?<!\w)(?:{_NOUNS})|答案|答え|คำตอบ)\s*",
-    re.IGNORECASE,
-)
-_IS_ANSWER = re.compile(r"([^\n]{1,200}?)\s+is\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
-_FINAL = re.compile(r"\bfinal\s+answer\b[^.:：\n=$]{0,60}?(?:\b(?:is|are)\b|[:：])\s*[:：]?", re.IGNORECASE)
-_CONCLUSION = re.compile(r"\b(?:answer|conclusion|solution)\b[\s*]*(?:is\b|[:：])", re.IGNORECASE)
-_MATH = re.compile(
-    r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)\$|\\\((.{1,2000}?)\\\)", re.DOTALL
-)
-_FIGURE = r"\d+(?:[.,٫٬]\d+)*"
-_GROUP = r"\{[^{}\n]{1,60}\}"
-_TERM = rf"(?:\\[dt]?frac\s*{_GROUP}\s*{_GROUP}|\d*\\sqrt(?:\[\d\])?{_GROUP}|{_FIGURE}(?:[ ]\d{{3}})*(?:[.,]\d+)?)"
-_VALUE = re.compile(
-    rf"(?<![A-Za-z0-9_.\\])(?:\d{{1,4}}(?::\d{{1,4}})+(?:\s*[ap]\.?m\b\.?)?|[(\[]\s*[-−+]?{_TERM}(?:\s*,\s*[-−+]?{_TERM})+\s*[)\]]"
-    rf"|(?:(?:negative|minus)\s+|[-−+])?(?:[$€£¥₹]\s*)?(?:{_TERM}|\.\d+)(?:\s*(?:/|\\times|\\cdot|×)\s*{_TERM}|\s+\d+/\d+)*(?:\s*\\?%|\s*percent\b|\s*\\pi|\^\{{?-?\d+\}}?)?)"
-)
-_BEFORE = re.compile(r"(?:\bis\b|\bare\b|\bequals\b|[=:：≈]|\bto be\b|\bgives\b|\bget\b)[\s*]*$", re.IGNORECASE)
-_REMARK = re.compile(r"(?<=\w) \(([^()]{1,200})\)$")
-_STATED = re.compile(r"\b(?:is|are|equals)\s+([^\s,;:$][^,;:$]{0,80})$")
-_SENTENCE = re.compile(r"\.(?=\s|$)|[。؟！।]|\n")
-_PERCENT = re.compile(r"(?:\s*(?:\\?%|percent\b|pct\b))?")
-_NO_LANGUAGE = re.compile(r"\\(?:text|mathrm|textbf|operatorname|begin|end)\s*\{[^{}]*\}")
 
 
 def extract_answer(text: str, *, require_box: bool = False) -> str | None:

@@ -10,14 +10,10 @@ def stated(equation: str) -> str | None:
     if structure.is_name(right) and read_number(left[0]):
         left, right = [right], left[0]
     values = [arithmetic.constant(side) for side in (*left, right)]
-    if any(value is not None and values[-1] is not None and not _near(value, values[-1]) for value in values):
-        return None
+    result = values[-1]
+    if result is not None and any(value is not None and abs(value - result) > abs(result) / 100 for value in values):
+        return None  # a writer may round
     return right if all(map(structure.states, left[:1])) else None
-
-
-def _near(value, other) -> bool:
-    """Whether two values agree but for what a writer rounds."""
-    return abs(value - other) <= abs(other) / 100
 
 
 def same(gold: str, answer: str, numbers: tuple) -> bool:

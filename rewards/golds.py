@@ -9,6 +9,7 @@ from rewards.numeric import read_number
 
 _SOLUTION = re.compile(r"<answer>|####|\banswer\b[^\n]{0,60}\S", re.IGNORECASE)
 
+_BROKEN_OFF = re.compile(r"\\frac\s*(?:$|[^{\s])|\\frac\s*\{[^{}]*\}\s*$|\\sqrt\s*$|[\^_=+*/-]\s*$|\{\s*\}\s*$")
 _NO_GOLD = re.compile(
     r"(?:an? |the )?(?:proof|answer|solution)?(?: (?:is|was))? ?"
     r"(?:omitted|left to the reader|not (?:found|available|given|provided)|missing|unavailable)"
@@ -32,8 +33,7 @@ def read_gold(gold) -> str | None:
     if re.search(r"\\(?:boxed|fbox)(?![a-zA-Z])", text):
         text = boxed_answer(text, adjacent=True) or _unclosed(text)
     elif _SOLUTION.search(text) and (len(text) > 12 or "####" in text):
-        found = answer_of_kind(text, "words")
-        text = found if found else text
+        text = answer_of_kind(text, "words") or text
     return None if len(text) <= MAX_ANSWER and (no_gold(text) or unreadable(text)) else text
 
 
@@ -43,20 +43,14 @@ def _unclosed(text: str) -> str:
     return inside if balanced(inside) else ""
 
 
-def unreadable(gold: str) -> str | None:
-    """Why a gold answer cannot be read, or None if it can."""
+def unreadable(gold: str) -> bool:
+    """Whether a gold answer is empty, has braces that do not close, or breaks off."""
     text = clean(gold)
     if re.fullmatch(r"[<>=]|\\(?:le|ge)", text):  # "which sign belongs between them?"
-        return None
-    if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text):
-        return "the gold answer is empty"
-    if not balanced(text):
-        return "the gold answer has braces that do not close"
-    if words(text) or read_number(text) or choices.gold_choice(text):
-        return None
-    if re.search(r"\\frac\s*(?:$|[^{\s])|\\frac\s*\{[^{}]*\}\s*$|\\sqrt\s*$|[\^_=+*/-]\s*$|\{\s*\}\s*$", text):
-        return "the gold answer breaks off"
-    return None
+        return False
+    if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text) or not balanced(text):
+        return True
+    return not (words(text) or read_number(text) or choices.gold_choice(text)) and bool(_BROKEN_OFF.search(text))
 
 
 def kind_of(gold: str) -> str:

@@ -12,6 +12,31 @@ _SYSTEM = re.compile(
 _ALIGNMENT = re.compile(r"\s*&\s*(?=[=<>]|\\[lg]e|\\ne)|(?<=[=<>])\s*&\s*")
 _ROW_END = re.compile(r"\\\\(?:\s*\[[^\[\]]*\])?")
 _EQUATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|equiv|approx)(?![a-zA-Z])")
+_LABEL = re.compile(r"\(?\s*[A-J]\s*[).:]\s*$")
+_WIDE = re.compile(
+    rf"(?<=[\d)}}\]a-zA-Z!])(?P<before>\s*){WIDE}[\s{WIDE}]*(?=(?P<sign>[-+]?)(?:[\d\[]|\\(?:frac|sqrt|pi|\{{|langle)|[a-zA-Z]\s*(?:[=(_]|\\in)|\([^()]*\)))"
+)
+_TOKEN = re.compile(r"\\[{}]|\\[lr]angle|\\[a-zA-Z]+|[()\[\]]|(?<=\d),(?=\d)")
+_OPENING = {"(", "[", "\\{", "\\langle"}
+_CLOSING = {")", "]", "\\}", "\\rangle"}
+_SIGNS = {
+    DOLLAR: "dollars", "\\textdollar": "dollars", "€": "euros", "\\euro": "euros", "£": "gbp", "\\pounds": "gbp",
+    "¥": "yen", "\\yen": "yen", "₹": "rupees", "₽": "rubles", "₩": "won", "₺": "lira", "₫": "dong", "฿": "baht",
+    "¢": "cents", "USD": "dollars", "US": "dollars", "EUR": "euros", "GBP": "gbp", "Rs.": "rupees", "Rs": "rupees",
+}  # fmt: skip
+_SIGN = (
+    rf"(?:{DOLLAR}|\\(?:pounds|euro|yen|textdollar)(?![a-zA-Z])|[€£¥₹₽₩₺₫฿¢]"
+    r"|\b(?:USD|US|EUR|GBP)(?=\s*\d)|\bRs\.?(?=\s*\d))"
+)
+_AMOUNT = r"(?:\d+/\d+|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+|\\frac\{\d+\}\{\d+\})(?![\d_]|\.\d)"
+_BEFORE = re.compile(rf"({_SIGN})\s*([-+]?)\s*({_AMOUNT})(?!\s*(?:dollar|euro|cent|USD|EUR|buck)|\s*[\d(\\])")
+_AFTER = re.compile(rf"(?<=[\d}}])\s*({_SIGN})(?!\s*\d)")
+_NUMBERED = r"(?:\{\s*(\w[\w+-]{0,8})\s*\}|(\w))"
+_COMBINATIONS = [
+    re.compile(rf"(?:\{{\s*\}}\s*|(?<![\w)}}]))[_^]\s*{_NUMBERED}\s*\{{?\s*([CP])\s*\}}?\s*_\s*{_NUMBERED}"),
+    re.compile(rf"(?<![a-zA-Z\\])()()(C)\s*_\s*{_NUMBERED}\s*\^\s*{_NUMBERED}"),
+    re.compile(rf"(?<![a-zA-Z\\])()()(C)\s*\^\s*{_NUMBERED}\s*_\s*{_NUMBERED}"),
+]
 
 
 def systems_as_lists(text: str) -> str:
@@ -36,12 +61,6 @@ def _as_list(match: re.Match) -> str:
     return f" {text} "
 
 
-_LABEL = re.compile(r"\(?\s*[A-J]\s*[).:]\s*$")
-_WIDE = re.compile(
-    rf"(?<=[\d)}}\]a-zA-Z!])(?P<before>\s*){WIDE}[\s{WIDE}]*(?=(?P<sign>[-+]?)(?:[\d\[]|\\(?:frac|sqrt|pi|\{{|langle)|[a-zA-Z]\s*(?:[=(_]|\\in)|\([^()]*\)))"
-)
-
-
 def wide_spaces(text: str) -> str:
     """A wide space between two values as a semicolon: they are two answers, no product. Any other as a space."""
     if WIDE not in text:
@@ -55,11 +74,6 @@ def _ends_value(head: str, tail: str) -> bool:
     word = re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}$", head)
     condition = re.match(r"\(", tail) and _EQUATION.search(tail)  # "y = 2x  (x > 0)"
     return not word and not _LABEL.search(head) and not condition and "\\" not in head[-1:]
-
-
-_TOKEN = re.compile(r"\\[{}]|\\[lr]angle|\\[a-zA-Z]+|[()\[\]]|(?<=\d),(?=\d)")
-_OPENING = {"(", "[", "\\{", "\\langle"}
-_CLOSING = {")", "]", "\\}", "\\rangle"}
 
 
 def commas_in_brackets(text: str) -> str:
@@ -77,20 +91,6 @@ def commas_in_brackets(text: str) -> str:
     return " ".join([*parts, text[position:]])
 
 
-_SIGNS = {
-    DOLLAR: "dollars", "\\textdollar": "dollars", "€": "euros", "\\euro": "euros", "£": "gbp", "\\pounds": "gbp",
-    "¥": "yen", "\\yen": "yen", "₹": "rupees", "₽": "rubles", "₩": "won", "₺": "lira", "₫": "dong", "฿": "baht",
-    "¢": "cents", "USD": "dollars", "US": "dollars", "EUR": "euros", "GBP": "gbp", "Rs.": "rupees", "Rs": "rupees",
-}  # fmt: skip
-_SIGN = (
-    rf"(?:{DOLLAR}|\\(?:pounds|euro|yen|textdollar)(?![a-zA-Z])|[€£¥₹₽₩₺₫฿¢]"
-    r"|\b(?:USD|US|EUR|GBP)(?=\s*\d)|\bRs\.?(?=\s*\d))"
-)
-_AMOUNT = r"(?:\d+/\d+|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+|\\frac\{\d+\}\{\d+\})(?![\d_]|\.\d)"
-_BEFORE = re.compile(rf"({_SIGN})\s*([-+]?)\s*({_AMOUNT})(?!\s*(?:dollar|euro|cent|USD|EUR|buck)|\s*[\d(\\])")
-_AFTER = re.compile(rf"(?<=[\d}}])\s*({_SIGN})(?!\s*\d)")
-
-
 def currency_as_unit(text: str) -> str:
     """ "$5" as "5 dollars"; in formulas the signs are dropped."""
     if not re.search(_SIGN, text):
@@ -100,14 +100,6 @@ def currency_as_unit(text: str) -> str:
         text = re.sub(rf"\bUS(?={DOLLAR})", "", text)
         text = _BEFORE.sub(lambda m: f"{m[2]}{m[3]} {_SIGNS[m[1]]}", text)
     return re.sub(_SIGN, " ", text)
-
-
-_NUMBERED = r"(?:\{\s*(\w[\w+-]{0,8})\s*\}|(\w))"
-_COMBINATIONS = [
-    re.compile(rf"(?:\{{\s*\}}\s*|(?<![\w)}}]))[_^]\s*{_NUMBERED}\s*\{{?\s*([CP])\s*\}}?\s*_\s*{_NUMBERED}"),
-    re.compile(rf"(?<![a-zA-Z\\])()()(C)\s*_\s*{_NUMBERED}\s*\^\s*{_NUMBERED}"),
-    re.compile(rf"(?<![a-zA-Z\\])()()(C)\s*\^\s*{_NUMBERED}\s*_\s*{_NUMBERED}"),
-]
 
 
 def combinations_as_binomials(text: str) -> str:

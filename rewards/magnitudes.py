@@ -90,9 +90,7 @@ def _sum(match: re.Match) -> str:
 
 def _product(match: re.Match) -> str:
     scale = SCALES[match["word"].lower()]
-    if match["number"]:
-        return _decimal(_value(match["number"]) * scale)
-    return f" \\cdot {scale}"
+    return _decimal(_value(match["number"]) * scale) if match["number"] else f" \\cdot {scale}"
 
 
 def _value(text: str) -> Fraction:

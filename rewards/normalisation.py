@@ -24,32 +24,9 @@ _SYMBOLS = {
 _GREEK = "alpha beta gamma delta epsilon - - theta - - lambda mu nu xi - pi rho - sigma tau - phi chi psi omega"
 _SYMBOLS |= {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "-"}
 _TABLE = str.maketrans(_SYMBOLS)
-
-
-def plain(text: str) -> str:
-    """`text` with ASCII digits and signs, LaTeX commands for mathematical characters, and no control characters."""
-    if text.isascii() and text.isprintable():
-        return text
-    text = _VULGAR.sub(
-        lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
-    )
-    text = re.sub(r"([√∛∜])\s*(\d+|[a-zA-Z])", r"\1{\2}", text)
-    text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_RAISED) + "}", text)
-    text = _SUBSCRIPT.sub(lambda m: "_{" + m[0].translate(_RAISED) + "}", text)
-    out = []
-    for char in text.translate(_TABLE):
-        if char.isascii():
-            out.append(char if char.isprintable() else " " if char.isspace() else "")
-        elif (digit := unicodedata.decimal(char, None)) is not None:
-            out.append(str(digit))
-        elif unicodedata.category(char) not in ("Cf", "Cc", "Cs", "Co", "Cn"):
-            out.append(char)
-    return unicodedata.normalize("NFKC", "".join(out)).translate(_TABLE)
-
-
 _FONTS = re.compile(
     r"\\(?:mathrm|mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|textbf|textit|textrm|textsf|texttt|textnormal|textup"
-    r"|operatorname\*?|mbox|hbox|emph|underline|rm|bf|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])"
+    r"|operatorname\*?|mbox|hbox|emph|underline|rm|bf|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])(?=\s*(?P<braced>\{)?)"
 )
 _DROPPED = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut"
@@ -83,6 +60,36 @@ _RENAMED = re.compile(
     r"|Rightarrow)(?![a-zA-Z]))|<=|>=|=="
 )
 _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
+_FUNCTIONS = frozenset(
+    re.findall(
+        r"\w+",
+        "sin cos tan cot sec csc log ln lg exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh"
+        " infty infinity inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix"
+        " cases array dx dy dt lim sup abs choose",
+    )
+)
+_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+
+
+def plain(text: str) -> str:
+    """`text` with ASCII digits and signs, LaTeX commands for mathematical characters, and no control characters."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = _VULGAR.sub(
+        lambda m: (m[1] + " " if m[1] else "") + unicodedata.normalize("NFKC", m[2]).replace("⁄", "/"), text
+    )
+    text = re.sub(r"([√∛∜])\s*(\d+|[a-zA-Z])", r"\1{\2}", text)
+    text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_RAISED) + "}", text)
+    text = _SUBSCRIPT.sub(lambda m: "_{" + m[0].translate(_RAISED) + "}", text)
+    out = []
+    for char in text.translate(_TABLE):
+        if char.isascii():
+            out.append(char if char.isprintable() else " " if char.isspace() else "")
+        elif (digit := unicodedata.decimal(char, None)) is not None:
+            out.append(str(digit))
+        elif unicodedata.category(char) not in ("Cf", "Cc", "Cs", "Co", "Cn"):
+            out.append(char)
+    return unicodedata.normalize("NFKC", "".join(out)).translate(_TABLE)
 
 
 @functools.lru_cache(maxsize=1024)  # a gold answer meets many answers
@@ -119,7 +126,7 @@ def _commands(text: str) -> str:
     text = _RENAMED.sub(lambda m: _NAMES[m[1] or m[0]], text)
     text = re.sub(r"(?<!\d)!=", r"\\ne ", text)  # 3!=6 has a factorial
     text = _SPACES.sub(" ", _DROPPED.sub("", text))
-    text = _FONTS.sub(lambda m: "\\text" if _braced(text, m.end()) else "", text)
+    text = _FONTS.sub(lambda m: "\\text" if m["braced"] else "", text)
     text = _FIGURE.sub(lambda m: f" {m[1] or ''}", text)
     if "mod" in text:
         text = re.sub(r"\(?\s*\\p?mod(?![a-z])\s*\{?\s*(\w+)\s*\}?\s*\)?", r" (mod \1)", text)
@@ -144,10 +151,6 @@ def _signs(text: str) -> str:
     return layout.commas_in_brackets(text)
 
 
-def _braced(text: str, position: int) -> bool:
-    return text[position : position + 8].lstrip().startswith("{")
-
-
 def _whole_fraction(match: re.Match) -> str:
     command, *parts = [part for part in match.groups() if part is not None]
     return f"\\{command}" + "".join(part if part.startswith("{") else "{" + part + "}" for part in parts)
@@ -160,17 +163,6 @@ def compact(text: str) -> str:
         .replace(" ", "")
         .replace("\0", " ")
     )
-
-
-_FUNCTIONS = frozenset(
-    re.findall(
-        r"\w+",
-        "sin cos tan cot sec csc log ln lg exp sqrt pi frac max min mod gcd lcm arcsin arccos arctan sinh cosh tanh"
-        " infty infinity inf oo binom text cdot times le ge lt gt ne det arg begin end pmatrix bmatrix matrix vmatrix"
-        " cases array dx dy dt lim sup abs choose",
-    )
-)
-_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 
 
 def is_function(word: str) -> bool:

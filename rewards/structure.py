@@ -10,6 +10,54 @@ _STEP = re.compile(
     r"\\[{}|]|\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\[lr]angle|\\[lr](?:floor|ceil|vert)|\\[a-zA-Z]+|\\\\|.",
     re.DOTALL,
 )
+_AND = re.compile(
+    r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or|und|oder|или|和|或)(?![a-zA-Z])\s*,?\s*|(?<=[\d)}])(?:or|and)(?=[a-zA-Z]\s*[=(_])|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])\s*|\s*&\s*(?=[\d\\(-])"
+)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?:%|\s*[^\W\d_][^\d,;]*)?")
+_ENUMERATION = re.compile(r"(^|[,;]\s*)\((?:[a-e]|i{1,3}|iv|v|\d)\)\s*(?=[^\s,;])")
+_PLAIN = re.compile(r"\\\\|\\[{}]|[(){}]")
+TRANSPOSE = r"\^\s*\{?\s*(?:T|t|\\top|\\intercal|\\prime)\s*\}?"
+_MATRIX = re.compile(
+    r"(?:[\[(|]\s*)?\\begin\{(?:[pbvBV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\{(?:[pbvBV]?matrix|smallmatrix|array)\}"
+    rf"\s*[\])|]?(?P<turned>\s*{TRANSPOSE})?",
+    re.DOTALL,
+)
+_AXIS = r"(?:\\(?:hat|vec|overline|bar)\s*\{?\s*)?\\?([ijk])(?:math)?\s*\}?"
+_COMPONENT = re.compile(
+    rf"\s*([+-]?)\s*(?:((?:[^+\-(){{}}]|\([^()]*\)|\{{[^{{}}]*\}})*?)\s*(?:\\cdot\s*)?){_AXIS}\s*(?=[+-]|$)"
+)
+_NAME = (
+    r"(?:\\(?:vec|bar|hat|overline|overrightarrow|mathbf)\s*\{[^{}]{1,9}\}|\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?"
+    r"|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
+)
+_RATIO_NAME = rf"{_NAME}\s*[:/]\s*{_NAME}|\\frac\s*\{{\s*{_NAME}\s*\}}\s*\{{\s*{_NAME}\s*\}}"
+_ASSIGNMENT = re.compile(
+    rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_RATIO_NAME}|{_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)",
+    re.DOTALL,
+)
+_CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
+_FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|arc\w+)(?![a-zA-Z])")
+_RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
+_ARGUMENTS = re.compile(r"(?<=[a-zA-Z}])\([^()]*\)")
+_MEMBER = re.compile(
+    rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
+)
+_STATED = re.compile(
+    r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|arc\w+|sum|prod|int|lim|det|gcd|max|min|arg|deg|Pr|mathbb|operatorname|Re|Im|binom)"
+    r"|[a-zA-Z]'*\s*[(\[]|\|(?!\s*[xyntkm]\s*\|)[^|]+\||\\\|"
+)
+_LETTER = re.compile(r"\\[a-zA-Z]+|[^\W\d_](?:_\{?\w+\}?)?|\d")
+_NO_LETTERS = re.compile(r"\\(?:frac|sqrt|pi|cdot|times|left|right|binom)|[ei\d]")
+_BUILDER = re.compile(
+    r"\\\{\s*\\?[a-zA-Z]+(?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?\s*(?:\\mid|\\vert|\||:)\s*(.+)\\\}", re.DOTALL
+)
+_BOUND = r"\s*([^<>\\]*(?:\\(?!le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[^<>\\]*)*)\s*"
+_SIGN = r"(<=|>=|<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))"
+_CHAIN = re.compile(rf"{_BOUND}{_SIGN}{_BOUND}(?:{_SIGN}{_BOUND})?")
+_VARIABLE = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w\}?)?")
+_ASCII_SIGNS = {"<=": "\\le", ">=": "\\ge"}
+_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_OPENS, _CLOSES = {"<": "(", "\\le": "["}, {"<": ")", "\\le": "]"}
 
 
 def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
@@ -24,13 +72,6 @@ def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
             start = match.end()
         depth = max(0, depth + (_DEPTH.get(token) or token.startswith("\\begin") - token.startswith("\\end")))
     return [part.strip() for part in (*parts, text[start:])]
-
-
-_AND = re.compile(
-    r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or|und|oder|или|和|或)(?![a-zA-Z])\s*,?\s*|(?<=[\d)}])(?:or|and)(?=[a-zA-Z]\s*[=(_])|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])\s*|\s*&\s*(?=[\d\\(-])"
-)
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?:%|\s*[^\W\d_][^\d,;]*)?")
-_ENUMERATION = re.compile(r"(^|[,;]\s*)\((?:[a-e]|i{1,3}|iv|v|\d)\)\s*(?=[^\s,;])")
 
 
 def parts_of(text: str) -> list[str]:
@@ -87,9 +128,6 @@ def bracketed(text: str) -> tuple[str, str, str] | None:
     return None if depth else (match[1].removeprefix("\\"), match[2].strip(), match[3].removeprefix("\\"))
 
 
-_PLAIN = re.compile(r"\\\\|\\[{}]|[(){}]")
-
-
 def without_group(text: str) -> str:
     """`text` without the plain braces and doubled parentheses around all of it."""
     text = text.strip()
@@ -108,14 +146,6 @@ def without_group(text: str) -> str:
         inside = text[start + 1 : end - 1]
         start, end = end - 1 - len(inside.lstrip()), start + 1 + len(inside.rstrip())
     return text[start:end].strip()
-
-
-TRANSPOSE = r"\^\s*\{?\s*(?:T|t|\\top|\\intercal|\\prime)\s*\}?"
-_MATRIX = re.compile(
-    r"(?:[\[(|]\s*)?\\begin\{(?:[pbvBV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\{(?:[pbvBV]?matrix|smallmatrix|array)\}"
-    rf"\s*[\])|]?(?P<turned>\s*{TRANSPOSE})?",
-    re.DOTALL,
-)
 
 
 def matrix_rows(text: str) -> list[list[str]] | None:
@@ -137,12 +167,6 @@ def as_tuple(rows: list[list[str]]) -> str:
     return f"\\langle {', '.join(entry for row in rows for entry in row)}\\rangle"
 
 
-_AXIS = r"(?:\\(?:hat|vec|overline|bar)\s*\{?\s*)?\\?([ijk])(?:math)?\s*\}?"
-_COMPONENT = re.compile(
-    rf"\s*([+-]?)\s*(?:((?:[^+\-(){{}}]|\([^()]*\)|\{{[^{{}}]*\}})*?)\s*(?:\\cdot\s*)?){_AXIS}\s*(?=[+-]|$)"
-)
-
-
 def components(text: str) -> list[str] | None:
     """Coefficients of "2i - j + 4k", with or without hats; two of them if k does not occur. None for anything else."""
     if not re.search(r"[jk]", text):
@@ -160,24 +184,6 @@ def components(text: str) -> list[str] | None:
     return [entries.get(axis, "0").removeprefix("+") for axis in ("ijk" if "k" in entries else "ij")]
 
 
-_NAME = (
-    r"(?:\\(?:vec|bar|hat|overline|overrightarrow|mathbf)\s*\{[^{}]{1,9}\}|\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*\\?[a-zA-Z](?:\s*,\s*\\?[a-zA-Z])*\s*\))?"
-    r"|\([a-zA-Z, ]+\)|\|?[A-Z]{1,3}\|?|\\angle\s*[A-Z ]+(?:_\{?\d\}?)?)"
-)
-_RATIO_NAME = rf"{_NAME}\s*[:/]\s*{_NAME}|\\frac\s*\{{\s*{_NAME}\s*\}}\s*\{{\s*{_NAME}\s*\}}"
-_ASSIGNMENT = re.compile(
-    rf"(?:\(\s*[ivx\d]\s*\)\s*)?({_RATIO_NAME}|{_NAME}|[a-zA-Z][a-zA-Z ]{{0,40}})\s*(?::=|=|:(?=\s*-?[\d\\(]))\s*(.+)",
-    re.DOTALL,
-)
-_CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
-_FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|arc\w+)(?![a-zA-Z])")
-_RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
-_ARGUMENTS = re.compile(r"(?<=[a-zA-Z}])\([^()]*\)")
-_MEMBER = re.compile(
-    rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
-)
-
-
 def assignment(text: str) -> tuple[str, str] | None:
     """(name, value) of "x = 3", "f(x) = x + 1", "(x, y) = (1, 2)", "x = 2 + 1 = 3"; None for any other equation."""
     match = _ASSIGNMENT.fullmatch(text.strip())
@@ -188,20 +194,12 @@ def assignment(text: str) -> tuple[str, str] | None:
     return re.sub(r"\s", "", match[1]), split_top(match[2], ("=",))[-1]
 
 
-_STATED = re.compile(
-    r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|lg|arc\w+|sum|prod|int|lim|det|gcd|max|min|arg|deg|Pr|mathbb|operatorname|Re|Im|binom)"
-    r"|[a-zA-Z]'*\s*[(\[]|\|(?!\s*[xyntkm]\s*\|)[^|]+\||\\\|"
-)
-_LETTER = re.compile(r"\\[a-zA-Z]+|[^\W\d_](?:_\{?\w+\}?)?|\d")
-_NO_LETTERS = re.compile(r"\\(?:frac|sqrt|pi|cdot|times|left|right|binom)|[ei\d]")
-
-
 def states(name: str) -> bool:
     """Whether an equation with `name` on its left says what that is: "a+b", "f(2)", "\\sin x", but not "2x" or "x^2".
 
     The left side of an equation to be solved has one unknown, and more than its name.
     """
-    if is_name(name) or _STATED.match(name.strip()) or language_in(name):
+    if is_name(name) or _STATED.match(name.strip()) or any(len(word) > 2 for word in words(name)):
         return True
     return len({letter for letter in _LETTER.findall(name) if not _NO_LETTERS.fullmatch(letter)}) != 1
 
@@ -209,11 +207,6 @@ def states(name: str) -> bool:
 def is_name(text: str) -> bool:
     """Whether `text` is the name of a quantity: "x", "f(x)", "AB"."""
     return bool(re.fullmatch(_NAME, text.strip()))
-
-
-def language_in(text: str) -> bool:
-    """Whether `text` holds a word."""
-    return any(len(word) > 2 for word in words(text))
 
 
 def spread(text: str) -> str:
@@ -276,11 +269,6 @@ def without_approximation(text: str) -> str:
     return parts[0]
 
 
-_BUILDER = re.compile(
-    r"\\\{\s*\\?[a-zA-Z]+(?:\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?\s*(?:\\mid|\\vert|\||:)\s*(.+)\\\}", re.DOTALL
-)
-
-
 def without_membership(text: str) -> str:
     """ "x \\in [0, 1]" as "[0, 1]", and "\\{x : x > 2\\}" as "x > 2"."""
     if match := _BUILDER.fullmatch(text.strip()):
@@ -288,15 +276,6 @@ def without_membership(text: str) -> str:
         return "{}{}, {}{}".format(*interval) if interval else match[1].strip()
     match = _MEMBER.fullmatch(text.strip())
     return match[1].strip() if match else text
-
-
-_BOUND = r"\s*([^<>\\]*(?:\\(?!le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[^<>\\]*)*)\s*"
-_SIGN = r"(<=|>=|<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))"
-_CHAIN = re.compile(rf"{_BOUND}{_SIGN}{_BOUND}(?:{_SIGN}{_BOUND})?")
-_VARIABLE = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w\}?)?")
-_ASCII_SIGNS = {"<=": "\\le", ">=": "\\ge"}
-_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-_OPENS, _CLOSES = {"<": "(", "\\le": "["}, {"<": ")", "\\le": "]"}
 
 
 def inequality_interval(text: str) -> tuple[str, str, str, str] | None:

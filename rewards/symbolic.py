@@ -26,12 +26,6 @@ MAX_FORMULA = 1500  # characters that the parser is given
 MAX_NESTING = 60  # brackets within brackets
 MAX_EXPONENT = 10_000_000  # of a power of numbers that is ever worked out
 MAX_FACTORIAL = 100_000
-
-
-class Unreadable(ValueError):
-    """The text is no formula that the parser knows."""
-
-
 _PLAIN_FUNCTION = re.compile(
     r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|infty|infinity|inf|oo|theta|alpha|beta|lambda|phi)(?![a-zA-Z])"
 )
@@ -41,6 +35,10 @@ _BRACKETED_ROOT, _BRACKETED_EXPONENT, _BRACKETED_EXP = (
     re.compile(rf"{head}\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)") for head in (r"(?:\\|(?<!\\)\b)sqrt", r"\^", r"\\exp")
 )
 _ALIASES = {"infinity": "\\infty", "inf": "\\infty", "oo": "\\infty"}
+
+
+class Unreadable(ValueError):
+    """The text is no formula that the parser knows."""
 
 
 def latex(text: str) -> str:
@@ -136,7 +134,7 @@ def same_formula(gold, answer) -> bool:
     """Whether two parsed formulas are the same."""
     if gold.has(sympy.zoo, sympy.nan) or answer.has(sympy.zoo, sympy.nan):
         return False  # 1/0: the same only if written the same
-    if isinstance(gold, Expr) and isinstance(answer, Expr) and not _matrices(gold, answer):
+    if all(isinstance(side, Expr) and not getattr(side, "is_Matrix", False) for side in (gold, answer)):
         verdict = _numerically(gold, answer)
         if verdict is not None:
             return verdict
@@ -158,10 +156,6 @@ def _same_solutions(gold: Boolean, answer: Boolean) -> bool:
     x = Symbol("x", real=True)
     left, right = (condition.doit().subs(symbol, x).as_set() for condition in (gold, answer))
     return left == right
-
-
-def _matrices(*expressions) -> bool:
-    return any(getattr(expression, "is_Matrix", False) for expression in expressions)
 
 
 def _numerically(gold: Expr, answer: Expr) -> bool | None:

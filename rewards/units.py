@@ -39,22 +39,6 @@ _TABLE = {
     "yuan": "yuan 元 rmb 1", "rupee": "rupee 1", "ruble": "ruble rouble 1", "won": "won 1", "lira": "lira 1",
     "dong": "dong 1", "baht": "baht 1", "peso": "peso 1", "franc": "franc 1",
 }  # fmt: skip
-
-
-def _readings() -> dict[str, list[tuple[tuple, Fraction]]]:
-    table: dict[str, list] = {}
-    for base, row in _TABLE.items():
-        above, _, below = base.partition("/")
-        name, _, power = above.partition("^")
-        powers = ((name, int(power or 1)), *([(below, -1)] if below else []))
-        for group in row.split(";"):
-            *names, size = group.split()
-            for unit in names:
-                table.setdefault(unit, []).append((powers, Fraction(size)))
-    return table
-
-
-UNITS = _readings()
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _POWER = re.compile(r"\s*(?:\^\s*\{?\s*(-?[123])\s*\}?|([23])| (squared|cubed))$")
 _PREFIX = re.compile(r"(?:sq(?:uare|\.)?|cubic|cu\.?)\s+", re.IGNORECASE)
@@ -72,6 +56,28 @@ _FRACTION_OF_UNITS = re.compile(r"\\frac\{\s*([^\W\d_]+)\s*\}\{\s*([^\W\d_]+(?:\
 _NOT_UNITS = re.compile(
     r"(?:and|or|if|for|when|where|mod|choose|to|by|in|is|base|i|e|x|y|z|n|k|sin|cos|tan|log|ln|pi|sqrt|C|P|infty)\b"
 )
+_PIECE = re.compile(
+    r"\s*(?:(?:,\s*)?(?:and|et|und|y|e)\s+|,\s*)?"
+    r"(\d+(?:\.\d+)?(?: \d+/\d+)?|\\frac\{\d+\}\{\d+\})\s*-?\s*([^\W\d_]+)\.?"
+)
+_COMPOUND = re.compile(rf"(?:{_PIECE.pattern}){{2,}}")
+_IN_COMPOUND = {"h": "hour", "m": "minute", "s": "second"}
+
+
+def _readings() -> dict[str, list[tuple[tuple, Fraction]]]:
+    table: dict[str, list] = {}
+    for base, row in _TABLE.items():
+        above, _, below = base.partition("/")
+        name, _, power = above.partition("^")
+        powers = ((name, int(power or 1)), *([(below, -1)] if below else []))
+        for group in row.split(";"):
+            *names, size = group.split()
+            for unit in names:
+                table.setdefault(unit, []).append((powers, Fraction(size)))
+    return table
+
+
+UNITS = _readings()
 
 
 def split_unit(text: str) -> tuple[str, str]:
@@ -157,14 +163,6 @@ def conversions(unit: str, other: str) -> list[Fraction] | None:
     if not left or not right:
         return None
     return list(dict.fromkeys(f / g for powers, f in left for others, g in right if powers == others))
-
-
-_PIECE = re.compile(
-    r"\s*(?:(?:,\s*)?(?:and|et|und|y|e)\s+|,\s*)?"
-    r"(\d+(?:\.\d+)?(?: \d+/\d+)?|\\frac\{\d+\}\{\d+\})\s*-?\s*([^\W\d_]+)\.?"
-)
-_COMPOUND = re.compile(rf"(?:{_PIECE.pattern}){{2,}}")
-_IN_COMPOUND = {"h": "hour", "m": "minute", "s": "second"}
 
 
 def compound(text: str) -> list[tuple[tuple, Fraction]] | None:

@@ -7,6 +7,29 @@ from rewards.normalisation import compact, words
 from rewards.numeric import read_number, split_percent
 
 _ARTICLES = re.compile(r"\b(?:a|an|the|it|is|are|answer|final|of|there|exactly)\b")
+_SHORT_WORDS = re.compile("yes|no|odd|one|two|six|ten|all|not|sat|sun|mon|tue|wed|thu|fri")
+_ALIKE = {
+    "true": "yes|correct", "false": "no|incorrect", "none": "empty set|\\emptyset|no solution|does not exist|dne",
+    "reals": "all reals|\\mathbb{r}", "integers": "all integers|\\mathbb{z}",
+    "infty": "infinity|\\infty|infinite|infinitely many|infinitely many solutions|infinite solutions",
+}  # fmt: skip
+_SYNONYMS = {phrase: name for name, phrases in _ALIKE.items() for phrase in (name, *phrases.split("|"))}
+_NONE = re.compile(
+    r"(?:(?:\w+ )?has )?no (?:\w+ ){0,2}?(?:solutions?|roots?|values?|integers?|numbers?|such \w+)"
+    r"(?: (?:exists?|possible|works?))?|none exists?"
+)
+_REALS = re.compile(r"(?:[a-z] )?(?:can be |in )?(?:set )?(?:all |any |every )?(?:real numbers?|reals?|real values?)")
+_MONTH = r"(january|february|march|april|may|june|july|august|september|october|november|december)"
+_DAY = re.compile(rf"\b(\d{{1,2}})(?: |st |nd |rd |th ){{1,2}}{_MONTH}|{_MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b")
+_INTERVAL = re.compile(r"([(\[])[^()\[\]]*(?:\d|infty)[^()\[\]]*([)\]])")
+_REMARK = re.compile(r"(.*[\w}%)\]])(?:\s+\(|(?<=[\d}%)\]])\()([^()]{1,200})\)", re.DOTALL)
+_NO_REMARK = re.compile(r"\s*(?:or|and|also|maybe|perhaps|possibly|mod|base|if|for|when|where)\b", re.IGNORECASE)
+_ASIDE = re.compile(r"\s*(?:\\approx(?![a-zA-Z])|i\.?\s?e\b)")
+_REASON = re.compile(r"(yes|no|true|false)\b[\s,.;:]*(?:because|since|as)\s+\S.*", re.IGNORECASE | re.DOTALL)
+_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_LEAD_IN = re.compile(r"(?:so |thus |hence |therefore,? )?(?:the )?(?:final |correct )?answer(?: is\b|:)[\s:]*", re.I)
+BASED = re.compile(r"\(?([0-9A-Z]+)\)?\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
+_ROW = re.compile(r"(?!\d{1,3}(?: \d{3})+$)\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+")
 
 
 def same_words(gold: str, answer: str) -> bool | None:
@@ -29,25 +52,6 @@ def same_words(gold: str, answer: str) -> bool | None:
     return False if any(len(word) > 3 or _SHORT_WORDS.fullmatch(word.lower()) for word in said) else None
 
 
-_SHORT_WORDS = re.compile("yes|no|odd|one|two|six|ten|all|not|sat|sun|mon|tue|wed|thu|fri")
-
-
-_ALIKE = {
-    "true": "yes|correct", "false": "no|incorrect", "none": "empty set|\\emptyset|no solution|does not exist|dne",
-    "reals": "all reals|\\mathbb{r}", "integers": "all integers|\\mathbb{z}",
-    "infty": "infinity|\\infty|infinite|infinitely many|infinitely many solutions|infinite solutions",
-}  # fmt: skip
-_SYNONYMS = {phrase: name for name, phrases in _ALIKE.items() for phrase in (name, *phrases.split("|"))}
-_NONE = re.compile(
-    r"(?:(?:\w+ )?has )?no (?:\w+ ){0,2}?(?:solutions?|roots?|values?|integers?|numbers?|such \w+)"
-    r"(?: (?:exists?|possible|works?))?|none exists?"
-)
-_REALS = re.compile(r"(?:[a-z] )?(?:can be |in )?(?:set )?(?:all |any |every )?(?:real numbers?|reals?|real values?)")
-_MONTH = r"(january|february|march|april|may|june|july|august|september|october|november|december)"
-_DAY = re.compile(rf"\b(\d{{1,2}})(?: |st |nd |rd |th ){{1,2}}{_MONTH}|{_MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b")
-_INTERVAL = re.compile(r"([(\[])[^()\[\]]*(?:\d|infty)[^()\[\]]*([)\]])")
-
-
 def bag_of_words(text: str) -> str:
     """The words of `text` without case, articles and punctuation. The brackets of intervals count."""
     text = text.casefold()
@@ -59,11 +63,6 @@ def bag_of_words(text: str) -> str:
     plain = _DAY.sub(lambda m: f"{m[2]} {m[1]}" if m[1] else f"{m[3]} {m[4]}", plain)
     plain = "no solution" if _NONE.fullmatch(plain) else "all reals" if _REALS.fullmatch(plain) else plain
     return plain + brackets
-
-
-_REMARK = re.compile(r"(.*[\w}%)\]])(?:\s+\(|(?<=[\d}%)\]])\()([^()]{1,200})\)", re.DOTALL)
-_NO_REMARK = re.compile(r"\s*(?:or|and|also|maybe|perhaps|possibly|mod|base|if|for|when|where)\b", re.IGNORECASE)
-_ASIDE = re.compile(r"\s*(?:\\approx(?![a-zA-Z])|i\.?\s?e\b)")
 
 
 def without_remark(text: str) -> str:
@@ -84,15 +83,9 @@ def without_remark(text: str) -> str:
     return text if all(numbers) and numbers[0].value != numbers[1].value else head
 
 
-_REASON = re.compile(r"(yes|no|true|false)\b[\s,.;:]*(?:because|since|as)\s+\S.*", re.IGNORECASE | re.DOTALL)
-
-
 def without_reason(text: str) -> str:
     """ "No, because 2 divides it" as "No"."""
     return match[1] if (match := _REASON.fullmatch(text)) else text
-
-
-_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 
 
 def same_time(gold: str, answer: str) -> bool | None:
@@ -114,15 +107,9 @@ def _seconds(match: re.Match) -> int:
     return hour * 3600 + int(match[2] or 0) * 60 + int(match[3] or 0)
 
 
-_LEAD_IN = re.compile(r"(?:so |thus |hence |therefore,? )?(?:the )?(?:final |correct )?answer(?: is\b|:)[\s:]*", re.I)
-
-
 def without_lead_in(text: str) -> str:
     """ "the answer is 9" as "9"."""
     return text[match.end() :] if (match := _LEAD_IN.match(text)) else text
-
-
-BASED = re.compile(r"\(?([0-9A-Z]+)\)?\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
 
 
 def same_digits(gold: str, answer: str) -> bool | None:
@@ -138,9 +125,6 @@ def same_digits(gold: str, answer: str) -> bool | None:
     if (left and left[1].isdigit()) or (right and right[1].isdigit()):
         return (left[1] if left else gold).strip() == (right[1] if right else answer).strip()
     return None
-
-
-_ROW = re.compile(r"(?!\d{1,3}(?: \d{3})+$)\d+(?:\.\d+)?(?:\s+\d+(?:\.\d+)?)+")
 
 
 def same_row(gold: str, answer: str) -> bool | None:

@@ -268,7 +268,7 @@ def final_answer(value: object) -> str:
     """
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None or isinstance(value, list | dict):
+    if value is None or isinstance(value, list | dict | bytes | bytearray):
         return ""
     text = str(value).strip()
     if "\\boxed" in text:  # before ####, which is also a heading
@@ -295,6 +295,7 @@ def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
         columns |= dict.fromkeys(map(str, row))
         row = gym_tasks.with_answer(row)
+        _refuse_bytes(row, config, where)
         if column := sources.failed_filter(row, filters):
             counts[f"by the filter on {column}"] += 1
             continue
@@ -316,6 +317,14 @@ def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
         texts.add(text)
         usable[row["id"]] = row
     return Problems(list(usable.values()), dict(counts), columns=list(columns))
+
+
+def _refuse_bytes(row: dict, config, where: str) -> None:
+    """Raises ValueError if a column that is looked in holds bytes: their text would be `b'5'`."""
+    problem_columns, answer_columns = sources.columns_of(config)
+    for column in (*problem_columns, *answer_columns):
+        if isinstance(row.get(column), bytes | bytearray):
+            raise ValueError(f"{where}: the column {column} holds bytes: decode it to text first")
 
 
 def _standard_row(config, row: dict) -> dict:

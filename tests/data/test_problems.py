@@ -189,6 +189,18 @@ def test_a_row_whose_problem_is_no_text_is_dropped_and_counted(tmp_path, problem
     assert len(found.rows) == 1 and found.counts["without a problem"] == 1
 
 
+@pytest.mark.parametrize("unusable_rows", ["error", "drop"])
+@pytest.mark.parametrize("column", ["problem", "answer"])
+def test_a_column_of_bytes_is_refused_by_name(tmp_path, column, unusable_rows):
+    rows = [{"problem": "What is 2+3?", "answer": "5"}, {"problem": "What is 3+3?", "answer": "6"}]
+    path = tmp_path / "problems.parquet"
+    pq.write_table(
+        pa.table({key: [row[key].encode() if key == column else row[key] for row in rows] for key in rows[0]}), path
+    )
+    with pytest.raises(ValueError, match=f"problems.parquet, row 1: the column {column} holds bytes"):
+        read_problems(config(path, unusable_rows=unusable_rows))
+
+
 def test_columns_can_be_named_and_the_number_limited(tmp_path):
     rows = [{"frage": f"{i}+1?", "antwort": str(i + 1)} for i in range(5)]
     path = write(tmp_path / "rows.jsonl", rows)
