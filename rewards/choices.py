@@ -33,7 +33,7 @@ _REASON = re.compile(
 _ANOTHER = re.compile(
     r"(?:[,;/&\n]|\b(?:or|and|then|maybe|perhaps|possibly|also|but))\s*"
     r"(?:(?:or|and|then|maybe|perhaps|possibly|also|even|else|option|both|could be)\s+)*"
-    r"\(?([A-J])\)?(?=\s*(?:$|[.,;:!?)\n\d\\]|\b(?:or|and|maybe|perhaps)\b))"
+    r"\(?([A-J])\)?(?=\s*(?:$|[.,;:!?)\n\d\\]|\b(?:or|and|maybe|perhaps|(?:also |may |might |could )?(?:works?|fits?))\b))"
 )
 _BRACKETED = re.compile(r"(?<![A-Za-z])\(([A-J])\)")
 _ALONE = re.compile(r"(?<![A-Za-z\d'’.])([B-HJ]|[AI](?!\s+(?!or\b|and\b|then\b|is\b)[a-z]))(?![A-Za-z\d'’])")
@@ -42,12 +42,8 @@ _CONCLUDED = re.compile(r"\b(?:so|therefore|thus|hence)\b[\s,:]*\(?([A-J])\)?[.!
 
 def labelled(text: str) -> str | None:
     """The value of "(C) 42" or "C. 42"; None if there is no label, or a product may be meant, as in "(C)(x+1)"."""
-    match = _CHOICE_WITH_TEXT.fullmatch(text.strip())
-    return (
-        match[3].strip()
-        if match and not _INITIALS.match(text) and (match[3][0] not in "([" or "," in match[3])
-        else None
-    )
+    match = None if _INITIALS.match(text) else _CHOICE_WITH_TEXT.fullmatch(text.strip())
+    return match[3].strip() if match and (match[3][0] not in "([" or "," in match[3]) else None
 
 
 def gold_choice(text: str) -> tuple[str, str | None] | None:

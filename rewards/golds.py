@@ -20,11 +20,6 @@ _NO_GOLD = re.compile(
 )
 
 
-def no_gold(text: str) -> bool:
-    """Whether a text stands where a gold answer is missing: "TBD", "proof", "see solution", "N/A"."""
-    return bool(_NO_GOLD.fullmatch(re.sub(r"[\s_.:!()\[\]<>-]+", " ", clean(text)).strip()))
-
-
 def read_gold(gold) -> str | None:
     """The answer of a gold text, which may be a whole solution or a number; None if there is none."""
     if isinstance(gold, bool) or not isinstance(gold, str | int | float) or gold != gold:
@@ -34,7 +29,7 @@ def read_gold(gold) -> str | None:
         text = boxed_answer(text, adjacent=True) or _unclosed(text)
     elif _SOLUTION.search(text) and (len(text) > 12 or "####" in text):
         text = answer_of_kind(text, "words") or text
-    return None if len(text) <= MAX_ANSWER and (no_gold(text) or unreadable(text)) else text
+    return None if len(text) <= MAX_ANSWER and unreadable(text) else text
 
 
 def _unclosed(text: str) -> str:
@@ -44,8 +39,10 @@ def _unclosed(text: str) -> str:
 
 
 def unreadable(gold: str) -> bool:
-    """Whether a gold answer is empty, has braces that do not close, or breaks off."""
+    """Whether a gold answer is missing ("TBD", "see solution"), empty, has braces that do not close, or breaks off."""
     text = clean(gold)
+    if _NO_GOLD.fullmatch(re.sub(r"[\s_.:!()\[\]<>-]+", " ", text).strip()):
+        return True
     if re.fullmatch(r"[<>=]|\\(?:le|ge)", text):  # "which sign belongs between them?"
         return False
     if not re.search(r"\w|\\(?:infty|emptyset|pi)|[^\x00-\x7f]", text) or not balanced(text):

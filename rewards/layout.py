@@ -17,8 +17,7 @@ _WIDE = re.compile(
     rf"(?<=[\d)}}\]a-zA-Z!])(?P<before>\s*){WIDE}[\s{WIDE}]*(?=(?P<sign>[-+]?)(?:[\d\[]|\\(?:frac|sqrt|pi|\{{|langle)|[a-zA-Z]\s*(?:[=(_]|\\in)|\([^()]*\)))"
 )
 _TOKEN = re.compile(r"\\[{}]|\\[lr]angle|\\[a-zA-Z]+|[()\[\]]|(?<=\d),(?=\d)")
-_OPENING = {"(", "[", "\\{", "\\langle"}
-_CLOSING = {")", "]", "\\}", "\\rangle"}
+DEPTH = dict.fromkeys(("(", "[", "{", "\\{", "\\langle"), 1) | dict.fromkeys((")", "]", "}", "\\}", "\\rangle"), -1)
 _SIGNS = {
     DOLLAR: "dollars", "\\textdollar": "dollars", "€": "euros", "\\euro": "euros", "£": "gbp", "\\pounds": "gbp",
     "¥": "yen", "\\yen": "yen", "₹": "rupees", "₽": "rubles", "₩": "won", "₺": "lira", "₫": "dong", "฿": "baht",
@@ -65,15 +64,14 @@ def wide_spaces(text: str) -> str:
     """A wide space between two values as a semicolon: they are two answers, no product. Any other as a space."""
     if WIDE not in text:
         return text
-    return _WIDE.sub(lambda m: "; " if _ends_value(text[: m.start()], text[m.end() :]) else " ", text).replace(
-        WIDE, " "
-    )
+    text = _WIDE.sub(lambda m: "; " if _ends_value(text[: m.start()], text[m.end() :]) else " ", text)
+    return text.replace(WIDE, " ")
 
 
 def _ends_value(head: str, tail: str) -> bool:
     word = re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}$", head)
-    condition = re.match(r"\(", tail) and _EQUATION.search(tail)  # "y = 2x  (x > 0)"
-    return not word and not _LABEL.search(head) and not condition and "\\" not in head[-1:]
+    remark = re.match(r"\([a-zA-Z ]{3,}\)", tail) or (tail[:1] == "(" and _EQUATION.search(tail))  # "y = 2x  (x > 0)"
+    return not word and not _LABEL.search(head) and not remark and "\\" not in head[-1:]
 
 
 def commas_in_brackets(text: str) -> str:
@@ -84,7 +82,7 @@ def commas_in_brackets(text: str) -> str:
     parts, position = [], 0
     for match in _TOKEN.finditer(text, depth):
         token = match[0]
-        depth += (token in _OPENING) - (token in _CLOSING and depth > 0)
+        depth = max(0, depth + DEPTH.get(token, 0))
         if token == "," and depth:
             parts.append(text[position : match.end()])
             position = match.end()

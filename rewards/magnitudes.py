@@ -39,7 +39,7 @@ _PART_WORDS = "|".join(name for name in PARTS if name not in ("half", "quarter")
 _PART = re.compile(rf"(?<![\d./])(\d{{1,20}})[ -]({_PART_WORDS}|hal(?:f|ve))s?(?![^\W\d_])", re.IGNORECASE)
 _AND_A_PART = re.compile(rf"(?<![\d./])(\d{{1,20}}) and (?:an?|one) ({'|'.join(PARTS)})(?![^\W\d_])", re.I)
 _OUT_OF = re.compile(r"(?<![\d./,])(\d{1,20}) (?:out of|divided by|over) (?:every )?(\d{1,20})(?![\d.,/])")
-_IN = re.compile(r"(\d{1,20}) in (?:every )?(\d{1,20})")
+_IN = re.compile(r"\A\s*(\d{1,20}) in (?:every )?(\d{1,20})\s*\Z")
 _SQUARED = re.compile(
     r"(?<=[\d)}!a-z]) (?<![a-z]{2} )(squared|cubed|factorial)(?! ?[^\W\d_])|(?<=\\pi) (squared|cubed)"
 )
@@ -67,8 +67,7 @@ def worked_out(text: str) -> str:
     text = _AND_A_PART.sub(lambda m: f"{m[1]} 1/{PARTS[m[2].lower()]}", text)
     text = _PART.sub(lambda m: f"{m[1]}/{PARTS[m[2].lower().replace('halve', 'half')]}", text)
     text = _OUT_OF.sub(r"\1/\2", text)
-    if match := _IN.fullmatch(text.strip()):
-        text = f"{match[1]}/{match[2]}"
+    text = _IN.sub(r"\1/\2", text)
     text = _SQUARED.sub(lambda m: _SIGNS[m[1] or m[2]], text)
     return _OPERATOR.sub(lambda m: f" {_SIGNS[m[1]]} ", text)
 

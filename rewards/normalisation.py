@@ -16,10 +16,9 @@ _SYMBOLS = {
     "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "٫": ".", "٬": ",", "،": ",", "、": ",", "؛": ";", "٪": "%",
     "∞": "\\infty ", "√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
     "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ",
-    "∈": "\\in ",
     "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "°": "^\\circ ", "º": "^\\circ ", "⟨": "\\langle ", "⟩": "\\rangle ",
     "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "→": "\\to ", "。": ".", "‘": "'",
-    "’": "'", "“": '"', "”": '"',
+    "’": "'", "“": '"', "”": '"', "∈": "\\in ",
 }  # fmt: skip
 _GREEK = "alpha beta gamma delta epsilon - - theta - - lambda mu nu xi - pi rho - sigma tau - phi chi psi omega"
 _SYMBOLS |= {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "-"}
@@ -59,6 +58,7 @@ _RENAMED = re.compile(
     r"\\([dtc]frac|[lr]brac[ek]|colon|[lg]eqslant|(?:[lgn]eq|lt|gt|varnothing|empty|(?:text)?degree|implies|Longrightarrow"
     r"|Rightarrow)(?![a-zA-Z]))|<=|>=|=="
 )
+_SEPARATING = re.compile(r"(\\[a-zA-Z]+|[\d.]) (?=[a-zA-Z](?<=[a-z] .)|[\d.](?<=[\d.] .))")
 _MARKDOWN = re.compile(r"^\s*(\*{1,3}|_{2,3}|`{1,3})(.*?)\1\s*$", re.DOTALL)
 _FUNCTIONS = frozenset(
     re.findall(
@@ -100,7 +100,9 @@ def clean(text: str) -> str:
     if match:
         text = match[2]
     text = text.replace("**", "") if text.count("**") % 2 == 0 and "\\" not in text and text.startswith("**") else text
-    text = layout.systems_as_lists(_without_escapes(text))
+    if "\\\\" in text and not re.search(layout.SYSTEMS, text):  # each backslash was escaped
+        text = re.sub(r"\\\\(?=[a-zA-Z]{2}|[{}])", r"\\", text)
+    text = layout.systems_as_lists(text)
     text = re.sub(r"\.{3,}|…|\\[lc]?dots(?![a-zA-Z])", r"\\dots ", text)
     text = _THOUSANDS.sub("", text).replace("{,}", ",")
     text = text.replace("\\$", layout.DOLLAR)
@@ -110,13 +112,6 @@ def clean(text: str) -> str:
     for _ in range(3):  # nested ones
         text = _TEXT.sub(r" \1 ", _JOIN.sub(", ", text))
     return _signs(text)
-
-
-def _without_escapes(text: str) -> str:
-    """`text` with single backslashes, where each was escaped."""
-    if "\\\\" in text and not re.search(layout.SYSTEMS, text):
-        text = re.sub(r"\\\\(?=[a-zA-Z]{2}|[{}])", r"\\", text)
-    return text
 
 
 def _commands(text: str) -> str:
@@ -158,11 +153,7 @@ def _whole_fraction(match: re.Match) -> str:
 
 def compact(text: str) -> str:
     """`clean` text without meaningless spaces: the key under which trivially identical answers are equal."""
-    return (
-        re.sub(r"(\\[a-zA-Z]+|[\d.]) (?=[a-zA-Z](?<=[a-z] .)|[\d.](?<=[\d.] .))", r"\1\0", text)
-        .replace(" ", "")
-        .replace("\0", " ")
-    )
+    return _SEPARATING.sub(r"\1\0", text).replace(" ", "").replace("\0", " ")
 
 
 def is_function(word: str) -> bool:

@@ -16,26 +16,23 @@ _QUALIFIER = re.compile(
     rf"|(?:(?<=\\forall)|(?<=\\forall )|(?<=for ){_ANY})\s*(?P<all>{_LETTERS}))\s*\)?",
     re.DOTALL,
 )
+_QUALIFIES = re.compile(r"\\in|\\forall|for |where |with |integer|constant|real")
 _SETS = {"i": "Z", "w": "Z", "n": "N"}
 _WORD = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
 
 
 def qualified(text: str) -> tuple[str, dict[str, str | None]]:
     """`text` without what it says of its letters at its end, and that: the set that each is from, or None."""
-    found: dict[str, str | None] = {}
-    while (
-        match := _QUALIFIER.fullmatch(text)
-        if re.search(r"\\in|\\forall|for |where |with |integer|constant|real", text)
-        else None
-    ):
+    kinds: dict[str, str | None] = {}
+    while _QUALIFIES.search(text) and (match := _QUALIFIER.fullmatch(text)):
         rest = match["text"].strip(" ,;")
         named = re.findall(_LETTER, match["in"] or match["is"] or match["of"] or match["all"])
         if rest.count("(") != rest.count(")") or not set(named) <= letters(rest):
             break
         kind = match["kind"] or match["like"]
-        found |= dict.fromkeys(named, match["set"] or (_SETS.get(kind[0]) if kind else None))
+        kinds |= dict.fromkeys(named, match["set"] or (_SETS.get(kind[0]) if kind else None))
         text = rest
-    return text, found
+    return text, kinds
 
 
 def letters(text: str) -> set[str]:

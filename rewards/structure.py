@@ -2,10 +2,10 @@
 
 import re
 
+from rewards.layout import DEPTH
 from rewards.normalisation import words
 from rewards.numeric import read_number
 
-_DEPTH = dict.fromkeys(("(", "[", "{", "\\{", "\\langle"), 1) | dict.fromkeys((")", "]", "}", "\\}", "\\rangle"), -1)
 _STEP = re.compile(
     r"\\[{}|]|\\begin\{[a-z]*\*?\}|\\end\{[a-z]*\*?\}|\\[lr]angle|\\[lr](?:floor|ceil|vert)|\\[a-zA-Z]+|\\\\|.",
     re.DOTALL,
@@ -37,7 +37,7 @@ _ASSIGNMENT = re.compile(
 )
 _CODE = re.compile(r"\s*(?:lambda|print|return|def|exec|eval|import|while|for|if|else|try)\b[\s\w,]*:")
 _FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|arc\w+)(?![a-zA-Z])")
-_RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|!=|\\not\s*=")
+_RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq)(?![a-zA-Z])|[<>]|\\not\s*=")
 _ARGUMENTS = re.compile(r"(?<=[a-zA-Z}])\([^()]*\)")
 _MEMBER = re.compile(
     rf"(?:{_NAME}|[a-zA-Z])\s*(?:\\in(?![a-zA-Z])|(?<![a-zA-Z])in(?![a-zA-Z])|:)\s*(?=[\[(\]\\])(.+)", re.DOTALL
@@ -70,7 +70,7 @@ def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
         if depth == 0 and token in separators:
             parts.append(text[start : match.start()])
             start = match.end()
-        depth = max(0, depth + (_DEPTH.get(token) or token.startswith("\\begin") - token.startswith("\\end")))
+        depth = max(0, depth + (DEPTH.get(token) or token.startswith("\\begin") - token.startswith("\\end")))
     return [part.strip() for part in (*parts, text[start:])]
 
 
@@ -122,7 +122,7 @@ def bracketed(text: str) -> tuple[str, str, str] | None:
         return None
     depth = 0
     for step in _STEP.finditer(match[2]):
-        depth += _DEPTH.get(step[0], 0)
+        depth += DEPTH.get(step[0], 0)
         if depth < 0:
             return None
     return None if depth else (match[1].removeprefix("\\"), match[2].strip(), match[3].removeprefix("\\"))

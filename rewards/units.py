@@ -96,16 +96,12 @@ def split_unit(text: str) -> tuple[str, str]:
     if not match or not match["number"].strip():
         return text, ""
     number, unit = match["number"].strip(), match["unit"].strip()
-    if (
-        (_NOT_UNITS.match(unit) and not re.fullmatch(r"in(?:\s*\^?\s*\{?[23]\}?)?", unit))
-        or re.fullmatch(r".*\\", number)
-        or number.endswith(("^", "_", "=", "\\text"))
-        or changes(unit)
-    ):
+    preposition = _NOT_UNITS.match(unit) and not re.fullmatch(r"in(?:\s*\^?\s*\{?[23]\}?)?", unit)
+    if preposition or changes(unit) or number.endswith(("\\", "^", "_", "=", "\\text")):
         return text, ""
     if not re.search(r"\d|\\pi|\\frac|\\sqrt", number):
         return text, ""
-    spaced = text[len(match["number"])].isspace() if len(text) > len(match["number"]) else False
+    spaced = text[len(match["number"]) :][:1].isspace()
     if unit in ("s", "h") and not spaced:  # 5s may be a formula
         return text, ""
     if unit.isascii() and dimension(unit) is None and not (spaced and len(re.match(r"[^\W\d_]*", unit)[0]) > 2):
@@ -171,16 +167,11 @@ def compound(text: str) -> list[tuple[tuple, Fraction]] | None:
     names = [_IN_COMPOUND.get(unit, unit) if "h" in text else unit for _, unit in pieces]
     sizes = [dict(dimension(name) or ()) for name in names]
     numbers = [read_number(number) for number, _ in pieces]
-    shared = [powers for powers in sizes[0] if all(powers in size for size in sizes)] if pieces else []
-    if not all(numbers) or any(
-        larger[powers] <= smaller[powers] for powers in shared for larger, smaller in pairwise(sizes)
-    ):
+    shared = [powers for powers in sizes[0] if all(powers in size for size in sizes)] if all(numbers) and sizes else []
+    if any(larger[powers] <= smaller[powers] for powers in shared for larger, smaller in pairwise(sizes)):
         return None
-    totals = {
-        powers: sum(number.value * size[powers] for number, size in zip(numbers, sizes, strict=True))
-        for powers in shared
-    }
-    return list(totals.items()) or None
+    parts = list(zip(numbers, sizes, strict=True))
+    return [(powers, sum(number.value * size[powers] for number, size in parts)) for powers in shared] or None
 
 
 def same_compound(gold: str, answer: str) -> bool | None:

@@ -62,9 +62,6 @@ class Worker:
         *lines, self.buffer = (self.buffer + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def close(self) -> None:
-        self.sock.close()
-
 
 class Nursery:
     """The process that has imported the math stack and forks workers on demand."""
@@ -169,7 +166,7 @@ class Verifier:
         self._reset()
         self.counts.clear()
         for worker in idle:
-            worker.close()
+            worker.sock.close()
         if nursery is not None:
             nursery.sock.close()
             nursery.process.returncode = 0  # not our child: keep Popen from waiting for it
@@ -183,7 +180,7 @@ class Verifier:
             self._generation += 1
             self._lock.notify_all()
         for worker in idle:
-            worker.close()
+            worker.sock.close()
         if nursery is not None:
             nursery.close()
 
@@ -229,14 +226,14 @@ class Verifier:
                 self._idle.append(worker)
             else:
                 self._alive -= 1
-                worker.close()
+                worker.sock.close()
             self._lock.notify()
 
     def _discard(self, worker: Worker) -> None:
         """Kill a hung or dead worker; the next lease forks another in its place."""
         with self._lock:
             self._alive -= 1
-            worker.close()
+            worker.sock.close()
             self.counts["restarts"] += 1
             if self._nursery is not None and worker.generation == self._generation:
                 try:

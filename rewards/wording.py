@@ -22,7 +22,7 @@ _REALS = re.compile(r"(?:[a-z] )?(?:can be |in )?(?:set )?(?:all |any |every )?(
 _MONTH = r"(january|february|march|april|may|june|july|august|september|october|november|december)"
 _DAY = re.compile(rf"\b(\d{{1,2}})(?: |st |nd |rd |th ){{1,2}}{_MONTH}|{_MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b")
 _INTERVAL = re.compile(r"([(\[])[^()\[\]]*(?:\d|infty)[^()\[\]]*([)\]])")
-_REMARK = re.compile(r"(.*[\w}%)\]])(?:\s+\(|(?<=[\d}%)\]])\()([^()]{1,200})\)", re.DOTALL)
+_REMARK = re.compile(r"(.*[\w}%)\]])(?:\s+[(\[]|(?<=[\d}%)\]])\()([^()\[\]]{1,200})[)\]]", re.DOTALL)
 _NO_REMARK = re.compile(r"\s*(?:or|and|also|maybe|perhaps|possibly|mod|base|if|for|when|where)\b", re.IGNORECASE)
 _ASIDE = re.compile(r"\s*(?:\\approx(?![a-zA-Z])|i\.?\s?e\b)")
 _REASON = re.compile(r"(yes|no|true|false)\b[\s,.;:]*(?:because|since|as)\s+\S.*", re.IGNORECASE | re.DOTALL)
@@ -67,18 +67,15 @@ def bag_of_words(text: str) -> str:
 
 def without_remark(text: str) -> str:
     """ "7 (units)", "7 (i.e. 7)", "\\pi (\\approx 3.14)" without what stands in brackets; "7 (cm)" as "7 cm"."""
-    match = _REMARK.fullmatch(text) if text.endswith(")") else None
+    match = _REMARK.fullmatch(text) if text.endswith((")", "]")) else None
     if not match or not re.search(r"\d|\\[a-z]", match[1]) or _NO_REMARK.match(match[2]):
         return text
     head, inside = match[1].strip(), re.sub(r"^\s*(?:in|i\.?\s?e\.?,?)\s+", "", match[2])
     if units.dimension(inside) and not units.split_unit(head)[1]:
         return f"{head} {inside}"
     numbers = read_number(head), read_number(inside)
-    if (
-        not _ASIDE.match(match[2])
-        and not any(len(word) > 2 for word in words(inside))
-        and not split_percent(inside)[1]
-    ):
+    said = any(len(word) > 2 for word in words(inside))
+    if not said and not _ASIDE.match(match[2]) and not split_percent(inside)[1]:
         return text
     return text if all(numbers) and numbers[0].value != numbers[1].value else head
 
@@ -93,17 +90,16 @@ def same_time(gold: str, answer: str) -> bool | None:
     match, other = _TIME.fullmatch(gold), _TIME.fullmatch(answer)
     if not match or not other or not (match[2] or match[4]) or not (other[2] or other[4]):
         return False if match and match[4] else None
-    left, right = (_seconds(found) for found in (match, other))
-    plain = [found for found in (match, other) if not found[4]]
+    left, right = _seconds(match), _seconds(other)
+    plain = [time for time in (match, other) if not time[4]]
     if len(plain) == 1 and int(plain[0][1]) <= 12:  # it leaves open which half of the day it means
         return left % (12 * 3600) == right % (12 * 3600)
     return left == right
 
 
 def _seconds(match: re.Match) -> int:
-    hour = int(match[1])
-    if match[4]:
-        hour = hour % 12 + (12 if match[4].lower() == "p" else 0)
+    half = (match[4] or "").lower()
+    hour = int(match[1]) % 12 + 12 * (half == "p") if half else int(match[1])
     return hour * 3600 + int(match[2] or 0) * 60 + int(match[3] or 0)
 
 

@@ -4,14 +4,14 @@ import pytest
 
 import rewards
 from rewards.accuracy import AccuracyReward
-from rewards.golds import no_gold, read_gold
+from rewards.golds import read_gold
 
 MISSING = ["proof", "Proof omitted.", "TBD", "See the solution", "notfound", "not found", "N/A", "[null]", "Q.E.D."]
 
 
 @pytest.mark.parametrize("gold", MISSING)
 def test_a_text_in_place_of_a_missing_answer_is_no_gold(gold):
-    assert no_gold(gold) and read_gold(gold) is None
+    assert read_gold(gold) is None
     assert rewards.grade([f"\\boxed{{{gold}}}"], [gold]) == [None]
 
 
