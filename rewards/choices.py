@@ -33,7 +33,7 @@ _REASON = re.compile(
 _ANOTHER = re.compile(
     r"(?:[,;/&\n]|\b(?:or|and|then|maybe|perhaps|possibly|also|but))\s*"
     r"(?:(?:or|and|then|maybe|perhaps|possibly|also|even|else|option|both|could be)\s+)*"
-    r"\(?([A-J])\)?(?=\s*(?:$|[.,;:!?)\n\d\\]|\b(?:or|and|maybe|perhaps|(?:also |may |might |could )?(?:works?|fits?))\b))"
+    r"\(?([A-J])\)?(?=\s*(?:$|[.,;:!?)\n\d\\]|\b(?:or|and|maybe|perhaps|(?:also |may |might )?(?:works?|fits?))\b))"
 )
 _BRACKETED = re.compile(r"(?<![A-Za-z])\(([A-J])\)")
 _ALONE = re.compile(r"(?<![A-Za-z\d'’.])([B-HJ]|[AI](?!\s+(?!or\b|and\b|then\b|is\b)[a-z]))(?![A-Za-z\d'’])")
