@@ -65,9 +65,10 @@ In Python:
 ```python
 from gsr_rl import Solver
 
-solver = Solver("{name}"{argument})
-solution = solver.solve("{problem}")
-print(solution.text)  # refined over the {k} of solution.candidates
+if __name__ == "__main__":  # on a GPU vLLM starts processes, which import this script again
+    solver = Solver("{name}"{argument})
+    solution = solver.solve("{problem}")
+    print(solution.text)  # refined over the {k} of solution.candidates
 ```
 
 Both read `gsr_config.json` of this model: how many candidates are shown, and how."""

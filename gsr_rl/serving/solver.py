@@ -1,8 +1,9 @@
 """Refined answers in Python.
 
     from gsr_rl import Solver
-    solver = Solver("path/or/hub-name")
-    print(solver.solve("What is 12 * 13?").text)
+    if __name__ == "__main__":  # on a GPU vLLM starts processes, which import the script again
+        solver = Solver("path/or/hub-name")
+        print(solver.solve("What is 12 * 13?").text)
 
 A `Solver` holds one engine (gsr_rl/engines/base.py) and keeps it full with the stages of many problems.
 """

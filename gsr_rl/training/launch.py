@@ -317,7 +317,7 @@ def warn_of_lost_updates(trainer) -> None:
     if is_peft_model(trainer.model) and 0 < trainer.args.learning_rate < LEAST_LORA_RATE:
         logger.warning(
             "learning_rate=%g is a full fine-tune's, LoRA learns little by it: ten times that is usual, such as 1e-5 "
-            "for GRPO and 1e-4 for SFT, with lora_target_modules all-linear", trainer.args.learning_rate,
+            "for GRPO and 2e-4 for SFT, with lora_target_modules all-linear", trainer.args.learning_rate,
         )  # fmt: skip
     if trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no"):
         return

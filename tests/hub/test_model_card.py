@@ -60,7 +60,7 @@ def test_the_cards_way_to_use_the_model_runs(model, capsys):
     code = re.search(r"```python\n(.*?)```", card_of(model, str(model)), re.DOTALL).group(1)
     here = code.replace(f'Solver("{model}")', f'Solver("{model}", engine="transformers")')  # it starts sooner
     assert here != code
-    scope: dict = {}
+    scope: dict = {"__name__": "__main__"}
     exec(here, scope)
     assert len(scope["solution"].candidates) == 4 and len(scope["solution"].rounds) == 2
     assert scope["solution"].text in capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_the_cards_way_to_use_an_adapter_runs_as_it_stands(adapter, tmp_path, mo
     card = card_of(adapter, str(adapter))
     assert f"gsr-solve --model {adapter} --engine transformers" in card
     solve, merge = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    scope: dict = {}
+    scope: dict = {"__name__": "__main__"}
     exec(solve, scope)
     assert len(scope["solution"].candidates) == 3
     exec(merge, {})

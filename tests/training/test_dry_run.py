@@ -19,7 +19,14 @@ from gsr_rl.training.dry_run import (
     memory_arithmetic,
     pass_bytes,
 )
-from gsr_rl.training.launch import Launch, ModelShape, adapter_parameters, read_launch, read_shape
+from gsr_rl.training.launch import (
+    LEAST_LORA_RATE,
+    Launch,
+    ModelShape,
+    adapter_parameters,
+    read_launch,
+    read_shape,
+)
 
 QWEN7B = ModelShape(3584, 18944, 28, 28, 152064, 4, 128)
 SMALL = ModelShape(64, 160, 2, 4, 128, 2)  # 64 wide: queries 64, keys 32
@@ -399,3 +406,22 @@ def test_the_real_launchers_environment_is_read(launch, tmp_path):
     assert told.count(str(Launch(2, 2, offload_optimizer=True))) == 2
     told = launch(str(script), accelerate="fsdp2", two_on_cpu=True)
     assert told.count(str(Launch(2, 3, fsdp=True))) == 2
+
+
+def test_the_lora_recipe_is_the_full_one_with_what_lora_needs_and_fits_one_gpu(tmp_path):
+    folder = Path("recipes/Qwen2.5-7B-Instruct")
+    full, lora = (yaml.safe_load((folder / name).read_text()) for name in ("grpo.yaml", "grpo_lora.yaml"))
+    changed = {key for key in full.keys() | lora.keys() if full.get(key) != lora.get(key)}
+    adapter = {key for key in lora if key.startswith("lora_")} | {"use_peft"}
+    assert changed == adapter | {"learning_rate", "output_dir", "launch_config"}
+    assert float(lora["learning_rate"]) == pytest.approx(10 * float(full["learning_rate"]))
+    assert float(lora["learning_rate"]) >= LEAST_LORA_RATE > float(full["learning_rate"])
+    keys = {key: lora[key] for key in ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "max_completion_length", "max_refinement_prompt_length", "vllm_gpu_memory_utilization", "use_vllm",
+            "vllm_max_model_length", "vllm_enable_sleep_mode", "gradient_checkpointing", "gpu_memory_gib",
+            "model_shape")}  # fmt: skip
+    args = GSRConfig(output_dir=str(tmp_path), report_to="none", bf16=True, **keys)
+    options = {key: lora[key] for key in adapter if key != "lora_dropout"}
+    figures = batch_arithmetic(args, model(model_name_or_path=None, **options))
+    assert figures["problems per optimizer step"] == 8
+    assert figures["GPU memory: peak"].endswith("fits")
