@@ -59,6 +59,7 @@ def main() -> None:
     from trl import get_peft_config
 
     from gsr_rl.hub.model_card import write_provenance
+    from gsr_rl.refinement.settings import with_chat_template
     from gsr_rl.run_folder import write_run_info
     from gsr_rl.training.launch import launched_as
 
@@ -67,6 +68,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
         )
+        with_chat_template(tokenizer, args.chat_template, model_args.model_name_or_path)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -65,6 +65,7 @@ def main() -> None:
     from trl import get_peft_config
 
     from gsr_rl.hub.model_card import write_provenance
+    from gsr_rl.refinement.settings import with_chat_template
     from gsr_rl.run_folder import json_lines_callback, write_run_info
     from gsr_rl.training.launch import launched_as
     from gsr_rl.training.sft_trainer import GSRSFTTrainer
@@ -72,6 +73,8 @@ def main() -> None:
     set_seed(args.seed)
     with clear_errors("sft"):
         tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+        if not args.chat_template_path:  # TRL's trainer reads it, another model's too
+            with_chat_template(tokenizer, args.chat_template, model_args.model_name_or_path)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

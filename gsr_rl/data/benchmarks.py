@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gsr_rl.data import gym_tasks
 from gsr_rl.data.problems import plain_config, print_left_out, read_problems
-from gsr_rl.data.sources import ANSWER_COLUMNS, GENERATED, HUB_SETS, LOCAL_SUFFIXES, PROBLEM_COLUMNS, HubSet, source_of
+from gsr_rl.data.sources import ANSWER_COLUMNS, GENERATED, HUB_SETS, PROBLEM_COLUMNS, HubSet, file_kind, source_of
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
@@ -153,7 +153,7 @@ def resolve(name: str, files: dict[str, str] | None = None) -> Source:
     named = {_canonical(str(key)): str(path) for key, path in (files or {}).items()}
     if match := _knights_of(name):
         return _knights_source(name, match, named)
-    if Path(name).suffix in LOCAL_SUFFIXES:
+    if file_kind(name):
         stem = Path(name).stem
         return resolve(stem, {stem: name}) if is_name(stem) else Source(stem, file=name)
     if (generated := name.lower().replace("-", "_")).startswith(GENERATED):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES, as_list, check_split, from_hub, source_of
+from gsr_rl.data.sources import GENERATED, LOCAL_SUFFIXES, as_list, check_split, file_kind, from_hub, source_of
 from gsr_rl.data.tiny_world import FAMILIES, SPLITS
 from gsr_rl.keys import key, mapping, one_of
 
@@ -20,8 +20,8 @@ class ProblemConfig:
 
     dataset_name: str | None = key(
         None,
-        "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv), `tiny/chain`, `tiny/guess` "
-        "or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`.",
+        "A data set on the Hugging Face Hub, a local file (.jsonl, .json, .parquet, .csv, .tsv; also .gz), "
+        "`tiny/chain`, `tiny/guess` or `tiny/mix` (the tiny world), or `reasoning_gym/TASK`.",
     )
     dataset_config: str | None = key(None, "Configuration name of a Hub data set.")
     dataset_split: str = key("train", "Split to read: train, validation or test.")
@@ -85,6 +85,8 @@ def check_problems(c) -> list[str]:
         return messages + _check_tiny(c)
     if str(name).startswith(GENERATED):
         return messages
+    if Path(name).is_file() and not file_kind(name):
+        return [f"dataset_name={name}: such a file is not read, convert it to one of {', '.join(LOCAL_SUFFIXES)}"]
     if from_hub(name):
         return messages + check_split(name, c.dataset_split)
     if not Path(name).is_file():
@@ -129,7 +131,7 @@ def check_problems_and_held_out(c) -> list[str]:
     if not name or not c.dataset_name:
         return messages
     if source_of(f"{name}@{c.eval_dataset_split}") == source_of(f"{c.dataset_name}@{c.dataset_split}"):
-        is_file = Path(name).suffix in LOCAL_SUFFIXES
+        is_file = file_kind(name)
         where = "" if is_file else f", eval_dataset_split={c.eval_dataset_split}"
         other = "another file" if is_file else "another split or set"
         messages.append(f"eval_dataset_name={name}{where}: these problems are trained on, hold out {other}")
@@ -164,7 +166,7 @@ def _check_decontamination(c) -> list[str]:
     messages = []
     for name in as_list(c.decontaminate_against):
         path = Path(str(name).partition("@")[0])
-        if path.suffix in LOCAL_SUFFIXES and not path.is_file():
+        if file_kind(path) and not path.is_file():
             messages.append(f"decontaminate_against={name}: there is no such file, give an existing one or a Hub name")
     if c.decontamination_ngram < 1:
         messages.append(f"decontamination_ngram={c.decontamination_ngram}: at least 1 is needed, 10 is usual")

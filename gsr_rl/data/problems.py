@@ -5,6 +5,8 @@ configuration names is read here once, before any model is loaded, so this is al
 """
 
 import csv
+import gzip
+import io
 import json
 import re
 import sys
@@ -17,10 +19,11 @@ from types import SimpleNamespace
 from gsr_rl.data import gym_tasks, sources, tiny_world
 from gsr_rl.data.decontamination import decontaminate
 from gsr_rl.data.sources import (
+    ANSWER_COLUMNS,
     GENERATED,
-    LOCAL_SUFFIXES,
     PROBLEM_COLUMNS,
     as_list,
+    file_kind,
     normalise_text,
     problem_id,
     source_of,
@@ -128,7 +131,7 @@ def check_file(config) -> None:
     Raises:
         ValueError: As `read_problems`.
     """
-    if Path(str(config.dataset_name)).suffix in LOCAL_SUFFIXES:
+    if file_kind(config.dataset_name):
         read_problems(SimpleNamespace(**vars(config) | {"decontaminate_against": None}))
 
 
@@ -146,7 +149,7 @@ def plain_config(name: str, **values) -> SimpleNamespace:
 def _read(config) -> Problems:
     """The rows of a set, local, generated or the Hub's, as far as they are usable."""
     name, options = str(config.dataset_name), dict(mapping("dataset_kwargs", config.dataset_kwargs) or {})
-    if Path(name).suffix in LOCAL_SUFFIXES and not name.startswith(GENERATED):
+    if file_kind(name) and not name.startswith(GENERATED):
         return _standard_rows(config, read_local(Path(name)), strict=config.unusable_rows == "error")
     if not name.startswith(GENERATED):
         for message in sources.check_split(name, config.dataset_split):
@@ -225,28 +228,42 @@ def _parsed(line: str, path: Path, number: int) -> dict:
 
 
 def read_local(path: Path) -> list[dict]:
-    """The rows of a .jsonl, .json (a list), .parquet or .csv file, as they are. A byte order mark is skipped.
+    """The rows of a file of `LOCAL_SUFFIXES`, as they are; compressed (.gz) or not. A byte order mark is skipped.
+
+    JSON is a list, or an object a line, whichever of both the name says.
 
     Raises:
         ValueError: It is no such file.
     """
-    if path.suffix == ".parquet":
+    kind, is_table = file_kind(path), file_kind(path) in (".csv", ".tsv")
+    if kind == ".parquet":
         return _read_parquet(path)
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
-            if path.suffix == ".jsonl":
-                return [_parsed(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
-            if path.suffix == ".csv":
-                csv.field_size_limit(LONGEST_FIELD)
-                return list(csv.DictReader(file))
-            rows = json.load(file)
+        with opened(path, "rt", encoding="utf-8-sig", newline="" if is_table else None) as file:
+            rows = _table(file.read(), kind) if is_table else _json(file.read(), path, kind)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: it is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from None
-    except (json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: it is no {path.suffix[1:]} file ({error}): fix it or give another") from None
+    except (json.JSONDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: it is no {kind[1:]} file ({error}): fix it or give another") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a JSON list of objects is expected, got {type(rows).__name__}")
     return rows
+
+
+def _json(text: str, path: Path, kind: str):
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if text.lstrip().startswith("[") or (kind == ".json" and (len(lines) < 2 or lines[0][1].strip() == "{")):
+        return json.loads(text)
+    return [_parsed(line, path, number) for number, line in lines]
+
+
+def _table(text: str, kind: str) -> list[dict]:
+    """Rows of values between commas, or between semicolons or tabs where the first line has no comma."""
+    csv.field_size_limit(LONGEST_FIELD)
+    header = text.partition("\n")[0]
+    marks = "\t" if kind == ".tsv" else [mark for mark in ",;\t" if mark in header] or ","
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=marks[0]))
 
 
 def _read_parquet(path: Path) -> list[dict]:
@@ -294,7 +311,7 @@ def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: an object is expected, got {type(row).__name__}")
         columns |= dict.fromkeys(map(str, row))
-        row = gym_tasks.with_answer(row)
+        row = gym_tasks.with_answer(_in_small_letters(row))
         _refuse_bytes(row, config, where)
         if column := sources.failed_filter(row, filters):
             counts[f"by the filter on {column}"] += 1
@@ -325,6 +342,12 @@ def _refuse_bytes(row: dict, config, where: str) -> None:
     for column in (*problem_columns, *answer_columns):
         if isinstance(row.get(column), bytes | bytearray):
             raise ValueError(f"{where}: the column {column} holds bytes: decode it to text first")
+
+
+def _in_small_letters(row: dict) -> dict:
+    """The row with its usual columns by their usual names too, where they are in capitals."""
+    usual = {str(key).strip().lower(): value for key, value in row.items()}
+    return {name: usual[name] for name in ("id", *PROBLEM_COLUMNS, *ANSWER_COLUMNS) if name in usual} | row
 
 
 def _standard_row(config, row: dict) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 GENERATED = ("tiny/", "reasoning_gym/")
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "solution")
@@ -66,9 +66,16 @@ HUB_SETS = {
 }
 
 
+def file_kind(name: str | Path) -> str:
+    """Which of `LOCAL_SUFFIXES` a file's name ends in, also in capitals and before .gz; "" for another."""
+    path = Path(str(name).lower())
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return suffix if suffix in LOCAL_SUFFIXES else ""
+
+
 def from_hub(name: str) -> bool:
     """Whether problems of this name are asked of the Hub: no local file, and not generated."""
-    local = Path(name).suffix in LOCAL_SUFFIXES or name.startswith((".", "/", "~"))
+    local = file_kind(name) or name.startswith((".", "/", "~"))
     return not local and not name.startswith(GENERATED)
 
 
@@ -80,7 +87,7 @@ def as_list(value: str | list | None) -> list:
 def source_of(name: str) -> tuple[str, str]:
     """Source and split of `NAME` or `NAME@SPLIT`; the split of a local file is empty."""
     source, _, split = name.partition("@")
-    if Path(source).suffix in LOCAL_SUFFIXES:
+    if file_kind(source):
         return str(Path(source).resolve()), ""
     known = HUB_SETS.get(source)
     return source, split or (known.splits[-1] if known else "test")

@@ -8,7 +8,7 @@ from gsr_rl.engines.config import EngineConfig, check_engine, check_sampling
 from gsr_rl.hub.config import DataSetHubConfig, check_hub
 from gsr_rl.keys import at_least, check_model, key, mapping, raise_if_any
 from gsr_rl.refinement.candidates import check_candidate_choice
-from gsr_rl.refinement.settings import RefinementConfig, check_refinement
+from gsr_rl.refinement.settings import RefinementConfig, check_chat_template, check_refinement
 
 EXPECTED = ("problems", "fitting", "solve_prompt_tokens", "candidate_tokens", "refinement_prompt_tokens",
             "refinement_tokens", "refinement_rows")  # fmt: skip
@@ -25,6 +25,7 @@ class TeacherConfig:
     teacher_endpoint_api: str | None = key(None, "As `endpoint_api`, for the teacher alone.")
     teacher_endpoint_tokenizer: str | None = key(None, "As `endpoint_tokenizer`, for the teacher alone.")
     teacher_endpoint_options: dict[str, Any] | str | None = key(None, "As `endpoint_options`, for the teacher alone.")
+    teacher_chat_template: str | None = key(None, "As `chat_template`, for a teacher that is another model.")
     teacher_api_key_env: str | None = key(None, "As `api_key_env`, for the teacher alone.")
 
 
@@ -91,6 +92,8 @@ class DistillConfig(RefinementConfig, TeacherConfig, EngineConfig, DataSetHubCon
             self.max_refinement_length = self.max_completion_length
         if self.teacher_model is None:
             self.teacher_model = self.student_model
+        if self.teacher_model == self.student_model and self.teacher_chat_template is None:
+            self.teacher_chat_template = self.chat_template
         self.join = [self.join] if isinstance(self.join, str) else self.join
         raise_if_any(check_distill(self))
 
@@ -109,6 +112,10 @@ def check_distillation(c) -> list[str]:
         messages.append("student_model is not set: give the name by which the endpoints know it")
     if c.teacher_model and (c.teacher_engine or c.engine) != "endpoint":
         messages += check_model(c, "teacher_model")
+    messages += check_chat_template(c, "endpoint_tokenizer" if c.endpoint_tokenizer else "student_model")
+    if c.teacher_model not in (None, c.student_model):
+        tokenizer = "teacher_endpoint_tokenizer" if c.teacher_endpoint_tokenizer else "teacher_model"
+        messages += check_chat_template(c, tokenizer, "teacher_chat_template")
     if c.direct_source not in DIRECT_SOURCES:
         messages.append(f"direct_source={c.direct_source!r}: use one of {', '.join(DIRECT_SOURCES)}")
     if c.direct_ratio < 0:

@@ -123,6 +123,7 @@ def one_engine(config) -> bool:
     """Whether the teacher is the student in the same engine."""
     keys = ("engine", "tensor_parallel_size", "endpoints", "endpoint_api", "endpoint_tokenizer", "endpoint_options")
     teachers = [getattr(config, f"teacher_{key}") for key in keys]
+    teachers += [config.teacher_chat_template] * (config.teacher_chat_template != config.chat_template)
     return config.teacher_model == config.student_model and all(value is None for value in teachers)
 
 

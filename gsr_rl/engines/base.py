@@ -27,6 +27,15 @@ def is_finished(reason: str | None) -> bool:
     return str(reason).lower() in FINISHED
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8. One with half a character (a lone surrogate) cannot, nor tokenized."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class EngineError(RuntimeError):
     """What samples has failed, outside of this program: an endpoint, or a process with a copy of the model."""
 

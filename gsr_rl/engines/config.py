@@ -6,10 +6,11 @@ from typing import Any
 from gsr_rl import keys
 from gsr_rl.engines.base import KINDS
 from gsr_rl.keys import key
+from gsr_rl.refinement.settings import ChatTemplateConfig
 
 
 @dataclass
-class EngineAccess:
+class EngineAccess(ChatTemplateConfig):
     """The engine of a program that samples: in this process, or endpoints that are asked."""
 
     engine: str = key("vllm", "vllm (in process), transformers (slow, everywhere), or endpoint (OpenAI-compatible).")

@@ -6,6 +6,7 @@ result with an error, and costs nothing but its own unit. Keys are read from the
 """
 
 import asyncio
+import logging
 import os
 import queue
 import random
@@ -14,8 +15,11 @@ import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
-from gsr_rl.engines.base import Completion, Engine, EngineError, Request, Result, is_finished
+from gsr_rl.engines.base import Completion, Engine, EngineError, Request, Result, is_finished, is_unicode
+
+logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: see `pause`
 LONGEST_RETRY_AFTER = 600.0  # seconds that a server may ask for
@@ -60,9 +64,31 @@ def one_line(text: str, key: str) -> str:
 
 
 def texts_of(message) -> tuple[str, str]:
-    """Content and reasoning of a message, of a piece of a streamed one, or of a choice of the completions API."""
+    """Content and reasoning of a message, of a piece of a streamed one, or of a choice of the completions API.
+
+    The content may be a list of parts, of text or of thinking.
+    """
     content = getattr(message, "content", None) or getattr(message, "text", None) or ""
-    return content, getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
+    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
+    if isinstance(content, list):
+        thoughts = [
+            part for part in content if isinstance(part, dict) and part.get("type") in ("thinking", "reasoning")
+        ]
+        reasoning += "".join(map(_part_text, thoughts))
+        content = "".join(_part_text(part) for part in content if part not in thoughts)
+    return content, reasoning
+
+
+def _part_text(part) -> str:
+    """The text of a part of a content, which may have parts itself."""
+    if isinstance(part, dict):
+        part = next((part[name] for name in ("text", "thinking", "reasoning", "content") if part.get(name)), "")
+    return "".join(map(_part_text, part)) if isinstance(part, list) else str(part)
+
+
+def without_v1(url: str) -> str:
+    """A hint where an address has no path, which is nearly always /v1."""
+    return "" if urlsplit(url).path.strip("/") else f" The address has no path: most servers need {url.rstrip('/')}/v1"
 
 
 @dataclass(frozen=True)
@@ -151,7 +177,9 @@ class EndpointEngine(Engine):
         self.max_model_length = max_model_length or stated
         if not self.max_model_length:
             self.close()
-            raise ValueError(f"max_model_length is not set, and {settings.urls[0]} does not tell it: set it in tokens")
+            url = settings.urls[0]
+            unknown = f"max_model_length is not set, and {url} does not tell it: set it in tokens"
+            raise ValueError(f"{unknown}.{without_v1(url)}")
 
     @property
     def load(self) -> int:
@@ -256,7 +284,7 @@ class EndpointEngine(Engine):
                     why = one_line(f"{server.url}: {type(error).__name__}: {error}", self._key)
                     status = getattr(error, "status_code", None)
                     if status in HOPELESS and not (status == 403 and self._answered):
-                        raise EngineError(why) from None
+                        raise EngineError(why + without_v1(server.url)) from None
                     # What was shown of a stream cannot be taken back, so it is not begun anew.
                     if is_refused(error) or failures > self._settings.retries or shown:
                         kind = _Refused if is_refused(error) else Result
@@ -350,6 +378,9 @@ class EndpointEngine(Engine):
         text, reasoning = texts_of(message)
         if reasoning:
             text = f"<think>\n{reasoning}\n</think>\n{text}"
+        if not is_unicode(text):
+            logger.warning("a completion with half a character (a lone surrogate) counts as empty and unfinished")
+            return Completion("", [], finished=False)
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

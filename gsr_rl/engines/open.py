@@ -4,12 +4,14 @@ from gsr_rl.engines.base import KINDS, Engine
 from gsr_rl.engines.data_parallel import DataParallelEngine
 from gsr_rl.engines.endpoints import EndpointEngine, EndpointSettings
 from gsr_rl.engines.local import has_gpu, open_local
+from gsr_rl.refinement.settings import with_chat_template
 
 
 def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int | None = None, dtype: str = "auto",
                 gpu_memory_utilization: float = 0.9, tensor_parallel_size: int = 1,
                 data_parallel_size: int | None = 1, max_num_seqs: int | None = None,
-                enforce_eager: bool | None = None, endpoint=None) -> Engine:  # fmt: skip
+                enforce_eager: bool | None = None, endpoint=None,
+                chat_template: str | None = None) -> Engine:  # fmt: skip
     """Load `model` into an engine of one of `KINDS`, or connect to the endpoints that serve it.
 
     Args:
@@ -22,20 +24,27 @@ def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int |
         max_num_seqs: Sequences decoded at once by a copy. Default: the engine's; 256 on a CPU.
         enforce_eager: vLLM without compilation. Default: on a CPU, where compiling takes minutes.
         endpoint: `gsr_rl.engines.endpoints.EndpointSettings`, for kind `endpoint`.
+        chat_template: A file, for a model without one or in place of its own.
     """
     if kind not in KINDS:
         raise ValueError(f"engine={kind!r} is not known: use one of {list(KINDS)}")
     if kind == "endpoint":
-        return EndpointEngine(model, endpoint, max_model_length)
-    if data_parallel_size is None:
-        data_parallel_size = copies_that_fit(tensor_parallel_size)
-    options = {"seed": seed, "max_model_length": max_model_length, "dtype": dtype, "max_num_seqs": max_num_seqs}
-    if kind == "vllm":
-        options |= {"gpu_memory_utilization": gpu_memory_utilization, "tensor_parallel_size": tensor_parallel_size}
-        options |= {"enforce_eager": enforce_eager}
-    if data_parallel_size > 1:
-        return DataParallelEngine(kind, model, options, data_parallel_size, tensor_parallel_size)
-    return open_local(kind, model, **options)
+        engine = EndpointEngine(model, endpoint, max_model_length)
+    else:
+        from transformers import AutoTokenizer
+
+        with_chat_template(AutoTokenizer.from_pretrained(model), chat_template, model)  # before the weights load
+        options = {"seed": seed, "max_model_length": max_model_length, "dtype": dtype, "max_num_seqs": max_num_seqs}
+        if kind == "vllm":
+            options |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
+            options |= {"tensor_parallel_size": tensor_parallel_size}
+        copies = data_parallel_size or copies_that_fit(tensor_parallel_size)
+        if copies > 1:
+            engine = DataParallelEngine(kind, model, options, copies, tensor_parallel_size)
+        else:
+            engine = open_local(kind, model, **options)
+    with_chat_template(engine.tokenizer, chat_template, model)
+    return engine
 
 
 def copies_that_fit(tensor_parallel_size: int) -> int:
@@ -72,4 +81,5 @@ def open_configured(config, model: str, seed: int, *, teacher: bool = False, ope
         data_parallel_size=config.data_parallel_size,
         max_num_seqs=config.max_num_seqs,
         endpoint=endpoint,
+        chat_template=config.teacher_chat_template if teacher else config.chat_template,
     )

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from gsr_rl.data.config import check_problems
-from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list
+from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list, file_kind
 from gsr_rl.engines.config import EngineConfig, check_sampling
 from gsr_rl.engines.reward_model import reward_model_messages
 from gsr_rl.hub.config import ResultsHubConfig, check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, key, mapping, one_of, raise_if_any
-from gsr_rl.refinement.settings import RefinementConfig, check_refinement, check_trained_for
+from gsr_rl.refinement.settings import RefinementConfig, check_chat_template, check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path
 
 METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
@@ -110,7 +110,7 @@ def _check_reported_name(c) -> list[str]:
     from gsr_rl.data import benchmarks
 
     path = Path(c.dataset_name)
-    name = c.benchmark_name or (path.stem if path.suffix in LOCAL_SUFFIXES else "")
+    name = c.benchmark_name or (path.stem if file_kind(path) else "")
     if not benchmarks.is_name(name):
         return []
     key = f"benchmark_name={name}" if c.benchmark_name else f"dataset_name={path} would be reported as {name}"
@@ -178,7 +178,7 @@ def check_benchmarks(c) -> list[str]:
         if str(path) not in used:
             messages.append(f"benchmark_files: {name} is none of benchmarks ({', '.join(names)}): add it there")
     for path in sorted(filter(None, used)):
-        if Path(path).suffix not in LOCAL_SUFFIXES or not Path(path).is_file():
+        if not file_kind(path) or not Path(path).is_file():
             messages.append(f"benchmarks: {path}: there is no such file, give a {', '.join(LOCAL_SUFFIXES)} file")
     return messages
 
@@ -200,6 +200,8 @@ def check_eval(c) -> list[str]:
     messages += _check_compared(c)
     messages += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
     asks = c.own_candidates or set(as_list(c.methods)) - set(SCORED)
+    if asks:
+        messages += check_chat_template(c, "endpoint_tokenizer" if c.endpoint_tokenizer else "model")
     if asks and c.engine != "endpoint":
         messages += check_model(c, "model")
     elif asks and not c.model:

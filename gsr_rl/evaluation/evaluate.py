@@ -16,7 +16,7 @@ from pathlib import Path
 import rewards
 from gsr_rl.data import benchmarks
 from gsr_rl.data.problems import load_problems
-from gsr_rl.data.sources import LOCAL_SUFFIXES
+from gsr_rl.data.sources import file_kind
 from gsr_rl.engines.base import Completion, EngineError, Request, Sampling, progress_bar
 from gsr_rl.engines.jobs import SHARD_SECONDS, Progress, run_units
 from gsr_rl.engines.open import open_configured
@@ -120,7 +120,7 @@ def load_benchmark(problem_config, config) -> list[dict]:
         rows = [row for part in parts for row in part]
     else:
         source = Path(str(problem_config.dataset_name))
-        is_file = source.suffix in LOCAL_SUFFIXES
+        is_file = file_kind(source)
         name = config.benchmark_name or (source.stem if is_file else str(problem_config.dataset_name))
         rows = [row | {"benchmark": name} for row in load_problems(problem_config)]
     check_loaded(rows, config)

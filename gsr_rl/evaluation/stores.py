@@ -12,7 +12,8 @@ from gsr_rl.report.samples import GRADINGS, check_same_problems, read_samples
 
 PROBLEMS = ("dataset_name", "dataset_config", "dataset_split", "problem_column", "answer_column", "max_problems",
             "problem_seed", "dataset_kwargs", "row_filters")  # fmt: skip
-SAMPLER = ("model", "engine", "engine_dtype", "max_model_length", "endpoint_options", "prompt_template", "seed")
+SAMPLER = ("model", "engine", "engine_dtype", "max_model_length", "endpoint_options", "prompt_template", "seed",
+           "chat_template")  # fmt: skip
 CANDIDATE = ("num_generations", "temperature", "top_p", "max_completion_length")
 REFINEMENT = ("num_candidates", "num_candidate_sets", "unfinished_candidates", "max_refinement_prompt_length",
               "refinement_temperature", "refinement_top_p", "max_refinement_length")  # fmt: skip

@@ -13,7 +13,18 @@ from gsr_rl.refinement.prompts import TEMPLATES, get_template
 from gsr_rl.run_folder import atomic_write
 
 SETTINGS_FILE = "gsr_config.json"
+NO_CHAT_TEMPLATE = (
+    "{model} has no chat template, so it cannot be prompted: set {key} to a file with one, such as the "
+    "chat_template.jinja of an instruction-tuned model of its family"
+)
 COMPLETION_LENGTHS = ("max_completion_length", "max_refinement_length")  # of programs that sample
+
+
+@dataclass
+class ChatTemplateConfig:
+    """The key of every program that prompts a model."""
+
+    chat_template: str | None = key(None, "A file with a chat template (Jinja), in place of the model's own.")
 
 
 @dataclass
@@ -41,6 +52,27 @@ def check_refinement(c) -> list[str]:
     if c.unfinished_candidates not in ("drop", "cut"):
         messages.append(f"unfinished_candidates={c.unfinished_candidates!r}: use drop or cut")
     return messages
+
+
+def check_chat_template(c, model: str, key_name: str = "chat_template") -> list[str]:
+    """The file that `key_name` names exists; without one, a local model, of the key `model`, has its own."""
+    file, folder = getattr(c, key_name, None), Path(str(getattr(c, model, None)))
+    if file:
+        return [] if Path(file).is_file() else [f"{key_name}={file}: there is no such file, give one in Jinja"]
+    tokenizer = folder / "tokenizer_config.json"
+    if not tokenizer.is_file() or any((folder / name).is_file() for name in ("chat_template.jinja", "tekken.json")):
+        return []
+    has_one = json.loads(tokenizer.read_text(encoding="utf-8")).get("chat_template")
+    return [] if has_one else [NO_CHAT_TEMPLATE.format(model=f"{model}={folder}", key=key_name)]
+
+
+def with_chat_template(tokenizer, file: str | None, model: str):
+    """The tokenizer with the chat template of `file`, where that is set. `ValueError` where it then has none."""
+    if file:
+        tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+    if not getattr(tokenizer, "chat_template", "of its own kind"):
+        raise ValueError(NO_CHAT_TEMPLATE.format(model=model, key="chat_template (or teacher_chat_template)"))
+    return tokenizer
 
 
 def check_trained_for(c, name: str) -> list[str]:

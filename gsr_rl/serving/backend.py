@@ -9,10 +9,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from gsr_rl.engines.base import Completion, is_finished
-from gsr_rl.engines.endpoints import Malformed, is_refused, one_line, pause
+from gsr_rl.engines.base import Completion, is_finished, is_unicode
+from gsr_rl.engines.endpoints import Malformed, is_refused, one_line, pause, texts_of, without_v1
 from gsr_rl.refinement.prompts import completion_text, in_think_tags, opened_thinking, special_marks
-from gsr_rl.serving.steps import Ask, SamplingFailed, is_unicode
+from gsr_rl.serving.steps import Ask, SamplingFailed
 
 logger = logging.getLogger("gsr_rl.serving")
 
@@ -64,9 +64,8 @@ class Backend:
         deadline = time.monotonic() + seconds
         while not await self._look():
             if time.monotonic() > deadline:
-                raise ValueError(
-                    f"backend={self.url} has not answered for {seconds:.0f} s ({self._why}): is it running?"
-                )
+                why = f"has not answered for {seconds:.0f} s ({self._why}): is it running?{without_v1(self.url)}"
+                raise ValueError(f"backend={self.url} {why}")
             await asyncio.sleep(0.5)
         served = {model.id: model for model in self._models}
         if self.model is None and len(served) > 1:
@@ -186,16 +185,22 @@ class Backend:
         if speak:
             return await self._read_stream(answer, speak, ask)
         choice = answer.choices[0]
-        text = choice.text if self._api == "completions" else choice.message.content or ""
+        text, reasoning = texts_of(choice.message) if self._api == "chat" else (choice.text, "")
+        text = f"<think>{reasoning}</think>{text}" if reasoning else text
         return self._completion(text, getattr(choice, "token_ids", None), choice.finish_reason, ask)
 
     async def _read_stream(self, stream, speak, ask: Ask) -> Completion:
-        text, spoken, ids, reason = "", 0, None, None
+        text, thinks, spoken, ids, reason = "", False, 0, None, None
         opening = opened_thinking(self._tokenizer, ask.token_ids)
         async with stream:
             async for chunk in stream:
                 for choice in chunk.choices:
-                    new = choice.text if self._api == "completions" else choice.delta.content or ""
+                    new, thought = texts_of(choice.delta) if self._api == "chat" else (choice.text, "")
+                    if thought:
+                        thought, thinks = thought if thinks else f"<think>{thought}", True
+                    if new and thinks:
+                        thought, thinks = f"{thought}</think>", False
+                    new = thought + new
                     if new_ids := getattr(choice, "token_ids", None):
                         ids = (ids or []) + new_ids
                     reason = choice.finish_reason or reason

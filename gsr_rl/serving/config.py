@@ -20,7 +20,7 @@ from gsr_rl.keys import (
     positive,
     raise_if_any,
 )
-from gsr_rl.refinement.settings import RefinementConfig, refinement_settings
+from gsr_rl.refinement.settings import ChatTemplateConfig, RefinementConfig, check_chat_template, refinement_settings
 from gsr_rl.serving.steps import MODES, SolveSettings
 
 ENGINES = ("auto", "vllm", "transformers", "endpoint")
@@ -29,7 +29,7 @@ SHORT_NAMES = {"k": "num_candidates"}  # on the command line
 
 
 @dataclass
-class AnswerConfig:
+class AnswerConfig(ChatTemplateConfig):
     """How a problem is answered: how candidates are shown (from the model's own file), and how they are sampled."""
 
     model: str | None = key(None, "Path or Hub name of the model.")
@@ -69,6 +69,9 @@ class AnswerConfig:
         messages += at_least(self, 1, "num_candidates", "rounds", "max_completion_length", "max_refinement_length")
         messages += at_least(self, 1, "max_refinement_prompt_length")
         messages += at_least(self, 0, "temperature", "refinement_temperature")
+        messages += check_chat_template(
+            self, "endpoint_tokenizer" if getattr(self, "endpoint_tokenizer", None) else "model"
+        )
         return messages + check_shares(self, "top_p", "refinement_top_p")
 
     def solve_settings(self) -> SolveSettings:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gsr_rl.command_line import asks_for_help, fields_of, help_of, of_type, read
+from gsr_rl.refinement.settings import with_chat_template
 from gsr_rl.serving.config import SHORT_NAMES, ServeConfig
 
 logger = logging.getLogger("gsr_rl.serving")
@@ -237,7 +238,7 @@ async def serve(config: ServeConfig) -> None:
     from gsr_rl.serving.limits import allow_files, listener
 
     allow_files(config)
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = with_chat_template(AutoTokenizer.from_pretrained(config.model), config.chat_template, config.model)
     key = os.environ.get(config.backend_key_env, "").strip() if config.backend_key_env else ""
     backend = Backend(config.backend, key, config.backend_model, config.backend_api, config.backend_retries,
                       config.max_model_length, tokenizer, config.max_backend_requests)  # fmt: skip

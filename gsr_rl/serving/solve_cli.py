@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gsr_rl.command_line import asks_for_help, fields_of_all, help_of, of_type, read
+from gsr_rl.engines.base import is_unicode
 from gsr_rl.serving.config import SHORT_NAMES, SolveConfig, SolveInput
-from gsr_rl.serving.steps import Solution, is_unicode
+from gsr_rl.serving.steps import Solution
 
 USAGE = """\
 usage: gsr-solve --model PATH_OR_HUB_ID [--config FILE.yaml] [--KEY VALUE ...] [PROBLEM]

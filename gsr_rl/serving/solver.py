@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import rewards
-from gsr_rl.engines.base import Engine, EngineError, Request
+from gsr_rl.engines.base import Engine, EngineError, Request, is_unicode
 from gsr_rl.engines.open import open_engine
 from gsr_rl.refinement.prompts import Messages
 from gsr_rl.serving.config import SolveConfig
-from gsr_rl.serving.steps import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, is_unicode, solving
+from gsr_rl.serving.steps import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, solving
 
 
 class Watcher:
@@ -192,4 +192,5 @@ def _open(config: SolveConfig) -> Engine:
         max_num_seqs=config.max_num_seqs,
         enforce_eager=config.enforce_eager,
         endpoint=endpoint,
+        chat_template=config.chat_template,
     )

@@ -226,15 +226,6 @@ class Solution:
         return by_votes(voters)[0].answer if voters else None
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8. One with half a character (a lone surrogate) cannot, nor tokenized."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def by_votes(attempts: list[Attempt]) -> list[Attempt]:
     """Attempts, those with most votes first; equals stay in their order, and finished ones go before others."""
     return sorted(attempts, key=lambda attempt: (-attempt.votes, not attempt.finished))

@@ -10,7 +10,7 @@ from gsr_rl.data.sources import from_hub
 from gsr_rl.hub.config import check_hub
 from gsr_rl.keys import at_least, check_context, check_model, check_shares, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
-from gsr_rl.refinement.settings import check_refinement, check_trained_for
+from gsr_rl.refinement.settings import check_chat_template, check_refinement, check_trained_for
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 RATIO_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")  # TRL's
@@ -85,7 +85,12 @@ def check_sft(c) -> list[str]:
 
 def _check_named_model(c) -> list[str]:
     """The model of a trainer, where its keys are checked too: a trainer's own configuration has none."""
-    return check_model(c, "model_name_or_path") if hasattr(c, "model_name_or_path") else []
+    if not hasattr(c, "model_name_or_path"):
+        return []
+    if getattr(c, "chat_template_path", None):  # TRL's, of the warm start: another model's too
+        both = "chat_template and chat_template_path are both set: leave one out"
+        return check_model(c, "model_name_or_path") + ([both] if c.chat_template else [])
+    return check_model(c, "model_name_or_path") + check_chat_template(c, "model_name_or_path")
 
 
 def _check_ranges(c) -> list[str]:
@@ -115,6 +120,8 @@ def _check_groups(c) -> list[str]:
     """G, K and M: candidates to show, and refinements to compare over each candidate set."""
     messages = []
     g, k, m = c.num_generations, c.num_candidates, c.num_candidate_sets
+    if g < 2:
+        return [f"num_generations={g}: rewards are compared among the completions of a prompt, set it to at least 2"]
     if k > g:
         messages.append(
             f"num_candidates={k} is more than num_generations={g}: a refinement can only show candidates that were "

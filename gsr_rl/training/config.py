@@ -7,7 +7,7 @@ import torch
 from trl import GRPOConfig, SFTConfig
 
 from gsr_rl.keys import key, mapping, raise_if_any
-from gsr_rl.refinement.settings import RefinementConfig
+from gsr_rl.refinement.settings import ChatTemplateConfig, RefinementConfig
 from gsr_rl.training.checks import check_grpo, check_reporting, check_sft
 from gsr_rl.training.rollout import Plan
 
@@ -30,7 +30,7 @@ def _read_as_yaml(config, *mappings: str) -> None:
 
 
 @dataclass
-class GSRConfig(RefinementConfig, GRPOConfig):
+class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
     """Joint GRPO on candidates and refinements. Every key of TRL's GRPOConfig keeps its meaning.
 
     `num_generations` is G, the rollouts per problem and stage; `max_completion_length` limits candidates.
@@ -154,7 +154,7 @@ class GSRConfig(RefinementConfig, GRPOConfig):
 
 
 @dataclass
-class GSRSFTConfig(RefinementConfig, SFTConfig):
+class GSRSFTConfig(RefinementConfig, ChatTemplateConfig, SFTConfig):
     """Supervised warm start on solve rows and refine rows. Every key of TRL's SFTConfig keeps its meaning."""
 
     min_num_candidates: int | None = key(

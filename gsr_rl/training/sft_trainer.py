@@ -12,7 +12,7 @@ import datasets
 from trl import SFTTrainer
 
 from gsr_rl.data.problems import read_local
-from gsr_rl.data.sources import LOCAL_SUFFIXES
+from gsr_rl.data.sources import file_kind
 from gsr_rl.refinement.candidates import choice_seed, range_text
 from gsr_rl.training.checkpoints import WholeCheckpoints
 from gsr_rl.training.launch import warn_of_lost_updates
@@ -96,7 +96,7 @@ def load_sft_rows(config) -> list[dict]:
             states, or no row left.
     """
     name = str(config.dataset_name)
-    if name.endswith(LOCAL_SUFFIXES):
+    if file_kind(name):
         rows = read_local(Path(name))
     else:
         rows = datasets.load_dataset(name, config.dataset_config, split=config.dataset_split).to_list()

@@ -1,6 +1,7 @@
 """Problem sources: what comes out, what is refused, and that generated splits share nothing."""
 
 import csv
+import gzip
 import json
 import re
 from itertools import combinations
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsr_rl.data import gym_tasks
+from gsr_rl.data.config import check_problems
 from gsr_rl.data.problems import final_answer, load_problems, read_local, read_problems
-from gsr_rl.data.sources import normalise_text
+from gsr_rl.data.sources import from_hub, normalise_text, problem_id
 from tests.support.findings import GRPO, TINY
 from tests.support.fixed_engine import run_recipe
 
@@ -284,6 +286,47 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_local(tmp_path / name)
+
+
+ROW = {"problem": "1+1; 2, or 3", "answer": "2"}
+LINES = json.dumps(ROW) + "\n" + json.dumps({"problem": "1+2", "answer": "3"}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.JSONL", LINES.encode()),
+        ("a.json", LINES.encode()),
+        ("a.jsonl", json.dumps([json.loads(line) for line in LINES.splitlines()], indent=1).encode()),
+        ("a.tsv", b"problem\tanswer\n1+1; 2, or 3\t2\n1+2\t3\n"),
+        ("a.csv", b'\xef\xbb\xbfproblem;answer\n"1+1; 2, or 3";2\n1+2;3\n'),
+        ("a.csv", b'Problem,Answer\n"1+1; 2, or 3",2\n1+2,3\n'),
+        ("a.CSV.GZ", gzip.compress(b'ID,QUESTION,SOLUTION,ANSWER\n7,"1+1; 2, or 3",so,2\n8,1+2,so,3\n')),
+    ],
+)
+def test_a_file_is_read_by_its_content(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    values = config(str(tmp_path / name))
+    assert check_problems(values) == [] and not from_hub(values.dataset_name)
+    rows = load_problems(values)
+    assert [(row["problem"], row["answer"]) for row in rows] == [("1+1; 2, or 3", "2"), ("1+2", "3")]
+    assert rows[0]["id"] == ("7" if "GZ" in name else problem_id(ROW["problem"]))
+
+
+def test_a_column_that_is_named_by_its_key_keeps_its_letters(tmp_path):
+    (tmp_path / "a.csv").write_text("Problem,problem,answer\n1+1,2+2,2\n")
+    assert load_problems(config(str(tmp_path / "a.csv"), problem_column="Problem"))[0]["problem"] == "1+1"
+    assert load_problems(config(str(tmp_path / "a.csv")))[0]["problem"] == "2+2"
+
+
+def test_a_file_of_another_kind_is_no_name_on_the_hub(tmp_path):
+    (tmp_path / "a.xlsx").write_text("")
+    (message,) = check_problems(config(str(tmp_path / "a.xlsx")))
+    assert "such a file is not read, convert it to one of .jsonl" in message
+    (tmp_path / "a.jsonl.gz").write_text("no gzip")
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: it is no jsonl file"):
+        read_local(tmp_path / "a.jsonl.gz")
 
 
 def test_the_tiny_world_is_a_source():

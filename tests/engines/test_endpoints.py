@@ -1,7 +1,9 @@
 """Endpoints: whatever they do, every request ends, once, with all its completions or an error; and no key leaks."""
 
+import copy
 import json
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import pytest
 
 from gsr_rl.data import tiny_world
 from gsr_rl.engines import endpoints
-from gsr_rl.engines.base import Request, Sampling
+from gsr_rl.engines.base import EngineError, Request, Sampling
 from gsr_rl.engines.endpoints import EndpointEngine, EndpointSettings
 from gsr_rl.refinement.prompts import get_template, prompt_token_ids, solve_prompt
 from tests.support.faulty_server import FaultyServer
@@ -220,6 +222,34 @@ def test_thinking_that_a_server_parses_out_is_put_back(tokenizer, monkeypatch):
         monkeypatch.setattr(server, "choices", lambda *_, **__: [choice])
         (result,) = engine.stream(requests_for(1, n=1))
         assert result.completions[0].text == "<think>\n2+2\n</think>\n4"
+
+
+PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "2+2"}]}, {"type": "text", "text": "4"}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_content_of_parts_is_read(tokenizer, monkeypatch, streamed):
+    (request,) = requests_for(1, n=1)
+    request = replace(request, on_text=(lambda *_: None) if streamed else None)
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": PARTS}}
+    with FaultyServer() as server, engine_of(tokenizer, server.url) as engine:
+        monkeypatch.setattr(server, "choices", lambda *_, **__: [copy.deepcopy(choice)])
+        (result,) = engine.stream([request])
+        assert result.completions[0].text == "<think>\n2+2\n</think>\n4" and engine.counts["retries"] == 0
+
+
+def test_half_a_character_costs_its_completion_alone(tokenizer, caplog):
+    with FaultyServer({"half a letter": 1.0}) as server, engine_of(tokenizer, server.url) as engine:
+        (result,) = engine.stream(requests_for(1))
+        assert [bool(completion.text) for completion in result.completions] == [True, True, True, False]
+        assert not result.error and not result.completions[3].finished and server.seen["half a letter"] == 1
+    assert "half a character" in caplog.text
+
+
+def test_an_address_without_v1_is_said(tokenizer):
+    words = r"404.* has no path: most servers need http://\S+/v1"
+    with FaultyServer({"404": 1.0}) as server, pytest.raises(EngineError, match=words):
+        list(engine_of(tokenizer, server.url.removesuffix("/v1")).stream(requests_for(1)))
 
 
 @pytest.mark.parametrize("bad", [{"finish_reason": "abort"}, {"finish_reason": "error"}, {"message": None}])

@@ -1,6 +1,7 @@
 """The client of the server behind: retries, deadlines and what it says, against a server that fails in every way."""
 
 import asyncio
+import copy
 import os
 import resource
 import time
@@ -63,6 +64,24 @@ def test_a_stream_of_what_is_no_answer_fails(fault, words):
     with FaultyServer({fault: 1}) as server, pytest.raises(SamplingFailed, match=words):
         sample(server, n=1, last=True, on_text=lambda _, text: spoken.append(text))
     "".join(spoken).encode()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_content_of_parts_is_read(monkeypatch, streamed):
+    parts = [{"type": "thinking", "thinking": "2+2"}, {"type": "text", "text": "4"}]
+    choice, spoken = {"index": 0, "finish_reason": "STOP", "message": {"role": "assistant", "content": parts}}, []
+    with FaultyServer() as server:
+        monkeypatch.setattr(server, "choices", lambda *_, **__: [copy.deepcopy(choice)])
+        on_text = (lambda _, text: spoken.append(text)) if streamed else None
+        (completion,) = sample(server, n=1, last=True, api="chat", on_text=on_text)
+    assert completion.text == "<think>2+2</think>4" and completion.finished
+    assert "".join(spoken) == completion.text * streamed
+
+
+def test_an_address_without_v1_is_said():
+    backend = Backend(f"http://127.0.0.1:{free_port()}", context_length=512)
+    with pytest.raises(ValueError, match=r"has no path: most servers need http://\S+/v1"):
+        asyncio.run(backend.find(0.1))
 
 
 def test_a_refusal_is_not_repeated():

@@ -46,6 +46,12 @@ def test_what_no_evaluation_gives_cannot_choose_the_checkpoint(values, message):
     assert message in findings(**values)
 
 
+def test_one_completion_of_a_problem_is_nothing_to_compare():
+    message = findings(num_generations=1, num_candidates=1)
+    assert "num_generations=1: rewards are compared among the completions of a prompt, set it to at least 2" in message
+    assert "at most 0" not in message and "num_candidate_sets" not in message
+
+
 def test_the_warm_start_evaluates_nothing(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
