@@ -17,9 +17,6 @@ FUNNEL = ("candidates sampled", "candidates right", "refinements sampled", "refi
           "refinements after balance", "refinement rows", "direct rows")  # fmt: skip
 
 
-# What it will take -----------------------------------------------------------------------------------------------
-
-
 def stated_problems(problem_config, config) -> int | None:
     """How many problems the configuration says that there are, so that a dry run need not read them."""
     stated = (config.expected or {}).get("problems")
@@ -29,11 +26,7 @@ def stated_problems(problem_config, config) -> int | None:
 
 
 def _figures(problems: int, config, known: dict, part: float) -> dict[str, float]:
-    """The figures of a dry run that need no price, from what is known beforehand.
-
-    Args:
-        part: A mean length of which nothing is known, as a part of its limit.
-    """
+    """The figures of a dry run that need no price; a mean length that is not `known` is this `part` of its limit."""
     sets, per_set = config.num_candidate_sets, config.refinements_per_set
     fitting = problems * known.get("fitting", 1.0)
     direct = problems * config.direct_generations if config.direct_source == "teacher" else 0
@@ -73,15 +66,11 @@ def _prompt_tokens(figures: dict[str, float], who: str) -> float:
 
 
 def plan(num_problems: int, config) -> dict[str, str]:
-    """The figures of a dry run, each as expected and at most; with `shard`, those of the part.
+    """The figures of a dry run for `num_problems` of the whole job, as expected and at most (with `shard`: its part).
 
     `config.expected` gives what is known beforehand. Where it does not, a mean length is taken as half its limit, a
     solve prompt as 150 tokens, no prompt as too long, and every refinement as kept by the balance, so the figure is an
     upper one.
-
-    Args:
-        num_problems: Problems of the whole job.
-        config: A `DistillConfig`.
     """
     if config.shard:
         number, of = map(int, config.shard.split("/"))
@@ -104,21 +93,12 @@ def _both(expected: float, limit: float, digits: int = 0) -> str:
     return f"{expected:>18,.{digits}f} expected  {limit:>18,.{digits}f} at most"
 
 
-# What it took ----------------------------------------------------------------------------------------------------
-
-
 def _share(part: float, total: float) -> str:
     return f"{100 * part / total:.1f}" if total else "-"
 
 
 def report_markdown(counts: dict, rows, config) -> str:
-    """The report.
-
-    Args:
-        counts: From `make_rows`; with `problems` and `removed` from `read_problems` if they are known.
-        rows: The SFT rows; five of them are shown.
-        config: The `DistillConfig`.
-    """
+    """The report on `counts` of `make_rows`, with `problems` and `removed` of `read_problems` if they are known."""
     k = range_text(config.min_num_candidates, config.num_candidates)
     lines = [
         "# Distillation",

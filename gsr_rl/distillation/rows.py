@@ -94,11 +94,7 @@ def _row(problem: dict, stage: str, prompt: list[dict], text: str, source: str, 
 
 
 def make_rows(problems: list[dict], candidates: Mapping, refinements: Mapping, config) -> tuple[Rows, dict]:
-    """SFT rows from all units, shuffled by the seed, and the counts of the funnel.
-
-    Args:
-        candidates, refinements: The units of each problem, by problem id.
-    """
+    """SFT rows from all units, which come by problem id, shuffled by the seed, and the counts of the funnel."""
     rng = random.Random(choice_seed(config.seed, "rows"))
     counts = _Counts(len(problems))
     picks: dict[int, list[Pick]] = defaultdict(list)  # by number of right candidates
@@ -275,9 +271,7 @@ def _direct_picks(
     """Direct solutions in random order: one of every problem with a refinement row, then a second of each, and so on.
 
     After them the other problems come in the same way. A student that shall keep its distribution solves all alike.
-
-    Args:
-        refined: The refinement rows; `direct_ratio` times as many are wanted.
+    There are up to `direct_ratio` times as many as refinement rows (`refined`).
     """
     wanted = round(config.direct_ratio * len(refined))
     if config.direct_source == "none" or not wanted:

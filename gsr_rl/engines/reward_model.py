@@ -7,10 +7,7 @@ from gsr_rl.refinement.prompts import candidate_text
 
 
 def check_reward_model(name: str) -> None:
-    """Look at the model's configuration alone.
-
-    Args:
-        name: Path or Hub name.
+    """Look at the configuration alone of a model by path or Hub name.
 
     Raises:
         ValueError: It cannot be read, or is no classifier with one label or two.

@@ -72,8 +72,8 @@ class SampledTask:
             if task.stage != "candidate":
                 row |= {"index": task.index, "round": task.round, "order": task.order}
                 row |= {"candidates": task.candidates, "candidates_of": task.candidates_of}
-            row |= {"prompt_tokens": self.prompt_tokens, "text": sample.text, "tokens": sample.tokens}
-            row |= {"finished": sample.finished, "skipped": sample.skipped, "repeat": sample.repeat}
+            row["prompt_tokens"] = self.prompt_tokens
+            row |= {name: getattr(sample, name) for name in ("text", "tokens", "finished", "skipped", "repeat")}
             if task.stage == "candidate":
                 row |= {"index": sample.repeat, "repeat": 0}
             elif task.stage == "selection":
@@ -81,8 +81,7 @@ class SampledTask:
             elif task.shown:
                 row["copied"] = sample.copied
             for grading, of_sample in sample.grades.items():
-                row[f"answer_{grading}"] = of_sample.answer
-                row[f"correct_{grading}"] = of_sample.correct
+                row |= {f"answer_{grading}": of_sample.answer, f"correct_{grading}": of_sample.correct}
                 row[f"class_{grading}"] = of_sample.vote_class
             yield row
 
@@ -116,8 +115,8 @@ def load_benchmark(problem_config, config) -> list[dict]:
         ValueError: A benchmark is not what its name says, or `check_loaded` refuses the problems.
     """
     if config.benchmarks:
-        parts = [benchmarks.load(name, problem_config, config.benchmark_files) for name in config.benchmarks]
-        rows = [row for part in parts for row in part]
+        files = config.benchmark_files
+        rows = [row for name in config.benchmarks for row in benchmarks.load(name, problem_config, files)]
     else:
         source = Path(str(problem_config.dataset_name))
         is_file = file_kind(source)
@@ -204,9 +203,6 @@ def _warn_of_skipped(skipped: dict[str, dict[str, int]], config) -> None:
         print(f"warning: {method}: {count}: {why}: {fix}", file=sys.stderr)
 
 
-# Sampling -------------------------------------------------------------------------------------------------------
-
-
 def _sample_missing(run: StoredRun, stores: dict) -> None:
     """Every kind's missing units, in order; one engine for all that it samples, then the reward model."""
     config = run.config
@@ -241,17 +237,13 @@ def _open_engine(run: StoredRun, stores: dict):
     seed = choice_seed(config.seed, "engine", made) % 2**31 if made else config.seed  # no killed run's samples again
     engine = open_configured(config, config.model, seed)
     if set(stores) - {"candidates", "scores"}:
-        _stages(engine, config).check_refinement_room()
+        Stages.of(config, engine.tokenizer, engine.max_model_length).check_refinement_room()
     return engine
-
-
-def _stages(engine, config) -> Stages:
-    return Stages.of(config, engine.tokenizer, engine.max_model_length)
 
 
 def _sample_kind(run: StoredRun, kind: str, store, left: list[dict], engine) -> dict[str, str]:
     """The missing units of one kind. Returns the errors of an endpoint, by unit."""
-    stages = _stages(engine, run.config)
+    stages = Stages.of(run.config, engine.tokenizer, engine.max_model_length)
     planner = Planner(run, stages)
 
     def finish(units: list[Unit]) -> None:
@@ -297,14 +289,14 @@ def _prompt(problem: str, task: Task, stages: Stages) -> Prompt | None:
     return stages.refine(problem, task.texts, template=wording)
 
 
-# Grading --------------------------------------------------------------------------------------------------------
-
-
 def _grade(units: list[Unit], run: StoredRun, stages: Stages) -> None:
     """Grade samples and group their answers; classes of the problem's candidates keep their numbers."""
     texts = [[sample.text for sample in unit.samples] for unit in units]
     golds = [unit.row["answer"] for unit in units]
-    candidates = [[] if _is_of_candidates(unit) else run.candidates(unit.row) for unit in units]
+    candidates = []
+    for unit in units:
+        of_candidates = all(sampled.task.stage == "candidate" for sampled in unit.tasks)
+        candidates.append([] if of_candidates else run.candidates(unit.row))
     for grading in GRADINGS:
         first = [[candidate[f"answer_{grading}"] for candidate in group] for group in candidates]
         graded = grade(texts, golds, require_box=grading == "strict", first_answers=first)
@@ -318,10 +310,6 @@ def _grade(units: list[Unit], run: StoredRun, stages: Stages) -> None:
 
 def _is_copy(sample: Sample, task: Task, stages: Stages) -> bool:
     return stages.shown_text(sample.text) in task.texts
-
-
-def _is_of_candidates(unit: Unit) -> bool:
-    return all(sampled.task.stage == "candidate" for sampled in unit.tasks)
 
 
 def _grade_selections(units: list[Unit], run: StoredRun) -> None:

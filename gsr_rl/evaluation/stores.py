@@ -64,13 +64,10 @@ def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
     if kind == "scores":
         return settings | {"reward_model": config.reward_model, "weights": weights_fingerprint(config.reward_model)}
     if kind == "candidates" and not config.own_candidates:
-        return settings | {
-            "own_candidates": False,
-            "candidates_from": _candidates_hash(config.candidates_from, sets=False),
-        }
-    keys = SAMPLER + (CANDIDATE if kind == "candidates" else REFINEMENT)
-    settings |= {key: values[key] for key in keys}
-    settings |= {"template_version": get_template(config.prompt_template).version}
+        other = _candidates_hash(config.candidates_from, sets=False)
+        return settings | {"own_candidates": False, "candidates_from": other}
+    settings |= {key: values[key] for key in SAMPLER + (CANDIDATE if kind == "candidates" else REFINEMENT)}
+    settings["template_version"] = get_template(config.prompt_template).version
     settings["weights"] = weights_fingerprint(config.model)
     if kind == "orders":
         settings["order_repeats"] = config.order_repeats

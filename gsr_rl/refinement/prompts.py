@@ -136,9 +136,6 @@ def candidate_text(completion: str) -> str:
     return (final_part(completion) or "").strip()
 
 
-# Thinking --------------------------------------------------------------------------------------------------------
-
-
 def opened_thinking(tokenizer, prompt_ids: list[int]) -> str:
     """The mark by which a prompt's end opens the thinking, as its chat template writes it; "" if it does not."""
     mark = _OPENS.search(tokenizer.decode(prompt_ids[-LONGEST_OPENING:], skip_special_tokens=False))

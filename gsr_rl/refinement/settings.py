@@ -144,9 +144,8 @@ def refinement_settings(model: str) -> dict[str, object]:
     """
     folder = Path(model) if Path(model).is_dir() else _from_hub(model)
     stored = read_refinement_settings(folder) if folder else {}
-    types = {key.name: key.type for key in dataclasses.fields(RefinementConfig)} | dict.fromkeys(
-        COMPLETION_LENGTHS, int
-    )
+    types = {field.name: field.type for field in dataclasses.fields(RefinementConfig)}
+    types |= dict.fromkeys(COMPLETION_LENGTHS, int)
     settings = {name: stored[name] for name in types if name in stored}
     for name, value in settings.items():
         if type(value) is not types[name]:
@@ -160,15 +159,9 @@ def refinement_settings(model: str) -> dict[str, object]:
 
 
 def _from_hub(model: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
     try:
         return Path(hf_hub_download(model, SETTINGS_FILE)).parent
-    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.HFValidationError):
         return None

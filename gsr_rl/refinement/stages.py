@@ -85,8 +85,6 @@ class Stages:
             chat_template_kwargs,
         )
 
-    # Candidates -------------------------------------------------------------------------------------------------
-
     def solve(self, problem: str, history: Messages | None = None) -> Prompt:
         """The prompt for a direct solution, after the turns of `history`."""
         messages = solve_prompt(problem, self.template, history)
@@ -95,8 +93,6 @@ class Stages:
     def room(self, prompt: Prompt) -> int:
         """Tokens that the prompt leaves for a completion."""
         return self.context_length - len(prompt.token_ids)
-
-    # What a refinement is shown ---------------------------------------------------------------------------------
 
     def shown_text(self, completion: str) -> str:
         """What a refinement sees of a `completion_text`, whichever model's; "" if nothing."""
@@ -110,8 +106,6 @@ class Stages:
     def shown(self, candidates: list[Candidate], indices: list[int]) -> list[tuple[int, str]]:
         """Index and text of those of a candidate set that can be shown, in the set's order."""
         return [(i, self.shown_text(candidates[i].text)) for i in indices if self.can_show(candidates[i])]
-
-    # Refinements ------------------------------------------------------------------------------------------------
 
     @property
     def refinement_budget(self) -> int:

@@ -13,9 +13,6 @@ from gsr_rl.training.rollout import Block
 EPSILON = 1e-4  # added to the standard deviation, as in TRL
 
 
-# Blocks ------------------------------------------------------------------------------------------------------------
-
-
 def set_advantages(blocks: list[Block], args) -> dict[str, list[float]]:
     """Set every rollout's advantage (rules: docs/training.md), and `dropped` on groups without signal if wanted.
 
@@ -74,9 +71,6 @@ def _credit(blocks: list[Block], candidate_rewards: torch.Tensor) -> torch.Tenso
         set_rewards = [_mean([r.reward - highest for r in shown.refinements]) for shown in block.sets]
         credits.append(candidate_credit([s.shown for s in block.sets], set_rewards, len(block.candidates)))
     return torch.tensor(credits).masked_fill(candidate_rewards.isnan(), 0.0)
-
-
-# Groups: pure ------------------------------------------------------------------------------------------------------
 
 
 def group_advantages(rewards: torch.Tensor, scale: bool) -> torch.Tensor:

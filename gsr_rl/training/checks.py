@@ -41,9 +41,6 @@ def when(strategy) -> str:
     return "no" if strategy is False else str(getattr(strategy, "value", strategy))
 
 
-# The two configurations --------------------------------------------------------------------------------------------
-
-
 def check_grpo(c) -> list[str]:
     """The keys of `GSRConfig` against each other and against the engine's context length and the batch."""
     if messages := _check_ranges(c):
@@ -78,9 +75,6 @@ def check_sft(c) -> list[str]:
         name = "eval_on_start" if c.eval_on_start else "eval_strategy"
         messages.append(f"{name}={getattr(c, name)}: {fix}")
     return messages + check_resuming(c) + check_quantization(c)
-
-
-# Values, groups and objectives -------------------------------------------------------------------------------------
 
 
 def _check_named_model(c) -> list[str]:

@@ -9,20 +9,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
+from gsr_rl.hub import push
 from gsr_rl.hub.model_card import MARK, PROVENANCE, card_of
-from gsr_rl.hub.push import (
-    LEAST_BYTES_PER_SECOND,
-    START_SECONDS,
-    Target,
-    bounded,
-    exit_on_failure,
-    files_of,
-    in_one_line,
-    make_repository,
-    push_files,
-    push_folder,
-    without_token,
-)
 from gsr_rl.refinement.settings import write_refinement_settings
 from gsr_rl.run_folder import atomic_write
 
@@ -39,10 +27,13 @@ class PushesToHub:
         shutil.rmtree(Path(self.args.output_dir) / UPLOADING, ignore_errors=True)
         target = self._target(self.args.hub_model_id or Path(self.args.output_dir).absolute().name)
         try:
-            self.hub_model_id = bounded(lambda: make_repository(target), 120, f"making {target.repo_id} on the Hub")
+            self.hub_model_id = push.bounded(
+                lambda: push.make_repository(target), 120, f"making {target.repo_id} on the Hub"
+            )
         except Exception as error:
+            why = push.without_token(push.in_one_line(error))
             print(
-                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {without_token(in_one_line(error))}\n"
+                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {why}\n"
                 "Nothing was trained. Fix it, or leave push_to_hub out and push later by `python -m gsr_rl.hub push`",
                 file=sys.stderr,
                 flush=True,
@@ -50,8 +41,8 @@ class PushesToHub:
             raise SystemExit(2) from None
         self.push_in_progress = None
 
-    def _target(self, repo_id: str) -> Target:
-        return Target(repo_id, "model", self.args.hub_private_repo, self.args.hub_revision)
+    def _target(self, repo_id: str) -> push.Target:
+        return push.Target(repo_id, "model", self.args.hub_private_repo, self.args.hub_revision)
 
     def _save(self, output_dir=None, state_dict=None):
         """transformers saves weights and tokenizer; we also say beside them how candidates must be shown."""
@@ -87,11 +78,11 @@ class PushesToHub:
             return None
         self.create_model_card()
         self._finish_current_push()
-        return push_folder(self.args.output_dir, self._target(self.hub_model_id))
+        return push.push_folder(self.args.output_dir, self._target(self.hub_model_id))
 
     def push_or_exit(self) -> None:
         """Push what output_dir holds; a failure ends the program with its message and exit code 3."""
-        with exit_on_failure():
+        with push.exit_on_failure():
             if address := self.push_saved():
                 print(address, flush=True)
 
@@ -119,7 +110,7 @@ class CheckpointPush:
         whole_as: Folder of the repository that also gets the whole checkpoint, optimizer included.
     """
 
-    def __init__(self, checkpoint: Path, target: Target, whole_as: str | None):
+    def __init__(self, checkpoint: Path, target: push.Target, whole_as: str | None):
         self.links = checkpoint.parent / UPLOADING / checkpoint.name
         shutil.rmtree(self.links, ignore_errors=True)
         shutil.copytree(checkpoint, self.links, copy_function=_link)
@@ -128,17 +119,17 @@ class CheckpointPush:
             if (checkpoint.parent / name).is_file():
                 shutil.copy2(checkpoint.parent / name, self.links / name)
         size = sum(path.stat().st_size for path in self.links.rglob("*") if path.is_file())
-        self.deadline = time.monotonic() + START_SECONDS + 2 * size / LEAST_BYTES_PER_SECOND
+        self.deadline = time.monotonic() + push.START_SECONDS + 2 * size / push.LEAST_BYTES_PER_SECOND
         self.name, self.target, self.whole_as = checkpoint.name, target, whole_as
         self.thread = threading.Thread(target=self._run, daemon=True, name="hub-checkpoint")
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            files = files_of(self.links, self.target)
+            files = push.files_of(self.links, self.target)
             if self.whole_as:
                 files |= {f"{self.whole_as}/{path.relative_to(self.links).as_posix()}": path for path in self.parts}
-            push_files(files, self.target, f"Training in progress, {self.name}", retry="")
+            push.push_files(files, self.target, f"Training in progress, {self.name}", retry="")
         except Exception as error:
             first = str(error).splitlines()[0]
             print(f"warning: {self.name} was not pushed, training goes on: {first}", file=sys.stderr, flush=True)

@@ -195,8 +195,6 @@ class TwoStageRollout:
                 groups.append(self.rollouts(ids, completions[part], logprobs and logprobs[part]))
         return groups
 
-    # One problem ------------------------------------------------------------------------------------------------
-
     def solve_prompt(self, block: Block) -> list[int] | None:
         """Token ids of the solve prompt; None if it leaves no room for a candidate."""
         prompt = self.stages.solve(block.row["problem"])
@@ -240,8 +238,6 @@ class TwoStageRollout:
         """Rows in place of the completions of a prompt that there is not."""
         end, logprobs = [self.trainer.eos_token_ids[0]], [0.0] if with_logprobs else None
         return [Rollout(end, end, logprobs, REFUSED, finished=True, usable=False) for _ in range(n)]
-
-    # Grading ----------------------------------------------------------------------------------------------------
 
     def grade(self, blocks: list[Block], stage: str) -> None:
         """Right or wrong for all rows of a stage in one call, and the classes of same answers inside each block."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
+from gsr_rl.refinement.candidates import range_text
 from gsr_rl.refinement.metrics import maj_correct, pass_at_k
 from gsr_rl.run_folder import atomic_path
 from gsr_rl.training.checks import REPORTED
@@ -89,11 +90,7 @@ class RolloutLog:
         self._counts["oversample/with_signal"] = [float(with_signal), float(wanted)]
 
     def training(self, blocks: list[Block]) -> None:
-        """Log a generation batch: metrics of what was counted, seconds of the slowest rank, table, examples, warnings.
-
-        Args:
-            blocks: The problems that are trained on.
-        """
+        """Log a batch, trained on `blocks`: what was counted, slowest seconds of a rank, table, examples, warnings."""
         trainer, step = self.trainer, self.trainer.state.global_step
         self._generations += 1
         means, self._counts = self.means(self._counts), {}
@@ -188,13 +185,9 @@ def evaluate_held_out(trainer, dataset, prefix: str = "eval") -> dict[str, float
     return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
 
-# Metrics: pure -------------------------------------------------------------------------------------------------------
-
-
 def candidates_label(plan: Plan) -> str:
     """The K of metric names: `4`, or `2-6` where it is drawn between two bounds."""
-    lower, upper = plan.min_num_candidates, plan.num_candidates
-    return str(upper) if lower in (None, upper) else f"{lower}-{upper}"
+    return range_text(plan.min_num_candidates, plan.num_candidates).replace(" to ", "-")
 
 
 def rollout_sums(blocks: list[Block], plan: Plan) -> Sums:
@@ -286,16 +279,8 @@ def _add_stage(add, stage: str, rollouts: list[Rollout]) -> None:
         add(f"{stage}/distinct", len(set(answered)) / len(answered))
 
 
-# Warnings: pure ------------------------------------------------------------------------------------------------------
-
-
 def warnings_of(logs: dict[str, float], candidates: int) -> dict[str, str]:
-    """What is likely to be going wrong in a run, from one step's logs: {kind: a sentence with the figure and a fix}.
-
-    Args:
-        logs: Metrics by name.
-        candidates: G, the candidates of a problem.
-    """
+    """What may be going wrong in a run of G `candidates`, by a step's metrics: {kind: a sentence, figure and fix}."""
     warnings = {}
     distinct = logs.get("candidate/distinct")
     if distinct is not None and distinct * candidates < 1.5:
@@ -305,9 +290,6 @@ def warnings_of(logs: dict[str, float], candidates: int) -> dict[str, str]:
         if metric is not None and logs[metric] > symptom.limit:
             warnings[symptom.kind] = f"{metric} is {logs[metric]:.3g}: {symptom.advice}"
     return warnings
-
-
-# The rollout table, and examples to read -----------------------------------------------------------------------------
 
 
 def rollout_rows(blocks: list[Block], step: int, tokenizer) -> list[dict]:
@@ -350,11 +332,9 @@ def _set_columns(block: Block, candidate_set: CandidateSet | None) -> dict:
 
 
 def print_examples(blocks: list[Block], number: int, step: int, file=None) -> None:
-    """Print up to `number` problems, first those that a refinement fixed or broke.
+    """Print up to `number` of a step's problems, first those that a refinement fixed or broke.
 
-    Args:
-        blocks: The step's problems.
-        file: Where to; standard output by default. Colours only on a terminal.
+    To standard output or `file`; colours only on a terminal.
     """
     from rich.columns import Columns
     from rich.console import Console, Group

@@ -66,18 +66,9 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         self._useful_tokens: list[int] = []  # of each optimizer window of the generation batch
         callbacks = [*(kwargs.pop("callbacks", None) or []), json_lines_callback(args.output_dir)]
         with engine_in_place(args):
-            super().__init__(
-                model,
-                reward_funcs,
-                args=args,
-                train_dataset=train_dataset,
-                rollout_func=_batch_of_blocks,
-                callbacks=callbacks,
-                **kwargs,
-            )
+            kwargs |= {"train_dataset": train_dataset, "callbacks": callbacks, "rollout_func": _batch_of_blocks}
+            super().__init__(model, reward_funcs, args=args, **kwargs)
         warn_of_lost_updates(self)
-
-    # The engine ------------------------------------------------------------------------------------------------
 
     @property
     def context_length(self) -> int:
@@ -86,9 +77,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         server = self.vllm_generation.context_length if self.use_vllm and self.vllm_mode == "server" else None
         return min(self.args.vllm_max_model_length or model_length, server or model_length, model_length)
 
-    def sample(
-        self, prompt_ids: list[list[int]], n: int, max_tokens: int
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
+    def sample(self, prompt_ids: list[list[int]], n: int, max_tokens: int) -> tuple[list[list[int]], list | None]:
         """n completions of each prompt from TRL's engine, whichever it is, with this stage's limit.
 
         Returns:
@@ -121,8 +110,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         with self.engine_ready():
             return self.driver.run(rows, plan, indices)
 
-    # The order of problems -------------------------------------------------------------------------------------
-
     def _get_train_sampler(self, dataset=None):
         """TRL's order of problems comes from here; ours from `problem_stream`.
 
@@ -153,8 +140,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.problem_stream.load(os.path.join(checkpoint, STREAM_STATE))
-
-    # A generation batch ----------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch):
         """TRL times the whole step; we also time the update apart from the rollout inside it.
@@ -195,10 +180,8 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         windows = [batching.take_rows(batch, part) for part in rows.chunk(num_windows)]
         self._useful_tokens = [unique_tokens(window) for window in windows]
         if self.token_budget is None:
-            steps = [
-                batching.stage_parts(batching.take_rows(batch, part))
-                for part in rows.chunk(num_windows * accumulation)
-            ]
+            parts = rows.chunk(num_windows * accumulation)
+            steps = [batching.stage_parts(batching.take_rows(batch, part)) for part in parts]
         else:
             steps = self._token_passes(windows)
         return [MicroBatch(passes, counts[step // accumulation]) for step, passes in enumerate(steps)]
@@ -285,8 +268,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         everyone = self.accelerator.gather(torch.tensor(pairs, device=self.accelerator.device)).tolist()  # all ranks'
         self.problem_stream.report([int(index) for index, _ in everyone], [rate for _, rate in everyone])
 
-    # Rewards ---------------------------------------------------------------------------------------------------
-
     def _batch_rows(self, blocks: list[Block]) -> list[tuple[Rollout, str]]:
         """The batch's rows, each a rollout and its stage: problem after problem, in each the stages in turn."""
         return [row for block in blocks for row in block.rows(self.args.stages)]
@@ -311,8 +292,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         """TRL calls the reward functions here; ours have been called when the problems were rolled out."""
         values = torch.tensor([rollout.reward_values for rollout, _ in self._batch_rows(self.blocks)])
         return gather(values.to(self.accelerator.device))
-
-    # Loss ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model, inputs: MicroBatch):
         """TRL's loss over all rows at once; ours is its loss on each pass's rows, (w_c L_c + w_r L_r) / (w_c + w_r).
@@ -339,17 +318,13 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     def _stage_loss(self, model, rows: Batch, stage: str, count: torch.Tensor) -> torch.Tensor:
         """TRL's loss on one stage's rows of a micro-batch, its part of the stage's loss over the window.
 
-        Args:
-            count: (2,) the stage's trained rows and tokens in the window, over all processes.
+        `count` (2,): the stage's trained rows and tokens in the window, over all processes.
         """
         args, accumulation = self.args, self.current_gradient_accumulation_steps
         ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], dim=1)  # (B, P + T)
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], dim=1)
-        forward = Forward(
-            *self._get_per_token_logps_and_entropies(
-                model, ids, mask, rows["completion_ids"].size(1), compute_entropy=True
-            )
-        )
+        length = rows["completion_ids"].size(1)
+        forward = Forward(*self._get_per_token_logps_and_entropies(model, ids, mask, length, compute_entropy=True))
         self._compare_with_engine(forward.logps.detach(), rows)
         # TRL's losses by token divide by num_items_in_batch / processes * accumulation / steps_per_generation, as its
         # number is of the whole generation batch. Ours is of the window already, so that is undone.
@@ -359,8 +334,6 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
             loss = super()._compute_loss(model, rows)
         processes = self.accelerator.num_processes
         return loss * batching.loss_scale(self.loss_type, rows["completion_mask"], count, accumulation, processes)
-
-    # Evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """TRL computes a loss on held-out prompts; we roll out both stages and report accuracies and the gap."""

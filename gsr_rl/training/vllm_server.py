@@ -53,10 +53,7 @@ class ServerVLLM(VLLMGeneration):
         self.context_length = self._ask_on_main(self._connect)
 
     def _connect(self) -> int | None:
-        """A client with deadlines; with a GPU then the NCCL group, whose rendezvous has vLLM's own.
-
-        Returns the server's context length.
-        """
+        """A client with our deadlines, on a GPU the NCCL group with vLLM's. Returns the server's context length."""
         self.vllm_client = VLLMClient(self._url, group_port=self.group_port, connection_timeout=self.server_timeout)
         session = self.vllm_client.session
         session.request = partial(session.request, timeout=self.request_timeout)

@@ -44,9 +44,6 @@ class Bundle:
     rows: list[int]
 
 
-# Windows and stages ------------------------------------------------------------------------------------------------
-
-
 def window_order(rows: int, block_size: int, num_stages: int, num_windows: int) -> torch.Tensor:
     """The order of rows in which each window holds whole blocks, first one stage's rows, then the other's.
 
@@ -141,9 +138,6 @@ def loss_scale(
         return torch.ones_like(rows)
     local, total = (mask.sum().clamp(min=1), tokens) if loss_type == "bnpo" else (mask.shape[0], rows)
     return local * accumulation_steps * num_processes / total.clamp(min=1)
-
-
-# Passes within a token budget --------------------------------------------------------------------------------------
 
 
 def packed_tokens(prompt: int, completions: Sequence[int], least_saving: int = 0) -> int:

@@ -86,12 +86,7 @@ class PackedRows:
 
 
 def prompt_groups(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> list[list[int]]:
-    """Rows with equal prompts, in order of first appearance.
-
-    Args:
-        prompt_ids: (B, P), padded on either side.
-        prompt_mask: (B, P).
-    """
+    """Rows with equal prompts, (B, P) padded on either side, in order of first appearance."""
     ids, mask = prompt_ids.cpu().numpy(), prompt_mask.cpu().numpy().astype(bool)
     groups: dict[bytes, list[int]] = {}
     for row in range(len(ids)):

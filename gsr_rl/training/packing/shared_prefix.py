@@ -111,19 +111,14 @@ def log_probs_and_entropies(model, packed: PackedRows) -> tuple[torch.Tensor, to
     output = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
-        attention_mask=no_mask(packed),
+        # a mask of one number, which `packed_attention` ignores: transformers would build one of (N, N) for None
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device),
         shift_labels=packed.labels,
         packed_rows=packed,
         fused_lm_head=True,
     )
-    return packed_to_rows(output.log_probs[0], packed), (
-        None if output.entropy is None else packed_to_rows(output.entropy[0], packed)
-    )
-
-
-def no_mask(packed: PackedRows) -> torch.Tensor:
-    """A mask of one number, which `packed_attention` ignores: transformers would build one of (N, N) for None."""
-    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device)
+    entropies = None if output.entropy is None else packed_to_rows(output.entropy[0], packed)
+    return packed_to_rows(output.log_probs[0], packed), entropies
 
 
 def packed_to_rows(values: torch.Tensor, packed: PackedRows) -> torch.Tensor:

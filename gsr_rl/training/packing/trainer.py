@@ -162,8 +162,6 @@ class PackedGRPOTrainer(GRPOTrainer):
             share_prefixes(model.get_base_model() if isinstance(model, PeftModel) else model)
         return True
 
-    # The forward -----------------------------------------------------------------------------------------------
-
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ) -> Forward:
@@ -240,14 +238,8 @@ class PackedGRPOTrainer(GRPOTrainer):
         numbers = torch.tensor([numbers], device=self.accelerator.device)
         return self.accelerator.gather(numbers).max(dim=0).values.tolist()
 
-    # Several passes in a step ----------------------------------------------------------------------------------
-
     def _early_backward(self, loss: torch.Tensor) -> torch.Tensor:
-        """Backward of a pass that is not its step's last: gradients stay here, and DeepSpeed takes no step.
-
-        Returns:
-            The loss, detached.
-        """
+        """Backward of a pass before its step's last, without a step of DeepSpeed's. Returns the loss, detached."""
         on_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         state, before = self.accelerator.gradient_state, self.accelerator.sync_gradients
         state._set_sync_gradients(False)
@@ -267,10 +259,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         """TRL reduces the loss's metrics over ranks in every pass, by shapes that must agree; we keep them here.
 
         With a token budget ranks hold different rows, so TRL's collectives see this rank alone. `_log_loss_metrics`
-        reduces what was kept, once per step.
-
-        Args:
-            tokens, rows: Of the pass, by which its values are weighed.
+        reduces what was kept, weighed by the passes' tokens or rows, once per step.
         """
         mode = "train" if self.model.training else "eval"
         metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
@@ -300,8 +289,6 @@ class PackedGRPOTrainer(GRPOTrainer):
             if DRIFT in name and metrics.get(name):
                 self.drift[name] = metrics[name][-1]
 
-    # The engine's probabilities --------------------------------------------------------------------------------
-
     def _ratio_formed_in_loss(self):
         """TRL runs a forward for the importance ratio against vLLM; in aligned steps the loss's own forward serves."""
         generate_every = self.args.steps_per_generation * self.num_iterations
@@ -320,10 +307,7 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _importance_ratio(self, logps: torch.Tensor, rows: Batch) -> torch.Tensor:
         """Probability of each sampled token (or sequence), trainer's over engine's, truncated or masked as TRL does.
 
-        Logs the drift between the two. `logps` are the trainer's, (B, T).
-
-        Returns:
-            (B, T) for the token modes, (B, 1) for the sequence modes.
+        Logs the drift between the two. `logps` are the trainer's, (B, T); the ratio of a sequence is (B, 1).
         """
         difference = _difference(logps, rows)
         self._log_drift(difference, rows["completion_mask"])
@@ -369,9 +353,7 @@ def _in_batch_order(forwards: list[Forward], passes: list[torch.Tensor]) -> Forw
             return None
         return torch.cat([value[: len(rows)] for value, rows in zip(values, passes, strict=True)])[order]
 
-    return Forward(
-        joined([forward.logps for forward in forwards]), joined([forward.entropies for forward in forwards])
-    )
+    return Forward(joined([each.logps for each in forwards]), joined([each.entropies for each in forwards]))
 
 
 def _padded_size(input_ids: torch.Tensor, logits_to_keep: int) -> tuple[int, int, int]:
