@@ -47,12 +47,7 @@ def print_help(program: str, everything: bool) -> None:
 
 
 def read_values(program: str, argv: list[str]) -> dict[str, object]:
-    """The values that the user set, by key: the YAML file's, overridden by the command line's.
-
-    Raises:
-        ValueError: A file that is missing or no mapping, keys that do not exist (each with the nearest one), or a
-            stray word.
-    """
+    """The values that the user set, by key: `command_line.read`. Raises `ValueError` as that or for a stray word."""
     values, stray = read(argv, keys_of(program), "--help all")
     if stray:
         raise ValueError(f"stray argument {stray[0]!r}: write --key value")

@@ -131,17 +131,13 @@ def _literal(node: ast.expr | None) -> object:
 
 def help_of(keys: Iterable[Key]) -> str:
     """Keys with types, defaults and help, under the names of the classes that own them."""
-    by_owner: dict[str, list[Key]] = {}
+    by_owner: dict[str, list[str]] = {}
     for key in keys:
-        by_owner.setdefault(key.owner, []).append(key)
-    lines = []
-    for owner, owned in by_owner.items():
-        lines += ["", f"{owner}:"]
-        for key in owned:
-            lines.append(f"  --{key.name} {key.type}, default {key.default!r}")
-            help_text = key.help.replace("%%", "%")
-            lines += textwrap.wrap(help_text, 100, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines)
+        lines = by_owner.setdefault(key.owner, ["", f"{key.owner}:"])
+        lines.append(f"  --{key.name} {key.type}, default {key.default!r}")
+        indent = {"initial_indent": "      ", "subsequent_indent": "      "}
+        lines += textwrap.wrap(key.help.replace("%%", "%"), 100, **indent)
+    return "\n".join(line for lines in by_owner.values() for line in lines)
 
 
 def asks_for_help(argv: list[str]) -> bool:

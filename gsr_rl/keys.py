@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,20 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def _refused(c, names: tuple[str, ...], is_wrong: Callable[[float], bool], expected: str) -> list[str]:
+    """A message for each of these keys whose value is wrong; one that is left out is right."""
+    values = {name: getattr(c, name) for name in names}
+    return [f"{name}={value}: {expected}" for name, value in values.items() if value is not None and is_wrong(value)]
+
+
 def at_least(c, least: float, *names: str) -> list[str]:
     """Each of these keys is left out or at least so much."""
-    return [
-        f"{name}={getattr(c, name)}: at least {least} is needed"
-        for name in names
-        if getattr(c, name) is not None and getattr(c, name) < least
-    ]
+    return _refused(c, names, lambda value: value < least, f"at least {least} is needed")
 
 
 def positive(c, *names: str) -> list[str]:
     """Each of these keys is left out or above 0."""
-    return [
-        f"{name}={getattr(c, name)}: a positive number is expected"
-        for name in names
-        if getattr(c, name) is not None and getattr(c, name) <= 0
-    ]
+    return _refused(c, names, lambda value: value <= 0, "a positive number is expected")
 
 
 def one_of(c, **choices: tuple) -> list[str]:
@@ -68,11 +67,7 @@ def check_output(c) -> list[str]:
 
 def check_shares(c, *names: str) -> list[str]:
     """Each of these keys, such as `top_p`, is left out or a share above 0."""
-    return [
-        f"{name}={getattr(c, name)}: a share above 0 and at most 1 is expected"
-        for name in names
-        if getattr(c, name) is not None and not 0 < getattr(c, name) <= 1
-    ]
+    return _refused(c, names, lambda value: not 0 < value <= 1, "a share above 0 and at most 1 is expected")
 
 
 def check_model(c, name: str) -> list[str]:
@@ -182,6 +177,7 @@ TRUE_WORDS = {"true", "yes", "on", "t", "y", "1"}
 FALSE_WORDS = {"false", "no", "off", "f", "n", "0"}
 EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 EXPECTED |= {"dict": "a mapping such as {name: value}", "list": "a list", "None": "null"}
+PLAIN = {"None": type(None), "str": str, "dict": dict}  # types that no other value stands for
 EXPECTED |= {"list[float]": "a list of numbers", "list[str]": "a list of texts"}
 
 
@@ -211,12 +207,8 @@ def mismatch(annotation: str, value: object) -> str | None:
 
 
 def _is(value: object, name: str, kind: str) -> bool:
-    if name == "None":
-        return value is None
-    if name == "str":
-        return isinstance(value, str)
-    if name == "dict":
-        return isinstance(value, dict)
+    if name in PLAIN:
+        return isinstance(value, PLAIN[name])
     if name == "list":
         if kind == "list[float]":  # text in a list is not read as a number
             return isinstance(value, list) and all(type(entry) in (int, float) for entry in value)

@@ -20,8 +20,7 @@ PACKAGES = ("torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "
 def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write a file so that a reader, and a run that is killed, sees the old content or the new one, never a part."""
     with atomic_path(path) as temporary:
-        data = content.encode() if isinstance(content, str) else content
-        Path(temporary).write_bytes(data)
+        Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
@@ -35,16 +34,11 @@ def atomic_path(path: str | Path):
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def append_json_line(path: str | Path, record: dict) -> None:
@@ -69,10 +63,8 @@ def hardware() -> dict[str, object]:
     """The machine in words: processor, usable cores, accelerator."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
+        stated = re.search(r"^model name[^:\n]*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = stated[1].strip() if stated else processor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": processor, "cores": cores, "accelerators": _accelerators()}
 
@@ -107,9 +99,9 @@ def resolved_yaml(configs: dict[str, object]) -> str:
 
 
 def write_run_info(folder: str | Path, configs: dict[str, object], launch: dict[str, object] | None = None) -> None:
-    """Write `config.yaml` (every resolved value, by section), `versions.json` and `command.txt` into `folder`.
+    """Write `config.yaml` (every resolved value, by section), `versions.json` and `command.txt`, without secrets.
 
-    Secrets are left out of them. `launch`: what a training was launched as, for `versions.json`.
+    `launch`: what a training was launched as, for `versions.json`.
     """
     folder = Path(folder)
     atomic_write(folder / "config.yaml", resolved_yaml(configs))
@@ -138,10 +130,8 @@ def json_lines_callback(folder: str | Path):
             path = Path(folder) / "metrics.jsonl"
             if state.is_world_process_zero and path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                earlier = [
-                    line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
-                ]
-                atomic_write(path, "".join(earlier))
+                complete = (line for line in lines if line.endswith("\n"))
+                atomic_write(path, "".join(x for x in complete if json.loads(x)["step"] <= state.global_step))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if state.is_world_process_zero:

@@ -18,6 +18,7 @@ from pathlib import Path
 from gsr_rl.data import gym_tasks
 from gsr_rl.data.problems import plain_config, print_left_out, read_problems
 from gsr_rl.data.sources import ANSWER_COLUMNS, GENERATED, HUB_SETS, PROBLEM_COLUMNS, HubSet, file_kind, source_of
+from gsr_rl.keys import raise_if_any
 
 DEFAULT_PEOPLE = 4
 DEFAULT_KNIGHTS = 100  # problems of one size, as in the published sets
@@ -232,14 +233,9 @@ def load(name: str, problem_config, files: dict[str, str] | None = None) -> list
             be read.
     """
     source = resolve(name, files)
-    if source.people is not None:
-        rows = _knights(source, problem_config)
-    elif source.known:
-        rows = _known(source, problem_config)
-    else:
-        rows = _other(source, problem_config)
-    limit = problem_config.max_problems
-    return [row | {"benchmark": source.name} for row in (rows[:limit] if limit else rows)]
+    read = _knights if source.people is not None else _known if source.known else _other
+    rows = read(source, problem_config)[: problem_config.max_problems or None]
+    return [row | {"benchmark": source.name} for row in rows]
 
 
 def _read(source: Source, name: str, **values):
@@ -270,8 +266,7 @@ def _known(source: Source, problem_config) -> list[dict]:
         columns = {"problem_column": layout.problem, "answer_column": layout.answer}
         part = {"dataset_split": layout.splits[-1], "dataset_config": next(iter(layout.configs), None)}
         problems = _read(source, source.known.hub, **columns, **part, unusable_rows="drop")
-    for message in check_rows(source, problems.counts["rows read"], problems.rows):
-        raise ValueError(message)
+    raise_if_any(check_rows(source, problems.counts["rows read"], problems.rows))
     return problems.rows
 
 
@@ -284,12 +279,8 @@ def _keys_of_a_file(problem_config) -> dict:
 def check_rows(source: Source, number: int, rows: list[dict]) -> list[str]:
     """The first thing that is wrong with the rows of a set of the manifest, as one message; none if nothing is.
 
-    Of the answers only integers are known here, by their fingerprint.
-
-    Args:
-        source: With `known`.
-        number: Rows that were read, also those that were not usable.
-        rows: The usable ones.
+    Of the answers only integers are known here, by their fingerprint. Of the `number` rows that were read, `rows` are
+    the usable ones.
     """
     return _check_number(source, number, rows) or _check_form(source, rows) or _check_answers(source, rows)
 
@@ -384,6 +375,6 @@ def describe(name: str, files: dict[str, str] | None, problem_config) -> tuple[s
     if source.is_local:
         return source.file or "generated", load(name, problem_config, files)
     if source.known:
-        limit = problem_config.max_problems
-        return f"{source.known.hub} on the Hub", min(max(source.known.rows), limit or max(source.known.rows))
+        number = max(source.known.rows)
+        return f"{source.known.hub} on the Hub", min(number, problem_config.max_problems or number)
     return f"{name} on the Hub", None

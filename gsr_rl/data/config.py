@@ -29,27 +29,16 @@ class ProblemConfig:
     answer_column: str | None = key(None, "Column with the reference answer. Default: `answer`, else `solution`.")
     max_problems: int | None = key(None, "Use the first N problems only.")
     problem_seed: int = key(0, "Seed of generated problems (tiny world, reasoning-gym).")
-    dataset_kwargs: dict[str, Any] | str | None = key(
-        None, "Further arguments of the problem generator, such as its difficulty."
-    )
+    dataset_kwargs: dict[str, Any] | str | None = key(None, "Arguments of the generator, such as its difficulty.")
     row_filters: dict[str, Any] | str | None = key(
         None,
         "Rows to use, by column: {level: [4, 5], pass_rate: {min: 0.25, max: 0.9}}. Default: none; for "
         "nvidia/OpenMathReasoning those of the GSR paper. {} switches them off.",
     )
-    unusable_rows: str = key(
-        "error",
-        "A row of a local file without problem or usable answer ends the program (`error`), or is dropped and counted "
-        "(`drop`), as rows of a Hub set always are.",
-    )
-    decontaminate_against: list[str] | None = key(
-        None,
-        "Evaluation sets whose problems are removed: Hub names, local files or generated sets, as NAME or NAME@SPLIT.",
-    )
+    unusable_rows: str = key("error", "A local row without problem or usable answer: `error`, or `drop` (counted).")
+    decontaminate_against: list[str] | None = key(None, "Evaluation sets, as NAME or NAME@SPLIT, to keep out.")
     decontamination_ngram: int = key(10, "Length of the n-grams, in words, numbers and signs, that texts may share.")
-    decontamination_threshold: float = key(
-        0.5, "Share of the shorter text's n-grams from which on a problem is removed."
-    )
+    decontamination_threshold: float = key(0.5, "Share of common n-grams from which on a problem is removed.")
 
     def __post_init__(self):
         for name in ("row_filters", "dataset_kwargs"):
@@ -60,9 +49,7 @@ class ProblemConfig:
 class DistillProblemConfig(ProblemConfig):
     """Where distillation's problems come from: one bad row of many thousand does not end the program."""
 
-    unusable_rows: str = key(
-        "drop", "A row without problem or usable answer ends the program (`error`), or is dropped and counted."
-    )
+    unusable_rows: str = key("drop", "A row without problem or usable answer: `error`, or `drop` (counted).")
 
 
 @dataclass

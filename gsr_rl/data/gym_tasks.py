@@ -187,9 +187,7 @@ def people(row: dict) -> dict[str, bool]:
 def with_roles(row: dict) -> dict:
     """The row with an `answer` that says who is what where it gives names and truth values, whatever it was."""
     truth = _truth_of(row)
-    if not truth or read_roles(row["answer"]) == truth:
-        return row
-    return row | {"answer": answer_text(truth)}
+    return row if not truth or read_roles(row["answer"]) == truth else row | {"answer": answer_text(truth)}
 
 
 def read_roles(answer: str) -> dict[str, bool]:
@@ -218,11 +216,9 @@ def with_answer(row: dict) -> dict:
 
 
 def in_one_wording(text: str, island: str) -> str:
-    """`text` with an island's own names of its two kinds (heroes and villains, say) made knights and knaves.
+    """`text`, a problem or its answer, with the two kinds' names (heroes and villains, say) made knights and knaves.
 
-    Args:
-        text: The problem or its answer.
-        island: The problem, which says what the kinds are called.
+    `island` is the problem, which says what the kinds are called.
     """
     match = _WORDS.search(island)
     if not match:
@@ -297,7 +293,5 @@ def as_choice(row: dict) -> dict:
     options = rng.sample([right, *wrong], len(wrong) + 1)
     texts = [answer_text(dict(zip(is_knight, roles, strict=True))) for roles in options]
     shown = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
-    text = (
-        _FORMAT.sub("", row["problem"]) + "\n\n" + "\n".join(shown) + "\n\nAnswer with the letter of the right option."
-    )
-    return row | {"problem": text, "answer": LETTERS[options.index(right)]}
+    parts = [_FORMAT.sub("", row["problem"]), "\n".join(shown), "Answer with the letter of the right option."]
+    return row | {"problem": "\n\n".join(parts), "answer": LETTERS[options.index(right)]}

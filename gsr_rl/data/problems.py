@@ -28,7 +28,7 @@ from gsr_rl.data.sources import (
     problem_id,
     source_of,
 )
-from gsr_rl.keys import mapping
+from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.prompts import get_template, solve_prompt
 from rewards import extract_answer
 from rewards.golds import read_gold
@@ -82,11 +82,7 @@ def print_left_out(name: str, counts: dict[str, int]) -> None:
 
 
 def load_problems(config) -> list[dict]:
-    """The rows that a `ProblemConfig` names: what `read_problems` gives, with a line on stderr for what was left out.
-
-    Raises:
-        ValueError: As `read_problems`.
-    """
+    """The rows of `read_problems`, with a line on stderr for what was left out."""
     problems = read_problems(config)
     print_left_out(config.dataset_name, problems.counts)
     return problems.rows
@@ -126,11 +122,7 @@ def read_problems(config) -> Problems:
 
 
 def check_file(config) -> None:
-    """Read the problems of a local file alone, without comparing them with evaluation sets, for a dry run.
-
-    Raises:
-        ValueError: As `read_problems`.
-    """
+    """`read_problems` of a local file alone, without comparing it with evaluation sets, for a dry run."""
     if file_kind(config.dataset_name):
         read_problems(SimpleNamespace(**vars(config) | {"decontaminate_against": None}))
 
@@ -152,8 +144,7 @@ def _read(config) -> Problems:
     if file_kind(name) and not name.startswith(GENERATED):
         return _standard_rows(config, read_local(Path(name)), strict=config.unusable_rows == "error")
     if not name.startswith(GENERATED):
-        for message in sources.check_split(name, config.dataset_split):
-            raise ValueError(message)
+        raise_if_any(sources.check_split(name, config.dataset_split))
         return _standard_rows(config, sources.read_hub(config, options), strict=False)
     number = config.max_problems or DEFAULT_PROBLEMS
     kind, _, task = name.partition("/")
@@ -193,22 +184,14 @@ def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
     """Problem rows as `GSRTrainer` takes them: `prompt` (the solve chat), `problem`, `problem_id`, `answer`."""
     template = get_template(prompt_template)
     return [
-        {
-            "prompt": solve_prompt(row["problem"], template),
-            "problem": row["problem"],
-            "problem_id": row["id"],
-            "answer": str(row["answer"]),
-        }
+        {"prompt": solve_prompt(row["problem"], template), "problem": row["problem"]}
+        | {"problem_id": row["id"], "answer": str(row["answer"])}
         for row in rows
     ]
 
 
 def without_held_out(rows: list[dict], held_out: list[dict]) -> list[dict]:
-    """The rows whose text no held-out row has, with a line on stderr for what was left out.
-
-    Raises:
-        ValueError: None is left.
-    """
+    """The rows whose text no held-out row has, with a line on stderr for the others. `ValueError` if none is left."""
     texts = {normalise_text(row["problem"]) for row in held_out}
     left = [row for row in rows if normalise_text(row["problem"]) not in texts]
     if not left:
@@ -327,10 +310,8 @@ def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
         if text in texts:
             counts["with a text seen before"] += 1
             continue
-        if row["id"] in usable:
-            raise ValueError(
-                f"{where}: the id {row['id']!r} is used twice, for different problems: ids must be unique"
-            )
+        if (key := row["id"]) in usable:
+            raise ValueError(f"{where}: the id {key!r} is used twice, for different problems: ids must be unique")
         texts.add(text)
         usable[row["id"]] = row
     return Problems(list(usable.values()), dict(counts), columns=list(columns))

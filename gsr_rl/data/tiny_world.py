@@ -24,6 +24,7 @@ the last two together.
 import hashlib
 import random
 import re
+from itertools import accumulate
 
 STATES = "ABDFGHJKLM"  # no letter that a maths parser takes for a constant (C, E, I, N, O, Q, S)
 BLOCKS = (STATES[:5], STATES[5:])
@@ -60,9 +61,8 @@ def _hash(text: str) -> int:
 
 def _table() -> dict[str, dict[str, str]]:
     """{map: {state: state}}: fixed permutations inside each block, by hash, so that no library can change them."""
-    table = {IDENTITY: {state: state for state in STATES}}
+    table = {IDENTITY: {state: state for state in STATES}} | {name: {} for name in MAPS}
     for name in MAPS:
-        table[name] = {}
         for block in BLOCKS:
             images = sorted(block, key=lambda state: _hash(f"map {name} {state}"))
             table[name].update(zip(block, images, strict=True))
@@ -97,13 +97,8 @@ def make_row(problem: str, split: str) -> dict:
     """The problem row: its id is a hash of the text, its answer is computed."""
     family = family_of(problem)
     answer = chain_values(problem)[-1] if family == "chain" else _preimage(problem)
-    return {
-        "id": f"{family}-{_hash(problem):012x}",
-        "problem": problem,
-        "answer": answer,
-        "family": family,
-        "split": split,
-    }
+    row = {"id": f"{family}-{_hash(problem):012x}", "problem": problem, "answer": answer}
+    return row | {"family": family, "split": split}
 
 
 def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[dict]:
@@ -112,7 +107,6 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
     Args:
         family: `"chain"`, `"guess"`, or `"mix"` of both in random order.
         split: a key of `SPLITS`.
-        n: number of rows.
         seed: another seed draws other problems of the same split (in the small split of `guess` many are the same).
         difficulty: overrides of `DIFFICULTY`: `steps` of a chain, and the `operators` that it has; `slots` of a guess
             problem and the probability that one of them holds the `identity`; `chain_share`, the share of chains in a
@@ -136,7 +130,7 @@ def generate(family: str, split: str, n: int, seed: int, **difficulty) -> list[d
         if len(problems) == n:
             break
         problem = draw(rng, **settings)
-        if problem not in problems and low <= split_bucket(problem) < high:
+        if low <= split_bucket(problem) < high:
             problems[problem] = None
     if len(problems) < n:
         raise ValueError(
@@ -185,10 +179,7 @@ def apply_step(value: str, step: str) -> str:
 
 def chain_values(problem: str) -> list[str]:
     """The true values of a chain, the start first: N + 1 two-digit strings."""
-    values = [problem[:2]]
-    for step in re.findall("..", problem[2:]):
-        values.append(apply_step(values[-1], step))
-    return values
+    return list(accumulate(re.findall("..", problem[2:]), apply_step, initial=problem[:2]))
 
 
 def write_chain(problem: str, values: list[str]) -> str:
@@ -200,11 +191,8 @@ def write_chain(problem: str, values: list[str]) -> str:
 
 def run_maps(problem: str, state: str) -> list[str]:
     """The states that a guess passes through, one per map."""
-    values = []
-    for name in problem.split("=")[0]:
-        state = TABLE[name][state]
-        values.append(state)
-    return values
+    maps = problem.split("=")[0]
+    return list(accumulate(maps, lambda reached, name: TABLE[name][reached], initial=state))[1:]
 
 
 def write_guess(problem: str, guess: str) -> str:
@@ -229,12 +217,9 @@ def _preimage(problem: str) -> str:
 
 def solve(row: dict) -> str:
     """The gold solution text."""
-    problem = row["problem"]
-    return (
-        write_chain(problem, chain_values(problem))
-        if row["family"] == "chain"
-        else write_guess(problem, row["answer"])
-    )
+    if row["family"] == "chain":
+        return write_chain(row["problem"], chain_values(row["problem"]))
+    return write_guess(row["problem"], row["answer"])
 
 
 def corpus_solution(row: dict, rng: random.Random) -> str:

@@ -17,11 +17,7 @@ class HubConfig:
     """Whether and how to push; the same keys as in TRL's training arguments."""
 
     push_to_hub: bool = key(False, "Push to the Hub at the end. Token: HF_TOKEN.")
-    hub_private_repo: bool | None = key(
-        None,
-        "Whether a repository that is made is private; with true a public one that is there is refused. Default: as "
-        "the account has it.",
-    )
+    hub_private_repo: bool | None = key(None, "Whether a made repository is private; true refuses a public one.")
     hub_revision: str | None = key(None, "Branch to push to; made if it is not there.")
 
 
@@ -29,9 +25,7 @@ class HubConfig:
 class DataSetHubConfig(HubConfig):
     """Where a distilled set goes. A set is private unless it is asked to be public."""
 
-    hub_private_repo: bool | None = key(
-        True, "Whether a repository that is made is private; with true a public one that is there is refused."
-    )
+    hub_private_repo: bool | None = key(True, "Whether a made repository is private; true refuses a public one.")
     hub_dataset_id: str | None = key(None, "Name of the data set on the Hub, USER/NAME, for push_to_hub.")
 
 
@@ -40,9 +34,7 @@ class ResultsHubConfig(HubConfig):
     """Where an evaluation's results go."""
 
     update_model_card: bool = key(False, "Write the results into README.md of the evaluated model's folder.")
-    hub_model_id: str | None = key(
-        None, "Model on the Hub whose card push_to_hub writes the results into. Default: `model`."
-    )
+    hub_model_id: str | None = key(None, "Model on the Hub whose card gets the results. Default: `model`.")
 
 
 def check_hub(c) -> list[str]:
@@ -68,7 +60,7 @@ def check_hub(c) -> list[str]:
             "push_to_hub=true with HF_HUB_OFFLINE set: unset it, or leave push_to_hub out and push later by "
             "`python -m gsr_rl.hub push`"
         )
-    elif not _has_token():
+    elif not token():
         messages.append("push_to_hub=true but there is no token: export HF_TOKEN or use `hf auth login`")
     return messages
 
@@ -91,7 +83,8 @@ def is_repo_name(name: str) -> bool:
     return True
 
 
-def _has_token() -> bool:
+def token() -> str | None:
+    """The Hub's token: of `HF_TOKEN`, or of `hf auth login`."""
     from huggingface_hub import get_token
 
-    return bool(get_token())
+    return get_token()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,8 @@ from gsr_rl.run_folder import atomic_write, machine
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
 LONGEST_NAME = 80  # of a file under evaluations/
 PROVENANCE = "provenance.json"
+# What tells an `EvalResult` from the others of a card.
+_place = attrgetter("dataset_type", "dataset_config", "dataset_split", "dataset_name", "metric_type")
 INHERITED = ("base_model", "datasets", "license", "language")  # from the card of the model that training starts from
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
@@ -140,20 +143,17 @@ def current_card(folder: Path, name: str) -> str:
     """The folder's card under this name: remade, or with its results updated if somebody has edited it."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else MARK
-    if MARK in text:
-        return card_of(folder, name)
+    return card_of(folder, name) if MARK in text else _with_evaluations(text, folder, name)
+
+
+def _with_evaluations(card: str, folder: Path, name: str) -> str:
     for path in sorted(folder.glob("evaluations/*.json")):
-        text = with_results(text, evaluation_of(path.read_text(encoding="utf-8")), name)
-    return text
+        card = with_results(card, evaluation_of(path.read_text(encoding="utf-8")), name)
+    return card
 
 
 def card_of(folder: Path, name: str) -> str:
-    """The card of a trained model.
-
-    Args:
-        folder: Of the model, as a recipe leaves it; what is not there is left out of the card.
-        name: On the Hub, or what it shall be called.
-    """
+    """The card of a trained model, called `name`, from its folder; what is not there is left out."""
     from huggingface_hub import ModelCard, ModelCardData
 
     config, settings = _yaml(folder / "config.yaml"), _json(folder / "gsr_config.json")
@@ -163,19 +163,18 @@ def card_of(folder: Path, name: str) -> str:
     data = {"library_name": "peft" if adapter else "transformers"}
     data |= {"pipeline_tag": "text-generation", "tags": ["gsr-rl", "trl", "generative-self-refinement"]}
     header = ModelCardData(**(origin["card"] | data)).to_yaml()
+    table = markdown_table(["refinement setting", "value"], [[key, str(value)] for key, value in settings.items()])
     body = BODY.format(
         mark=MARK,
         title=name.split("/")[-1],
         k=settings.get("num_candidates", "K"),
         program="joint GRPO" if "problems" in config else "a supervised warm start",
-        facts=_facts(config, shown_start(origin)),
-        settings=_settings_table(settings),
+        facts=_facts(config, origin["start"] if origin["on_hub"] else Path(origin["start"]).name),
+        settings=table if settings else "No gsr_config.json was saved with this model.",
         usage=_usage(name, settings, adapter),
         versions=_versions(_json(folder / "versions.json")),
     )
-    text = f"---\n{header}\n---\n\n{body}"
-    for path in sorted(folder.glob("evaluations/*.json")):
-        text = with_results(text, evaluation_of(path.read_text(encoding="utf-8")), name)
+    text = _with_evaluations(f"---\n{header}\n---\n\n{body}", folder, name)
     ModelCard(text)  # raises on metadata that the Hub's client would not read
     return text
 
@@ -190,12 +189,6 @@ def _facts(config: dict, start: str) -> str:
         rows.append(["data", f"local file {Path(dataset).name}" if local else f"{dataset}, split {split}"])
     rows += [[key, training[key]] for key in SHOWN_SETTINGS if training.get(key) is not None]
     return markdown_table(["", ""], [[key, str(value)] for key, value in rows if str(value)])
-
-
-def _settings_table(settings: dict) -> str:
-    if not settings:
-        return "No gsr_config.json was saved with this model."
-    return markdown_table(["refinement setting", "value"], [[key, str(value)] for key, value in settings.items()])
 
 
 def _usage(name: str, settings: dict, adapter: bool) -> str:
@@ -214,17 +207,11 @@ def _versions(versions: dict) -> str:
     return f"- {', '.join(packages) or 'not known'}\n- trained on {', '.join(trained_on)}"
 
 
-# Where a model comes from: written down when training starts, so that a card made later and elsewhere says the same.
-# A folder's name, seen from another place, looks like a name on the Hub.
-
-
 def write_provenance(folder: str | Path, start: str, dataset: str | None) -> None:
     """Write `provenance.json`: whether the start is a folder here or a model of the Hub, and what a card says of it.
 
-    Args:
-        folder: Of the run.
-        start: `model_name_or_path` of the training.
-        dataset: `dataset_name` of the training.
+    It is written when training starts, so that a card made later and elsewhere says the same: a folder's name, seen
+    from another place, looks like a name on the Hub. `start`: `model_name_or_path`; `dataset`: `dataset_name`.
     """
     origin = _origin(start, dataset, start_on_hub=not Path(start).is_dir())
     atomic_write(Path(folder) / PROVENANCE, json.dumps(origin, indent=1) + "\n")
@@ -235,10 +222,7 @@ def read_provenance(folder: Path, start: str, dataset: str | None) -> dict:
 
     Older runs lack it: nothing then says that their start is on the Hub.
     """
-    path = folder / PROVENANCE
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    return _origin(start, dataset, start_on_hub=False)
+    return _json(folder / PROVENANCE) or _origin(start, dataset, start_on_hub=False)
 
 
 def _origin(start: str, dataset: str | None, start_on_hub: bool) -> dict:
@@ -263,11 +247,6 @@ def _inherited(card: Path) -> dict:
     return {key: value for key, value in inherited.items() if value}
 
 
-def shown_start(origin: dict) -> str:
-    """The start as others may read it: of a folder its last part."""
-    return origin["start"] if origin["on_hub"] else Path(origin["start"]).name
-
-
 def with_results(card: str, evaluation: Evaluation, name: str) -> str:
     """The card with an evaluation's results, in its text and its `model-index`; older ones of the same are replaced.
 
@@ -285,13 +264,6 @@ def with_results(card: str, evaluation: Evaluation, name: str) -> str:
     new.data.model_name = getattr(new.data, "model_name", None) or name.split("/")[-1]
     new.text = _put_section(new.text, evaluation)
     return str(new)
-
-
-def _place(result) -> tuple:
-    """What tells an `EvalResult` from the others of a card."""
-    return (
-        result.dataset_type, result.dataset_config, result.dataset_split, result.dataset_name, result.metric_type
-    )  # fmt: skip
 
 
 def hub_results(evaluation: Evaluation) -> list:

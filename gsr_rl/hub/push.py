@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from gsr_rl.hub.config import token
 from gsr_rl.hub.model_card import Evaluation, current_card, public_config, read_evaluation, with_results
 from gsr_rl.run_folder import atomic_write
 
@@ -51,10 +52,7 @@ class PushError(RuntimeError):
 
 
 def push_folder(folder: str | Path, target: Target) -> str:
-    """Push the files of a model or data set folder, with its card.
-
-    Returns:
-        The address of the commit.
+    """Push the files of a model or data set folder, with its card. Returns the address of the commit.
 
     Raises:
         ValueError: There is no model or data set in `folder`.
@@ -107,8 +105,7 @@ def files_of(folder: Path, target: Target) -> Files:
 def push_files(files: Files, target: Target, message: str, retry: str) -> str:
     """One commit with these files, in a repository that is made if it is not there. Returns its address.
 
-    Raises:
-        PushError: Whatever went wrong, a time limit by the size of the files included.
+    Raises `PushError`, whatever went wrong, a time limit by the size of the files included.
     """
     size = sum(content.stat().st_size if isinstance(content, Path) else len(content) for content in files.values())
     try:
@@ -129,15 +126,9 @@ def push_or_exit(folder: str | Path, target: Target) -> None:
 
 
 def add_results(folder: str | Path, model: str | Path | None, target: Target | None) -> list[str]:
-    """Write an evaluation's results into a model's card: of a folder, of a repository, or of both.
+    """Write an evaluation's results into a card: of a `model` folder, of a `target` repository, or of both.
 
-    Args:
-        folder: Of eval.json and config.yaml.
-        model: A model's folder, or None.
-        target: A model's repository, or None.
-
-    Returns:
-        What was written, one line each.
+    Returns what was written, one line each. `folder` is that of eval.json and config.yaml.
 
     Raises:
         ValueError: There is no eval.json in `folder`.
@@ -192,8 +183,7 @@ def results_or_exit(folder: str | Path, model: str | Path | None, target: Target
 def commit(files: Files, target: Target, message: str) -> str:
     """Put these files into the repository, and take out the weights and rows that they replace. Returns its address.
 
-    Raises:
-        ValueError: It shall be private and is public.
+    Raises `ValueError` where the repository shall be private and is public.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -226,11 +216,7 @@ def stale(there: list[str], files: Files) -> list[str]:
 
 
 def make_repository(target: Target) -> str:
-    """The full name of the repository, made if it is not there, with its branch.
-
-    Raises:
-        ValueError: It shall be private and is public.
-    """
+    """The full name of the repository, made if it is not there, with its branch. Raises `ValueError` as `commit`."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="gsr-rl")
@@ -248,8 +234,7 @@ def make_repository(target: Target) -> str:
 def bounded(action: Callable[[], str], seconds: float, what: str) -> str:
     """The result of `action`, which runs beside this thread: the Hub's client waits for ever for a silent server.
 
-    Raises:
-        TimeoutError: Not done after `seconds`; it says what it waited for.
+    Raises `TimeoutError`, which says `what` it waited for, after so many `seconds`.
     """
     result: dict[str, object] = {}
 
@@ -282,25 +267,19 @@ def exit_on_failure():
         raise SystemExit(INTERRUPTED) from None
 
 
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
-
-
 def without_token(text: str) -> str:
     """`text` without the token, wherever an error message may have it from."""
-    token = _token()
-    return text.replace(token, "...") if token else text
+    secret = token()
+    return text.replace(secret, "...") if secret else text
 
 
 def _refuse_token(files: Files) -> None:
     """Raise if a file that would be pushed holds the token."""
-    token = (_token() or "").encode()
-    for name, content in files.items():
-        if token and isinstance(content, Path) and content.stat().st_size <= TEXT_BYTES:
+    secret = (token() or "").encode()
+    for name, content in files.items() if secret else ():
+        if isinstance(content, Path) and content.stat().st_size <= TEXT_BYTES:
             content = content.read_bytes()
-        if token and isinstance(content, bytes) and token in content:
+        if isinstance(content, bytes) and secret in content:
             raise ValueError(f"{name} holds your token: take it out, and make a new token")
 
 

@@ -4,7 +4,7 @@ Everything that a model or a data set wrote is escaped by the template engine, a
 scripts and anything from elsewhere.
 """
 
-import base64
+from base64 import b64encode
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from gsr_rl.run_folder import atomic_write
 
 SHOWN_CHARACTERS = 6000  # of a text: its start and its end
 GRADING = "lenient"
+SVG = "data:image/svg+xml;base64,"  # the start of its address
 
 # The page
 TEXT = """{% macro text(column, kind) %}
@@ -186,7 +187,7 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
     sections = [
         {
             "name": name,
-            "plots": {title: _data_address(svg) for title, svg in svgs(summary, name).items()},
+            "plots": {title: SVG + b64encode(svg.encode()).decode() for title, svg in svgs(summary, name).items()},
             "rows": metric_rows(summary, name),
             "differences": [row[:2] for row in difference_rows(summary, name)],
             "num_correct": num_correct_rows(summary, name),
@@ -196,21 +197,13 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
         for name in summary["benchmarks"]
     ]
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEXT + PAGE)
-    settings = settings_lines(summary)
-    return page.render(summary=summary, settings=settings, intervals=INTERVALS, sections=sections)
-
-
-def _data_address(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    return page.render(summary=summary, settings=settings_lines(summary), intervals=INTERVALS, sections=sections)
 
 
 def examples(samples: list[dict], number: int) -> list[dict]:
     """Refinements to look at: right where the vote is wrong, those over the fewest right candidates first; and wrong
-    where the vote is right, those over the most right candidates first.
-
-    Args:
-        samples: Rows of one benchmark.
-        number: So many of each at most, of different problems.
+    where the vote is right, those over the most right candidates first. Of each at most `number`, of different
+    problems; `samples` are rows of one benchmark.
     """
     direct, shown = defaultdict(dict), []
     for sample in samples:
@@ -272,12 +265,7 @@ def _shortened(text: str) -> str:
 
 
 def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
-    """Write report.md and report.html, and report.png if matplotlib is installed.
-
-    Args:
-        summary: The content of eval.json.
-        samples: Rows of samples.parquet with their texts, for the examples in report.html.
-    """
+    """Write report.md and report.html (arguments as `report_html`), and report.png if matplotlib is installed."""
     atomic_write(Path(folder) / "report.md", report_markdown(summary))
     atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
     if image := png(summary):

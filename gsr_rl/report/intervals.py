@@ -48,16 +48,12 @@ class Variance:
         return self.between + (self.within or 0.0) / runs
 
 
+@lru_cache(maxsize=4)  # a table uses the same again and again: over all problems and over parts of them
 def bootstrap_weights(num_problems: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each problem is in each resample: shape (resamples, problems), read-only. Rows sum to `num_problems`.
 
     Statistics that share these weights are resampled together, that is, paired.
     """
-    return _drawn_weights(num_problems, resamples, seed)
-
-
-@lru_cache(maxsize=4)  # a table uses the same again and again: over all problems and over parts of them
-def _drawn_weights(num_problems: int, resamples: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     weights = np.empty((resamples, num_problems))
     for row in range(resamples):
@@ -77,18 +73,13 @@ def _resampled(ratio: Ratio, weights: np.ndarray) -> np.ndarray:
 
 
 def _summary(value: float, low: float, high: float) -> dict[str, float | None]:
-    def number(x: float) -> float | None:
-        return None if math.isnan(x) else round(x, DIGITS)
-
-    return {"value": number(value), "low": number(low), "high": number(high)}
+    figures = {"value": value, "low": low, "high": high}
+    return {name: None if math.isnan(figure) else round(figure, DIGITS) for name, figure in figures.items()}
 
 
 def _percentiles(draws: np.ndarray) -> tuple[float, float]:
     draws = draws[~np.isnan(draws)]
-    if not len(draws):
-        return math.nan, math.nan
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(np.percentile(draws, [2.5, 97.5]).tolist()) if len(draws) else (math.nan, math.nan)
 
 
 def wilson(value: float, n: float) -> tuple[float, float]:
@@ -231,9 +222,8 @@ def variance(groups: Sequence[Sequence[float | None]], independent: bool = True)
     scored = [group for group in scored if group]
     if len(scored) < 2:
         return None
-    means = [math.fsum(group) / len(group) for group in scored]
     runs = len(scored) / math.fsum(1 / len(group) for group in scored)  # harmonic, as it enters the variance
-    total = _sample_variance(means)
+    total = _sample_variance([math.fsum(group) / len(group) for group in scored])
     several = [group for group in scored if len(group) > 1]
     if not several or not independent:
         return Variance(total, None, len(scored), runs)

@@ -1,6 +1,7 @@
 """Plots of an evaluation, from the content of eval.json. Without matplotlib there are none."""
 
 import io
+from importlib.util import find_spec
 
 from gsr_rl.report.problem_values import NO_ACCURACY
 
@@ -10,35 +11,21 @@ OTHERS = ("#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "sD^vP*X"
 
 
-def _has_matplotlib() -> bool:
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    return True
-
-
 def _styles(metrics: list[str]) -> dict[str, dict[str, str]]:
     """Colour and marker of each metric."""
     styles = {}
     for metric in metrics:
-        colour = next((colour for name, colour in COLOURS.items() if metric.startswith(f"{name}@")), None)
-        if colour:
-            styles[metric] = {"color": colour, "marker": "o"}
-        else:
-            place = sum(style["color"] in OTHERS for style in styles.values())
-            marker = MARKERS[place % len(MARKERS)]
-            styles[metric] = {"color": OTHERS[place % len(OTHERS)], "marker": marker}
+        place = sum(style["color"] in OTHERS for style in styles.values())
+        other = {"color": OTHERS[place % len(OTHERS)], "marker": MARKERS[place % len(MARKERS)]}
+        colour = COLOURS.get(metric.partition("@")[0])
+        styles[metric] = {"color": colour, "marker": "o"} if colour else other
     return styles
 
 
 def _interval(estimate: dict) -> list[list[float]]:
     """Lengths of the error bar in points, below and above."""
-    return [
-        [max(0.0, 100 * (estimate["value"] - estimate["low"]))],
-        [max(0.0, 100 * (estimate["high"] - estimate["value"]))],
-    ]
+    low, value, high = (estimate[side] for side in ("low", "value", "high"))
+    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 
 def _accuracies(summary: dict, name: str) -> dict[str, dict]:
@@ -54,9 +41,8 @@ def draw_accuracies(axes, summary: dict, name: str) -> None:
         how = {"linestyle": "none", "capsize": 2, "markersize": 5} | styles[metric]
         axes.errorbar([100 * estimate["value"]], [place], xerr=_interval(estimate), **how)
     axes.set_yticks(range(len(shown)), [metric for metric, _ in shown])
-    axes.set_xlabel("problems right, %")
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title("all methods, 95 % intervals")
+    axes.set(xlabel="problems right, %", title="all methods, 95 % intervals")
 
 
 def draw_against_k(axes, summary: dict, name: str) -> None:
@@ -66,9 +52,7 @@ def draw_against_k(axes, summary: dict, name: str) -> None:
         shown = {int(number): estimate for number, estimate in points.items() if estimate["value"] is not None}
         if shown:
             numbers = list(shown)
-            low, middle, high = (
-                [100 * estimate[side] for estimate in shown.values()] for side in ("low", "value", "high")
-            )
+            low, middle, high = ([100 * e[side] for e in shown.values()] for side in ("low", "value", "high"))
             axes.plot(numbers, middle, marker=".", color=COLOURS[kind], label=f"{kind}@k")
             axes.fill_between(numbers, low, high, color=COLOURS[kind], alpha=0.15, linewidth=0)
     accuracies = _accuracies(summary, name)
@@ -82,10 +66,8 @@ def draw_against_k(axes, summary: dict, name: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.minorticks_off()
-    axes.set_xlabel("candidates k")
-    axes.set_ylabel("problems right, %")
     axes.grid(alpha=0.3)
-    axes.set_title("against the number of candidates")
+    axes.set(xlabel="candidates k", ylabel="problems right, %", title="against the number of candidates")
 
 
 def draw_against_tokens(axes, summary: dict, name: str) -> None:
@@ -96,17 +78,15 @@ def draw_against_tokens(axes, summary: dict, name: str) -> None:
                   if estimate["value"] is not None and f"maj@{n}" in spent)  # fmt: skip
     if line:
         axes.plot(*zip(*line, strict=True), marker=".", color=COLOURS["maj"], label="maj@k")
-    shown = [metric for metric in accuracies if metric in spent and not metric.startswith(("maj@", "pass@"))]
     styles = _styles(list(accuracies))
-    for metric in shown:
-        estimate = accuracies[metric]
+    for metric, estimate in accuracies.items():
+        if metric not in spent or metric.startswith(("maj@", "pass@")):
+            continue
         how = {"linestyle": "none", "capsize": 2, "label": metric} | styles[metric]
         axes.errorbar([spent[metric]], [100 * estimate["value"]], yerr=_interval(estimate), **how)
-    axes.set_xlabel("completion tokens a problem")
-    axes.set_ylabel("problems right, %")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.set_title("against the tokens spent")
+    axes.set(xlabel="completion tokens a problem", ylabel="problems right, %", title="against the tokens spent")
 
 
 def draw_by_num_correct(axes, summary: dict, name: str) -> None:
@@ -118,10 +98,8 @@ def draw_by_num_correct(axes, summary: dict, name: str) -> None:
             axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[key], label=f"{key}@{k}")
     labels = [f"{number}\nn={table[str(number)]['n']}" if table else str(number) for number in range(k + 1)]
     axes.set_xticks(range(k + 1), labels)
-    axes.set_ylim(-4, 104)
-    axes.set_xlabel(f"right candidates of {k}, and sets")
-    axes.set_ylabel("sets right, %")
     axes.grid(alpha=0.3)
+    axes.set(ylim=(-4, 104), xlabel=f"right candidates of {k}, and sets", ylabel="sets right, %")
     axes.set_title("by the number of right candidates")
 
 
@@ -135,7 +113,7 @@ PLOTS = {
 
 def svgs(summary: dict, name: str) -> dict[str, str]:
     """The plots of a benchmark as SVG texts, by what they show. {} without matplotlib."""
-    if not _has_matplotlib():
+    if not find_spec("matplotlib"):
         return {}
     import matplotlib
     from matplotlib.figure import Figure
@@ -158,7 +136,7 @@ def svgs(summary: dict, name: str) -> dict[str, str]:
 
 def png(summary: dict) -> bytes | None:
     """The first benchmark's accuracies and its table by number of right candidates; None without matplotlib."""
-    if not _has_matplotlib():
+    if not find_spec("matplotlib"):
         return None
     from matplotlib.figure import Figure
 

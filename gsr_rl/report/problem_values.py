@@ -275,7 +275,7 @@ class Problems:
         for problem in self.problems:
             sets = [candidate_set for candidate_set in problem.sets if takes_part(rate, candidate_set)]
             unit = max(1, len(problem.sets))
-            hits.append(sum(rate.weight(candidate_set) * rate.hit(candidate_set) for candidate_set in sets) / unit)
+            hits.append(sum(rate.weight(s) * rate.hit(s) for s in sets) / unit)
             weights.append(sum(map(rate.weight, sets)) / unit)
             scored.append(any(candidate_set.is_scored for candidate_set in problem.sets))
         return Ratio(np.array(hits, float), np.array(weights, float), np.array(scored, bool))
@@ -296,9 +296,7 @@ class Problems:
             over problems; None without sets.
         """
         sets = [candidate_set for problem in self.problems for candidate_set in problem.sets]
-        figures = (
-            [getattr(candidate_set, name) for candidate_set in sets] for name in ("num_correct", "selfref", "maj")
-        )
+        figures = ([getattr(s, name) for s in sets] for name in ("num_correct", "selfref", "maj"))
         table = metrics.by_num_correct(*figures, self.k)
         for number, row in table.items():
             row["gap"] = self._gap(int(number), weights) if row["n"] else None

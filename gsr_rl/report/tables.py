@@ -39,7 +39,6 @@ SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings
     "max_refinement_prompt_length": ("sampling", "max_refinement_prompt_length"),
     "unfinished_candidates": ("sampling", "unfinished_candidates"),
 }
-
 SHARED = ("num_samples", "num_candidate_sets", "grouping", "engine", "sampling")
 
 
@@ -243,9 +242,8 @@ def _check_seeds(runs: list[Results]) -> None:
         if any(set(run.problems["lenient"][name].ids) != set(values.ids) for run in runs):
             raise ValueError(f"from_samples: the runs hold different problems of {name}: evaluate the same ones")
         for run in runs[1:]:
-            check_same_problems(
-                first.texts, run.texts, [(name, identity) for identity in values.ids], "from_samples: "
-            )
+            keys = [(name, identity) for identity in values.ids]
+            check_same_problems(first.texts, run.texts, keys, "from_samples: ")
 
 
 def _settings_that_differ(here: dict, there: dict) -> dict[str, list]:
@@ -268,8 +266,8 @@ def over_seeds(runs: list[Results]) -> dict:
         `k` and `seeds` (text); the settings that all runs share (`SHARED`); `of_seed`, what differs between them,
         `{SEED: {"model", "versions", "hardware", "skipped"}}`; `benchmarks` (lenient) and `strict`,
         `{BENCHMARK: {METRIC: FIGURE}}`; paired, `differences` and `strict_differences`,
-        `{BENCHMARK: {"X-Y": FIGURE}}`; and `missing`,
-        `{BENCHMARK: {METRIC: [seeds]}}`, what is left out under lenient grading and the seeds without it. FIGURE is
+        `{BENCHMARK: {"X-Y": FIGURE}}`; and `missing`, `{BENCHMARK: {METRIC: [seeds]}}`, what is left out under lenient
+        grading and the seeds without it. FIGURE is
         `{"value", "low", "high", "seeds": [...], "sd"}`, `sd` that of the seeds' values.
 
     Raises:

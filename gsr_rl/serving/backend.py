@@ -47,9 +47,8 @@ class Backend:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0)
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         http = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
-        self._client = AsyncOpenAI(
-            api_key=key or "none", base_url=url, max_retries=0, timeout=timeout, http_client=http
-        )
+        access = {"api_key": key or "none", "base_url": url, "http_client": http}
+        self._client = AsyncOpenAI(max_retries=0, timeout=timeout, **access)
         self.url, self.model, self.context_length, self.up = url, model, context_length, False
         self._key, self._api, self._retries, self._tokenizer = key, api, retries, tokenizer
         self._turns = asyncio.Semaphore(max_requests)
@@ -98,21 +97,14 @@ class Backend:
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 self._models = (await self._client.models.list()).data
-            self._why = ""
-            self.up = True
+            self._why, self.up = "", True
             return True
         except Exception as error:
             self._why = self._clean(error)
             return self.up and _out_of_files(error)
 
-    async def sample(
-        self,
-        ask: Ask,
-        deadline: float,
-        on_text: Callable[[int, str], None] | None = None,
-        stop: list[str] | None = None,
-        seed: int | None = None,
-    ) -> list[Completion]:
+    async def sample(self, ask: Ask, deadline: float, on_text: Callable[[int, str], None] | None = None,
+                     stop: list[str] | None = None, seed: int | None = None) -> list[Completion]:  # fmt: skip
         """A stage's completions: of the last stage all, of another those that are there at the deadline.
 
         Args:
@@ -122,16 +114,11 @@ class Backend:
         Raises:
             SamplingFailed: With 503 if the backend is gone or refuses, 504 if it is too slow.
         """
-        calls = [
-            asyncio.ensure_future(self._one(ask, deadline, index, on_text, stop, seed))
-            for index in range(ask.sampling.n)
-        ]
+        requests = (self._one(ask, deadline, index, on_text, stop, seed) for index in range(ask.sampling.n))
+        calls = [asyncio.ensure_future(request) for request in requests]
+        until = asyncio.FIRST_EXCEPTION if ask.last else asyncio.ALL_COMPLETED
         try:
-            await asyncio.wait(
-                calls,
-                timeout=max(0.0, deadline - time.monotonic()),
-                return_when=asyncio.FIRST_EXCEPTION if ask.last else asyncio.ALL_COMPLETED,
-            )
+            await asyncio.wait(calls, timeout=max(0.0, deadline - time.monotonic()), return_when=until)
         finally:
             for call in calls:
                 call.cancel()

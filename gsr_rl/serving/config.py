@@ -38,9 +38,7 @@ class AnswerConfig(ChatTemplateConfig):
     max_refinement_prompt_length: int | None = key(
         None, "Budget of a refinement prompt in tokens. Default: gsr_config.json, else 8192."
     )
-    unfinished_candidates: str | None = key(
-        None, "Candidates that ran into their limit: drop or cut. Default: gsr_config.json, else drop."
-    )
+    unfinished_candidates: str | None = key(None, "Unfinished ones: drop or cut. Default: gsr_config.json, else drop.")
     mode: str = key("refine", "refine, vote (the majority's candidate, no refinement) or direct (one plain sample).")
     rounds: int = key(1, "Refinement rounds. Each but the last makes K refinements, which the next one reads.")
     temperature: float = key(0.6, "Sampling temperature of candidates; 0 is greedy.")
@@ -81,15 +79,10 @@ class AnswerConfig(ChatTemplateConfig):
             ValueError: A value of the file is wrong.
         """
         stored = refinement_settings(getattr(self, "endpoint_tokenizer", None) or self.model)
-        trained_lengths = {
-            "trained_completion_length": stored.pop("max_completion_length", None),
-            "trained_refinement_length": stored.pop("max_refinement_length", None),
-        }
-        shown = stored | {
-            name: value for name, value in self._values_of(RefinementConfig).items() if value is not None
-        }
-        values = self._values_of(SolveSettings) | dataclasses.asdict(RefinementConfig(**shown))
-        return SolveSettings(**values, **trained_lengths)
+        trained = {f"trained_{of}_length": stored.pop(f"max_{of}_length", None) for of in ("completion", "refinement")}
+        set_here = {name: value for name, value in self._values_of(RefinementConfig).items() if value is not None}
+        values = self._values_of(SolveSettings) | dataclasses.asdict(RefinementConfig(**stored | set_here))
+        return SolveSettings(**values, **trained)
 
     def _values_of(self, other: type) -> dict[str, object]:
         """The values here of another dataclass's fields."""
@@ -144,15 +137,9 @@ class ServeConfig(AnswerConfig):
     """`gsr-serve`: the server behind it, the address in front, and its limits."""
 
     backend: str = key("http://127.0.0.1:8000/v1", "Address of the vLLM server that samples.")
-    backend_model: str | None = key(
-        None, "The name by which it knows the model. Default: the only one that it serves."
-    )
-    backend_api: str = key(
-        "completions", "completions (token ids, exact; vLLM and SGLang) or chat (messages, any server)."
-    )
-    backend_key_env: str | None = key(
-        None, "Name of the environment variable with the backend's key. Default: no key."
-    )
+    backend_model: str | None = key(None, "Its name for the model. Default: the only one that it serves.")
+    backend_api: str = key("completions", "completions (token ids, exact; vLLM, SGLang) or chat (messages, any).")
+    backend_key_env: str | None = key(None, "Environment variable with the backend's key. Default: no key.")
     backend_retries: int = key(2, "Further tries of a request that the backend refused or dropped.")
     backend_start_seconds: float = key(60.0, "How long to wait for the backend's first answer at the start.")
     max_model_length: int | None = key(None, "The backend's context length in tokens. Default: what it states.")
@@ -174,9 +161,7 @@ class ServeConfig(AnswerConfig):
     max_waiting: int = key(128, "Requests that wait for a place; one more gets 429.")
     request_seconds: float = key(600.0, "How long a request may take, waiting included. Its stages share it.")
     keep_alive_seconds: float = key(10.0, "A stream begins at the latest, and then says at least a comment, so often.")
-    forward_seed: bool = key(
-        False, "Hand a request's seed to the backend. vLLM's CPU engine dies of it, so it is left out."
-    )
+    forward_seed: bool = key(False, "Hand a request's seed to the backend. vLLM's CPU engine dies of it.")
 
     def errors(self) -> list[str]:
         messages = super().errors() + check_model(self, "model") + check_address("backend", self.backend)

@@ -134,16 +134,15 @@ class Terminal(Watcher):
             parts.append(boxes(self._console, stage, texts, attempts, lines))
             if attempts and stage == "candidate" and len(attempts) > 1:
                 parts.append(Text(f"Votes: {votes_line(attempts)}", style="bold"))
-        what = {0: "sampling candidates"}.get(self._number, f"refining, round {self._number}")
+        what = f"refining, round {self._number}" if self._number else "sampling candidates"
         what = what if self._texts else "starting"
         parts.append(Text(f"{what}, {time.monotonic() - self._start:.0f} s", style="dim"))
         return Group(*parts)
 
     def _live_lines(self) -> int:
         """Of a box of the stage that is sampled: as many as fit below what is above it."""
-        *earlier, rows = [
-            math.ceil(len(texts) / in_a_row(self._console, len(texts))) for texts in self._texts.values()
-        ]
+        counts = map(len, self._texts.values())
+        *earlier, rows = [math.ceil(count / in_a_row(self._console, count)) for count in counts]
         room = self._console.height - len(self._console.render_lines(self._heading())) - 2  # votes, and what is done
         return max(1, min(LIVE_LINES, (room - sum(earlier) * (DONE_LINES + 2)) // rows - 2))
 
@@ -221,9 +220,8 @@ def _box(title: str, text: str, attempt: Attempt | None, lines: int | None, widt
         foot = f"{short(attempt.answer, max(8, width - 14))}{votes}"
         style = "dim" if not attempt.finished else "white"
         foot += "" if attempt.finished else " (cut)"
-    return Panel(
-        Text(body), title=title, subtitle=Text(foot) if foot else None, border_style=style, title_align="left"
-    )
+    how = {"title": title, "title_align": "left", "border_style": style}
+    return Panel(Text(body), subtitle=Text(foot) if foot else None, **how)
 
 
 def terminal_console():

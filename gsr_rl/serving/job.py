@@ -16,6 +16,7 @@ from gsr_rl.serving.limits import Places
 from gsr_rl.serving.requests import ApiError, ChatRequest
 from gsr_rl.serving.steps import (
     Ask,
+    Attempt,
     ChatRefused,
     PromptTooLong,
     SamplingFailed,
@@ -43,12 +44,12 @@ class Metrics:
         self.tokens = Counter("gsr_tokens", "Tokens", ["kind"], registry=self._registry)
         self.seconds = Histogram("gsr_request_seconds", "Of an answer", buckets=BUCKETS, registry=self._registry)
         self.stages = Histogram("gsr_stage_seconds", "Of a stage", ["stage"], buckets=BUCKETS, registry=self._registry)
-        running = Gauge("gsr_requests_running", "Requests worked on", registry=self._registry)
-        waiting = Gauge("gsr_requests_waiting", "Requests in the queue", registry=self._registry)
-        up = Gauge("gsr_backend_up", "1 if the backend answers", registry=self._registry)
-        running.set_function(lambda: places.running)
-        waiting.set_function(lambda: places.waiting)
-        up.set_function(lambda: float(backend.up))
+        for name, about, value in (
+            ("gsr_requests_running", "Requests worked on", lambda: places.running),
+            ("gsr_requests_waiting", "Requests in the queue", lambda: places.waiting),
+            ("gsr_backend_up", "1 if the backend answers", lambda: float(backend.up)),
+        ):
+            Gauge(name, about, registry=self._registry).set_function(value)
 
     def solved(self, solution: Solution, mode: str) -> None:
         self.modes.labels(mode).inc()
@@ -143,7 +144,7 @@ class Job:
         steps = solving(chat, shared.tokenizer, settings, shared.backend.context_length)
         reply, failure = None, None
         while True:
-            step = await self._in_thread(_advance, steps, reply, failure)
+            step = await asyncio.get_running_loop().run_in_executor(shared.thread, _advance, steps, reply, failure)
             reply, failure = None, None
             if isinstance(step, Solution):
                 return step
@@ -159,14 +160,10 @@ class Job:
                     raise
                 failure = error
 
-    async def _in_thread(self, function, *arguments):
-        return await asyncio.get_running_loop().run_in_executor(self._shared.thread, function, *arguments)
-
     async def _sample(self, ask: Ask, deadline: float) -> list:
-        start, stop, seed, on_text = time.monotonic(), None, None, None
-        if ask.last:
-            stop = self.request.stops()
-            on_text = self._speak if self.request.stream else None
+        start, seed = time.monotonic(), None
+        stop = self.request.stops() if ask.last else None
+        on_text = self._speak if ask.last and self.request.stream else None
         if self._shared.forward_seed and self.request.seed is not None:
             seed = self.request.seed + 1000 * ask.number
         completions = await self._shared.backend.sample(ask, deadline, on_text, stop, seed)
@@ -180,12 +177,7 @@ class Job:
     def body(self, solution: Solution) -> dict:
         """A chat completion."""
         choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text},
-                "finish_reason": "stop" if answer.finished else "length",
-                "logprobs": None,
-            }
+            _choice(index, "message", {"role": "assistant", "content": answer.text}, _reason(answer))
             for index, answer in enumerate(solution.answers)
         ]
         head = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.request.model}
@@ -211,8 +203,7 @@ class Job:
         return details
 
     def _chunk(self, index: int, delta: dict, reason: str | None = None, **more) -> bytes:
-        choices = [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}]
-        return self._event({"choices": choices, **more})
+        return self._event({"choices": [_choice(index, "delta", delta, reason)], **more})
 
     def _event(self, content: dict) -> bytes:
         head = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.request.model}
@@ -249,7 +240,7 @@ class Job:
         for index, answer in enumerate(solution.answers):
             last = index == len(solution.answers) - 1
             more = {"gsr": self.details(solution)} if last else {}
-            yield self._chunk(index, {}, "stop" if answer.finished else "length", **more)
+            yield self._chunk(index, {}, _reason(answer), **more)
         if self.request.stream_options and self.request.stream_options.include_usage:
             yield self._event({"choices": [], "usage": usage(solution)})
         yield b"data: [DONE]\n\n"
@@ -257,12 +248,16 @@ class Job:
 
 def usage(solution: Solution) -> dict[str, int]:
     """Tokens of all stages: prompts, each counted once, and completions, the candidates' among them."""
-    tokens = solution.usage
-    return {
-        "prompt_tokens": tokens.prompt_tokens,
-        "completion_tokens": tokens.completion_tokens,
-        "total_tokens": tokens.prompt_tokens + tokens.completion_tokens,
-    }
+    prompt, completion = solution.usage.prompt_tokens, solution.usage.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _reason(answer: Attempt) -> str:
+    return "stop" if answer.finished else "length"
+
+
+def _choice(index: int, key: str, content: dict, reason: str | None) -> dict:
+    return {"index": index, key: content, "finish_reason": reason, "logprobs": None}
 
 
 def _advance(steps: Steps, reply, failure: SamplingFailed | None) -> Ask | Vote | Solution:

@@ -143,20 +143,11 @@ class Listener(uvicorn.Server):
 
 def listener(app, config: ServeConfig, ready: Callable[[int], None]) -> Listener:
     """What listens at the configuration's address for the application."""
-    options = uvicorn.Config(
-        app,
-        host=config.host,
-        port=config.port,
-        http=functools.partial(Connection, header_seconds=config.header_seconds),
-        ws="none",
-        access_log=False,
-        server_header=False,
-        log_level="warning",
-        lifespan="off",
-        limit_concurrency=config.max_connections,
-        timeout_graceful_shutdown=int(config.request_seconds) + 5,
-    )
-    return Listener(options, ready)
+    connection = functools.partial(Connection, header_seconds=config.header_seconds)
+    limits = {"limit_concurrency": config.max_connections}
+    limits |= {"timeout_graceful_shutdown": int(config.request_seconds) + 5}
+    without = {"ws": "none", "lifespan": "off", "access_log": False, "server_header": False, "log_level": "warning"}
+    return Listener(uvicorn.Config(app, config.host, config.port, http=connection, **limits, **without), ready)
 
 
 def allow_files(config: ServeConfig) -> None:

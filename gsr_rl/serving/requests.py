@@ -258,10 +258,7 @@ def settings_of(request: ChatRequest, config: ServeConfig, base: SolveSettings) 
     ):
         if value is not None and value > limit:
             raise ApiError(422, "invalid_value", f"{name}={value}: at most {limit} is allowed here", name)
-    if ours.num_candidates is not None:
-        values["num_candidates"] = ours.num_candidates
-    if ours.rounds is not None:
-        values["rounds"] = ours.rounds
+    values |= {name: value for name in ("num_candidates", "rounds") if (value := getattr(ours, name)) is not None}
     if values["mode"] == "vote" and answers > values.get("num_candidates", base.num_candidates):
         raise ApiError(422, "invalid_value", f"n={answers} is more than the candidates that vote", "n")
     if request.temperature is not None:

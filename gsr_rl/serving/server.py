@@ -42,15 +42,8 @@ class Server:
         self.keys, self.places = Keys(config.keys()), Places(config.max_running, config.max_waiting)
         self.metrics = Metrics(self.places, backend)
         self._thread = ThreadPoolExecutor(1, "tokenizer")
-        self.shared = Shared(
-            tokenizer=tokenizer,
-            backend=backend,
-            places=self.places,
-            metrics=self.metrics,
-            thread=self._thread,
-            request_seconds=config.request_seconds,
-            forward_seed=config.forward_seed,
-        )
+        self.shared = Shared(tokenizer, backend, self.places, self.metrics, self._thread,
+                             request_seconds=config.request_seconds, forward_seed=config.forward_seed)  # fmt: skip
         self._created = int(time.time())
 
     def app(self):

@@ -91,9 +91,8 @@ def read_problems(problem: str | None, file: str | None, stdin=None) -> list[dic
 
 def _are_rows(text: str) -> bool:
     """Whether piped text is JSON lines: its first line is an object with a problem."""
-    first = text.lstrip().partition("\n")[0]
     try:
-        row = json.loads(first)
+        row = json.loads(text.lstrip().partition("\n")[0])
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and bool({"problem", "question"} & set(row))

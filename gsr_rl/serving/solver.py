@@ -181,16 +181,6 @@ def _open(config: SolveConfig) -> Engine:
         )
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    return open_engine(
-        kind,
-        config.model,
-        seed=config.seed,
-        max_model_length=config.max_model_length,
-        dtype=config.engine_dtype,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        tensor_parallel_size=config.tensor_parallel_size,
-        max_num_seqs=config.max_num_seqs,
-        enforce_eager=config.enforce_eager,
-        endpoint=endpoint,
-        chat_template=config.chat_template,
-    )
+    names = ("seed", "max_model_length", "gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs")
+    same = {name: getattr(config, name) for name in (*names, "enforce_eager", "chat_template")}
+    return open_engine(kind, config.model, dtype=config.engine_dtype, endpoint=endpoint, **same)

@@ -231,13 +231,6 @@ def by_votes(attempts: list[Attempt]) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: (-attempt.votes, not attempt.finished))
 
 
-def attempts_of(completions: list[Completion]) -> list[Attempt]:
-    return [
-        Attempt(completion.text, extract_answer(completion.text), completion.finished, len(completion.token_ids))
-        for completion in completions
-    ]
-
-
 def counted(attempts: list[Attempt], groups: list[int | None]) -> list[Attempt]:
     """The attempts with their votes, from the classes of their answers."""
     sizes = Counter(group for group in groups if group is not None)
@@ -321,7 +314,7 @@ def _stage(state: _State, ask: Ask) -> Generator:
     settings = state.settings
     completions = yield ask
     state.usage.count(ask, completions)
-    attempts = attempts_of(completions)
+    attempts = [Attempt(c.text, extract_answer(c.text), c.finished, len(c.token_ids)) for c in completions]
     if settings.count_votes and not ask.last:
         attempts = counted(attempts, (yield Vote([attempt.answer for attempt in attempts])))
     if settings.mode == "vote" and len(attempts) < settings.num_candidates:

@@ -11,7 +11,7 @@ from gsr_rl.report import intervals
 def test_resamples_hold_as_many_problems_as_there_are():
     weights = intervals.bootstrap_weights(30, resamples=50, seed=1)
     assert weights.shape == (50, 30) and (weights.sum(axis=1) == 30).all()
-    assert (weights == intervals._drawn_weights.__wrapped__(30, 50, 1)).all()
+    assert (weights == intervals.bootstrap_weights.__wrapped__(30, 50, 1)).all()
     assert (weights != intervals.bootstrap_weights(30, resamples=50, seed=2)).any()
 
 
