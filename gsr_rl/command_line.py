@@ -51,8 +51,7 @@ class Key:
 @cache
 def our_classes() -> dict[str, Path]:
     """The file of each of our configuration classes: those of every room's `config.py` and `settings.py`."""
-    package = Path(__file__).parent
-    paths = [path for path in sorted(package.rglob("*.py")) if path.stem in CONFIG_MODULES]
+    paths = [path for path in sorted(Path(__file__).parent.rglob("*.py")) if path.stem in CONFIG_MODULES]
     return {node.name: path for path in paths for node in _parsed(path).body if isinstance(node, ast.ClassDef)}
 
 
@@ -277,8 +276,7 @@ def _scalar(text: str, as_text: bool) -> object:
 def of_type(values: dict[str, object], keys: dict[str, Key]) -> dict[str, object]:
     """The values as their keys' types have them: text that is a number as that number, 1 and yes as true.
 
-    Raises:
-        ValueError: Values of another type, each with what is expected.
+    Raises `ValueError` for values of another type, each with what is expected.
     """
     messages = []
     for name, value in values.items():

@@ -111,9 +111,8 @@ def check_context(c, name: str, model: str | None, refines: bool = True) -> list
     length = stated or readable
     if length is None:
         return []
-    limit = (
-        f"the engine's context length {name}={stated}" if stated else f"the context length of {model}, {length} tokens"
-    )
+    limit = f"the context length of {model}, {length} tokens"
+    limit = f"the engine's context length {name}={stated}" if stated else limit
     or_raise = f" or raise {name}" if stated else ""
     limits = ["max_completion_length", *(["max_refinement_length"] if refines else [])]
     if tight := [key for key in limits if getattr(c, key) is not None and getattr(c, key) >= length]:
@@ -212,9 +211,8 @@ def _is(value: object, name: str, kind: str) -> bool:
     if name == "list":
         if kind == "list[float]":  # text in a list is not read as a number
             return isinstance(value, list) and all(type(entry) in (int, float) for entry in value)
-        if kind == "list[str]" and isinstance(value, list):
-            return all(isinstance(entry, str) for entry in value)
-        return isinstance(value, str | list)
+        entries = value if kind == "list[str]" and isinstance(value, list) else ()
+        return isinstance(value, str | list) and all(isinstance(entry, str) for entry in entries)
     if name == "bool":
         return isinstance(value, bool) or str(value).lower() in TRUE_WORDS | FALSE_WORDS
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):

@@ -182,8 +182,7 @@ def is_name(name: str) -> bool:
 
 def _canonical(name: str) -> str:
     """The one spelling of a benchmark's name; what is none stays as it is."""
-    match = _knights_of(name)
-    return _knights_name(match) if match else _NAMES.get(_plain(name), name)
+    return _knights_name(match) if (match := _knights_of(name)) else _NAMES.get(_plain(name), name)
 
 
 def _knights_of(name: str) -> re.Match | None:
@@ -318,8 +317,7 @@ def _check_answers(source: Source, rows: list[dict]) -> list[str]:
     answers = [row["answer"] for row in rows]
     if not all(re.fullmatch(FORMS["integer"][0], answer.strip()) for answer in answers):
         return []
-    fingerprint = answers_fingerprint(answers)
-    if fingerprint == known.answers:
+    if (fingerprint := answers_fingerprint(answers)) == known.answers:
         return []
     for name, entry in BENCHMARKS.items():
         if fingerprint == entry.answers:

@@ -86,8 +86,7 @@ class _Problem:
 class _Index:
     """Problems of evaluation sets, to be found by their texts and by their n-grams.
 
-    Args:
-        texts: Tokens of the training problems, which say with the others what a common phrase is.
+    `texts` are tokens of the training problems, which say with the others what a common phrase is.
     """
 
     def __init__(self, problems: list[_Problem], texts: list[list[str]], n: int):
@@ -139,11 +138,8 @@ def decontaminate(
             clean.append(row)
             continue
         problem, reason, overlap = match
-        set_name, other = problem.evaluation_set, problem.row
-        finding = Finding(
-            row["id"], row["problem"], reason, round(overlap, 4), set_name, other["id"], other["problem"]
-        )
-        removed.append(asdict(finding))
+        found_in = problem.evaluation_set, problem.row["id"], problem.row["problem"]
+        removed.append(asdict(Finding(row["id"], row["problem"], reason, round(overlap, 4), *found_in)))
     return clean, removed
 
 

@@ -30,14 +30,8 @@ ASKS_FOR_A_FORM = {"fraction_simplification", "polynomial_multiplication", "powe
 # Generated rows belong to the split of their text's hash, in shares of 100 buckets: no two splits share a text,
 # whatever the task, its difficulty and the seed. `train` is `sft`, `grpo` and `base` together; `base` is for making a
 # base or a teacher.
-GYM_SPLITS = {
-    "train": (0, 60),
-    "sft": (0, 25),
-    "grpo": (25, 50),
-    "base": (50, 60),
-    "validation": (60, 80),
-    "test": (80, 100),
-}
+GYM_SPLITS = {"train": (0, 60), "sft": (0, 25), "grpo": (25, 50), "base": (50, 60)}
+GYM_SPLITS |= {"validation": (60, 80), "test": (80, 100)}
 _SEEDS_PER_SPLIT = 1_000_000_000
 _SEEDS_PER_RUN = 1_000_000
 
@@ -239,9 +233,7 @@ def find_solutions(statements: tuple) -> list[tuple[bool, ...]]:
 
     The same as reasoning-gym's `KnightsKnavesDataset.find_solution`, in the same order. That tries 2^n assignments;
     here a person comes in when a statement names them, and each statement leaves about half of the cases at once.
-
-    Args:
-        statements: One nested tuple per person, in reasoning-gym's language.
+    `statements` has one nested tuple per person, in reasoning-gym's language.
     """
     import numpy as np  # not at the top: problems.py and so the checks of configurations import this module
 

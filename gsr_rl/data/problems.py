@@ -18,16 +18,7 @@ from types import SimpleNamespace
 
 from gsr_rl.data import gym_tasks, sources, tiny_world
 from gsr_rl.data.decontamination import decontaminate
-from gsr_rl.data.sources import (
-    ANSWER_COLUMNS,
-    GENERATED,
-    PROBLEM_COLUMNS,
-    as_list,
-    file_kind,
-    normalise_text,
-    problem_id,
-    source_of,
-)
+from gsr_rl.data.sources import ANSWER_COLUMNS, GENERATED, PROBLEM_COLUMNS, file_kind, normalise_text, problem_id
 from gsr_rl.keys import mapping, raise_if_any
 from gsr_rl.refinement.prompts import get_template, solve_prompt
 from rewards import extract_answer
@@ -98,8 +89,8 @@ def read_problems(config) -> Problems:
         ValueError: A local row without problem or usable answer while `unusable_rows` is `error`, two rows with one
             id, no row at all, an unknown source, or an evaluation set that cannot be read.
     """
-    source = source_of(f"{config.dataset_name}@{config.dataset_split}")
-    against = [name for name in as_list(config.decontaminate_against) if source_of(name) != source]
+    source = sources.source_of(f"{config.dataset_name}@{config.dataset_split}")
+    against = [name for name in sources.as_list(config.decontaminate_against) if sources.source_of(name) != source]
     if against and config.max_problems and not str(config.dataset_name).startswith(GENERATED):
         more = {"max_problems": 2 * config.max_problems + 100}  # so that enough is left
         problems = _read(SimpleNamespace(**vars(config) | more))
@@ -163,7 +154,7 @@ def evaluation_rows(name: str) -> list[dict]:
     Raises:
         ValueError: The set cannot be read, or holds no problem.
     """
-    source, split = source_of(name)
+    source, split = sources.source_of(name)
     config = plain_config(source, dataset_split=split, row_filters={}, unusable_rows="drop", need_answer=False)
     try:
         problems = _read(config)
@@ -355,10 +346,7 @@ def _missing(name: str, columns: list[str], row: dict) -> str:
 
 
 def _answer_of(row: dict, key: str, *, prose: bool) -> str:
-    """The answer in a column, or "" if the verifier could not read it.
-
-    A `solution` is `prose` unless it was named as the answer: without a marked final answer it is none.
-    """
+    """The answer in a column; "" where the verifier cannot read it, and for `prose` without a marked final answer."""
     value = row.get(key)
     if key == "solution" and prose and "\\boxed" not in str(value) and "####" not in str(value):
         return ""

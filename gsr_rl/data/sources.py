@@ -48,8 +48,8 @@ HUB_SETS = {
     "nvidia/OpenMathReasoning": HubSet(
         ("cot", "tir"),
         answer="expected_answer",
-        row_filters={"problem_type": "has_answer_extracted", "pass_rate_72b_tir": {"min": 0.25, "max": 0.90}},
         columns=_OPEN_MATH,
+        row_filters={"problem_type": "has_answer_extracted", "pass_rate_72b_tir": {"min": 0.25, "max": 0.90}},
     ),
     "openai/gsm8k": HubSet(("train", "test"), problem="question", configs=("main",)),
     "EleutherAI/hendrycks_math": HubSet(("train", "test"), answer="solution", configs=_SUBJECTS),
@@ -147,11 +147,11 @@ def failed_filter(row: dict, filters: dict) -> str | None:
         value = row.get(column)
         if isinstance(wanted, dict):
             number = _number(value)
-            if not wanted.get("min", number) <= number <= wanted.get("max", number):
-                return column
-            continue
-        wanted = wanted if isinstance(wanted, list) else [wanted]
-        if value not in wanted and not (isinstance(value, str) and _number(value) in wanted):
+            passes = wanted.get("min", number) <= number <= wanted.get("max", number)
+        else:
+            accepted = wanted if isinstance(wanted, list) else [wanted]
+            passes = value in accepted or (isinstance(value, str) and _number(value) in accepted)
+        if not passes:
             return column
     return None
 

@@ -32,15 +32,9 @@ MAPS = "abcdefghjklmnpqr"  # no "o": a problem must not hold the words "ok" and 
 IDENTITY = "i"
 STEPS = (*(f"{op}{digit}" for op in "+-" for digit in range(1, 10)), "*3", "*7", "*9")
 
-SPLITS = {  # shares of 100 hash buckets: [low, high)
-    "base": (0, 30),
-    "teacher": (30, 45),
-    "sft": (45, 60),
-    "grpo": (60, 75),
-    "validation": (75, 85),
-    "test": (85, 100),
-    "train": (45, 75),
-}
+# Shares of 100 hash buckets: [low, high).
+SPLITS = {"base": (0, 30), "teacher": (30, 45), "sft": (45, 60), "grpo": (60, 75)}
+SPLITS |= {"validation": (75, 85), "test": (85, 100), "train": (45, 75)}
 FAMILIES = ("chain", "guess")
 DIFFICULTY = {"steps": 8, "operators": "+-*", "slots": 4, "identity": 0.25, "chain_share": 0.5}
 
@@ -304,24 +298,20 @@ def build_tokenizer():
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=512,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    special = {
+        "pad_token": PAD,
+        "eos_token": EOS,
+        "unk_token": UNKNOWN,
+        "additional_special_tokens": [USER, ASSISTANT],
+    }
+    how = {"model_max_length": 512, "padding_side": "left", "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **special, **how)
 
 
 def build_model(seed: int, hidden_size: int = 128):
     """An untrained Qwen2 for the tiny tokenizer, of 665 k parameters unless another width is asked for.
 
-    Args:
-        hidden_size: A multiple of 32, the size of a head: the smallest that vLLM takes on a CPU.
+    `hidden_size` is a multiple of 32, the size of a head: the smallest that vLLM takes on a CPU.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM

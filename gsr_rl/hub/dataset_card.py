@@ -33,9 +33,7 @@ rows = load_dataset("{repo_id}", split="train")
 def card_text(repo_id: str, counts: dict, report: str, config, problem_config) -> str:
     """The set's README.md: what it is, how it was made and what became of what was sampled.
 
-    Args:
-        counts, report: Of the distillation: its counts.json and its report as markdown.
-        config, problem_config: A `DistillConfig` and a `DistillProblemConfig`.
+    `counts` and `report` are the distillation's: its counts.json, and its report as markdown.
     """
     for model in (config.student_model, config.teacher_model):
         report = report.replace(model, _shown(model))
@@ -80,15 +78,9 @@ def _shown(name: str) -> str:
 
 
 def write_data_set(rows_file: str | Path, folder: str | Path, card: str) -> Path:
-    """The rows as parquet in `data/` with their card, as the Hub has a data set.
+    """SFT rows (a file of JSON lines) as parquet in `data/` with their card, as the Hub has a data set.
 
-    Args:
-        rows_file: SFT rows, JSON lines.
-        folder: What it holds of an older set is replaced.
-        card: From `card_text`.
-
-    Returns:
-        `folder`.
+    Returns `folder`, in which an older set is replaced.
     """
     import datasets
 

@@ -15,7 +15,7 @@ import yaml
 
 from gsr_rl.data.sources import LOCAL_SUFFIXES, from_hub
 from gsr_rl.hub.config import is_repo_name
-from gsr_rl.report.markdown import INTERVALS, figure, main_metrics, markdown_table, run_lines
+from gsr_rl.report.markdown import INTERVALS, figure, main_metrics, markdown_table, run_lines, versions_of
 from gsr_rl.run_folder import atomic_write, machine
 
 MARK = "<!-- made by gsr-rl; take this line out to keep what you write here -->"
@@ -130,8 +130,7 @@ def evaluation_of(text: str, dataset: dict | None = None) -> Evaluation:
     if len(name) > LONGEST_NAME:
         digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
         name = f"{names[0]}-and-{len(names) - 1}-more-{digest}"
-    name += f"-k{summary['k']}"
-    return Evaluation(name, text, summary, summary.get("dataset") or {})
+    return Evaluation(f"{name}-k{summary['k']}", text, summary, summary.get("dataset") or {})
 
 
 def benchmarks_of(summary: dict) -> list[str]:
@@ -250,9 +249,7 @@ def _inherited(card: Path) -> dict:
 def with_results(card: str, evaluation: Evaluation, name: str) -> str:
     """The card with an evaluation's results, in its text and its `model-index`; older ones of the same are replaced.
 
-    Args:
-        card: Content of a README.md, with or without metadata.
-        name: The model's name, for a `model-index` that is not there yet.
+    `card` is a README.md with or without metadata, `name` the model's, for a `model-index` that is not there yet.
     """
     from huggingface_hub import ModelCard
 
@@ -327,10 +324,7 @@ def results_text(evaluation: Evaluation) -> str:
         "",
     ]
     lines += [f"- {line}" for line in run_lines(summary)]
-    versions = summary.get("versions", {})
-    lines.append("- measured with " + ", ".join(f"{key} {value}" for key, value in versions.items()))
-    lines.append(f"- all figures: `{evaluation.path}`")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"- measured with {versions_of(summary)}", f"- all figures: `{evaluation.path}`"])
 
 
 def public_config(path: Path) -> str:

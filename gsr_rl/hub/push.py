@@ -1,8 +1,4 @@
-"""Push what a run has made to the Hugging Face Hub, and write results into a model's card.
-
-A push is one commit, so the Hub shows the state before it or after it, never a part. It only reads the local files.
-What failed is retried by `python -m gsr_rl.hub push` alone: hub.json in the folder says where to.
-"""
+"""Push what a run has made to the Hugging Face Hub, and write results into a model's card: see __main__.py."""
 
 import json
 import re
@@ -113,10 +109,12 @@ def push_files(files: Files, target: Target, message: str, retry: str) -> str:
         seconds = START_SECONDS + size / LEAST_BYTES_PER_SECOND
         return bounded(lambda: commit(files, target, message), seconds, f"the Hub's commit to {target.repo_id}")
     except Exception as error:  # whatever it is, the run's files are whole and it can be retried
-        raise PushError(
-            f"the push to {target.repo_id} failed: {without_token(in_one_line(error))}\nNothing local is lost. "
-            f"Retry with:\n    {retry}"
-        ) from error
+        raise _not_done(f"the push to {target.repo_id} failed", error, retry) from error
+
+
+def _not_done(what: str, error: Exception, retry: str) -> PushError:
+    why = without_token(in_one_line(error))
+    return PushError(f"{what}: {why}\nNothing local is lost. Retry with:\n    {retry}")
 
 
 def push_or_exit(folder: str | Path, target: Target) -> None:
@@ -154,8 +152,7 @@ def _push_results(evaluation: Evaluation, model: str | Path | None, target: Targ
     try:
         old = bounded(lambda: _hub_card(target), START_SECONDS, f"the card of {target.repo_id}")
     except Exception as error:
-        message = f"the card of {target.repo_id} could not be read: {without_token(in_one_line(error))}"
-        raise PushError(f"{message}\nNothing local is lost. Retry with:\n    {retry}") from error
+        raise _not_done(f"the card of {target.repo_id} could not be read", error, retry) from error
     if not old:
         old = current_card(Path(model), target.repo_id) if model else f"# {target.repo_id}\n"
     card = with_results(old, evaluation, target.repo_id)

@@ -11,15 +11,7 @@ from pathlib import Path
 
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.metrics import is_scored
-from gsr_rl.report.markdown import (
-    INTERVALS,
-    difference_rows,
-    metric_rows,
-    num_correct_rows,
-    report_markdown,
-    settings_lines,
-    spread_lines,
-)
+from gsr_rl.report import markdown
 from gsr_rl.report.plots import png, svgs
 from gsr_rl.run_folder import atomic_write
 
@@ -188,16 +180,17 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
         {
             "name": name,
             "plots": {title: SVG + b64encode(svg.encode()).decode() for title, svg in svgs(summary, name).items()},
-            "rows": metric_rows(summary, name),
-            "differences": [row[:2] for row in difference_rows(summary, name)],
-            "num_correct": num_correct_rows(summary, name),
-            "spread": spread_lines(summary, name),
+            "rows": markdown.metric_rows(summary, name),
+            "differences": [row[:2] for row in markdown.difference_rows(summary, name)],
+            "num_correct": markdown.num_correct_rows(summary, name),
+            "spread": markdown.spread_lines(summary, name),
             "examples": examples(by_benchmark[name], num_examples) if name in by_benchmark else [],
         }
         for name in summary["benchmarks"]
     ]
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEXT + PAGE)
-    return page.render(summary=summary, settings=settings_lines(summary), intervals=INTERVALS, sections=sections)
+    settings = markdown.settings_lines(summary)
+    return page.render(summary=summary, settings=settings, intervals=markdown.INTERVALS, sections=sections)
 
 
 def examples(samples: list[dict], number: int) -> list[dict]:
@@ -266,7 +259,7 @@ def _shortened(text: str) -> str:
 
 def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
     """Write report.md and report.html (arguments as `report_html`), and report.png if matplotlib is installed."""
-    atomic_write(Path(folder) / "report.md", report_markdown(summary))
+    atomic_write(Path(folder) / "report.md", markdown.report_markdown(summary))
     atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
     if image := png(summary):
         atomic_write(Path(folder) / "report.png", image)

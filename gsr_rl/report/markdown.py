@@ -68,6 +68,7 @@ def settings_lines(summary: dict) -> list[str]:
 
 
 def versions_of(run: dict) -> str:
+    """The versions that a run was made with, in a line."""
     return ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())
 
 
@@ -166,10 +167,9 @@ def seeds_markdown(summary: dict) -> str:
 def seed_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of a benchmark's table over seeds: each metric, both gradings; then the differences, each `paired`."""
     k, strict, boxed = summary["k"], summary["strict"][name], strict_differences(summary, name)
-    shares = [(m, estimate, figure(strict.get(m)), about(m, k)) for m, estimate in summary["benchmarks"][name].items()]
-    paired = [
-        (key, estimate, figure(boxed.get(key)), "paired") for key, estimate in summary["differences"][name].items()
-    ]
+    lenient, differences = summary["benchmarks"][name].items(), summary["differences"][name].items()
+    shares = [(metric, estimate, figure(strict.get(metric)), about(metric, k)) for metric, estimate in lenient]
+    paired = [(pair, estimate, figure(boxed.get(pair)), "paired") for pair, estimate in differences]
     return [
         [label, figure(estimate), second, points(estimate["sd"]), *map(points, estimate["seeds"]), what]
         for label, estimate, second, what in shares + paired

@@ -288,12 +288,8 @@ class Problems:
     def by_num_correct(self, weights) -> dict:
         """The table by number of right candidates; a set whose candidates are not all scored is left out.
 
-        Args:
-            weights: (resamples, P), of `intervals.bootstrap_weights`.
-
-        Returns:
-            The rows of `metrics.by_num_correct`, and in each `gap`: selfref - maj over its sets, with its interval
-            over problems; None without sets.
+        Returns the rows of `metrics.by_num_correct`, and in each `gap`: selfref - maj over its sets, with its interval
+        over problems by `weights` (resamples, P) of `intervals.bootstrap_weights`; None without sets.
         """
         sets = [candidate_set for problem in self.problems for candidate_set in problem.sets]
         figures = ([getattr(s, name) for s in sets] for name in ("num_correct", "selfref", "maj"))

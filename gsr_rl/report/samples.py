@@ -115,9 +115,7 @@ def check_same_problems(here: dict, there: dict, keys: Iterable[tuple[str, str]]
 def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
     """The settings that belong to the figures: model, K, sampling of each stage, seed, versions, hardware.
 
-    Args:
-        config, rows: An `EvalConfig` and the problems.
-        other: The settings of the run whose candidates are taken (gsr_rl/evaluation/stores.py).
+    Of an `EvalConfig`, the problems, and the settings of the run whose candidates are taken (evaluation/stores.py).
     """
     return {
         "model": config.model,

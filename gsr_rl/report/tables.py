@@ -104,16 +104,16 @@ def runs_of(groups: list[list[float]], independent: bool = True) -> dict:
     Returns:
         `sd` is None with one run, and where runs are not independent. Runs that not every problem has are left out.
     """
-    number = min((len(group) for group in groups), default=0)
+    number = min(map(len, groups), default=0)
     columns = [[group[run] for group in groups if metrics.is_scored(group[run])] for run in range(number)]
     means = [math.fsum(column) / len(column) for column in columns if column]
     if not means:
         return {"runs": 0, "mean": None, "sd": None, "min": None, "max": None}
     centre = math.fsum(means) / len(means)
     spread = math.fsum((mean - centre) ** 2 for mean in means)
-    sd = math.sqrt(spread / (len(means) - 1)) if len(means) > 1 and independent else None
-    rounded = {"mean": round(centre, 6), "sd": None if sd is None else round(sd, 6)}
-    return {"runs": len(means)} | rounded | {"min": round(min(means), 6), "max": round(max(means), 6)}
+    sd = round(math.sqrt(spread / (len(means) - 1)), 6) if len(means) > 1 and independent else None
+    figures = {"runs": len(means), "mean": round(centre, 6), "sd": sd}
+    return figures | {"min": round(min(means), 6), "max": round(max(means), 6)}
 
 
 def compare(

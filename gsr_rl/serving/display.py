@@ -187,8 +187,7 @@ def in_a_row(console, count: int) -> int:
 def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None, lines: int | None):
     """Texts side by side, as many in a row as the terminal has room for, with answers and votes when they are known.
 
-    Args:
-        lines: Show so many of the last lines only. None: all.
+    Of each only the last `lines` are shown; None: all.
     """
     from rich.table import Table
 

@@ -242,14 +242,9 @@ def settings_of(request: ChatRequest, config: ServeConfig, base: SolveSettings) 
     `temperature` and `top_p` are of both stages, but with temperature 0 the candidates, which would be all alike, keep
     the server's. `max_tokens` is the most that each completion may have; a larger one than the server's is cut to it.
 
-    Args:
-        base: The server's settings, with every default filled in.
-
-    Raises:
-        ApiError: 422 for a value over the server's limits.
+    `base` are the server's settings with every default filled in. Raises `ApiError` 422 for a value over its limits.
     """
-    ours = request.gsr or GSROptions()
-    answers = request.n or 1
+    ours, answers = request.gsr or GSROptions(), request.n or 1
     values: dict[str, object] = {"num_answers": answers, "mode": ours.mode or base.mode}
     for name, value, limit in (
         ("gsr.num_candidates", ours.num_candidates, config.max_num_candidates),

@@ -25,12 +25,7 @@ logger = logging.getLogger("gsr_rl.serving")
 
 
 class Server:
-    """The application and what it holds.
-
-    Args:
-        tokenizer: The model's.
-        backend: `gsr_rl.serving.backend.Backend`, whose `find` has returned.
-    """
+    """The application and what it holds: the model's tokenizer, and a `Backend` whose `find` has returned."""
 
     def __init__(self, config: ServeConfig, tokenizer, backend):
         from gsr_rl.serving.job import Metrics, Shared
@@ -177,9 +172,8 @@ class Server:
 
     def _log(self, job, status: int) -> None:
         """One line per request, without any of its text."""
-        solution = job.outcome if status == 200 else None
-        more = ""
-        if solution is not None and hasattr(solution, "usage"):
+        solution, more = job.outcome, ""
+        if status == 200 and hasattr(solution, "usage"):
             more = f", {solution.usage.completion_tokens} tokens, {solution.seconds:.2f} s"
             more += f", degraded: {solution.degraded} {solution.reason}".rstrip() if solution.degraded else ""
         logger.info("%s %s %s%s", job.id, status, job.settings.mode, more)
@@ -220,8 +214,7 @@ def stream_response(job, config: ServeConfig, ended):
 async def serve(config: ServeConfig) -> None:
     """Serve until a signal comes; requests that are being answered are answered first.
 
-    Raises:
-        ValueError: The backend does not answer, or does not fit the configuration.
+    Raises `ValueError` where the backend does not answer, or does not fit the configuration.
     """
     import os
 

@@ -39,11 +39,7 @@ def help_text() -> str:
 
 
 def parse(argv: list[str]) -> tuple[str | None, SolveInput, SolveConfig]:
-    """The problem of a command line, if it stands there, and its keys.
-
-    Raises:
-        ValueError: More than one problem, or a key or value that is wrong.
-    """
+    """The problem of a command line, if any, and its keys. `ValueError` for two problems, or a wrong key or value."""
     keys = fields_of_all(("SolveInput", "SolveConfig"))
     values, words = read(argv, keys, "--help", short=SHORT_NAMES, positional=True)
     if len(words) > 1:
@@ -56,11 +52,7 @@ def parse(argv: list[str]) -> tuple[str | None, SolveInput, SolveConfig]:
 
 
 def read_problems(problem: str | None, file: str | None, stdin=None) -> list[dict]:
-    """Rows with at least `problem`, from one of three sources.
-
-    Raises:
-        ValueError: No source or two of them, an empty problem, or a line that is no row.
-    """
+    """Rows with at least `problem`. `ValueError` for no source or two of them, an empty problem, or a bad line."""
     if problem is not None and file is not None:
         raise ValueError("a problem and --file are both given: leave one of them out")
     if problem is not None:

@@ -13,10 +13,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import rewards
 from gsr_rl.engines.base import Engine, EngineError, Request, is_unicode
-from gsr_rl.engines.open import open_engine
+from gsr_rl.engines.endpoints import EndpointSettings
+from gsr_rl.engines.open import open_configured, open_engine
 from gsr_rl.refinement.prompts import Messages
 from gsr_rl.serving.config import SolveConfig
 from gsr_rl.serving.steps import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, solving
@@ -161,26 +164,17 @@ class _Running:
 
 
 def _open(config: SolveConfig) -> Engine:
-    kind, endpoint = config.engine, None
+    kind = config.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
         kind = "endpoint" if config.endpoints else kind
     if kind == "vllm" and not importlib.util.find_spec("vllm"):
         raise ValueError("engine=vllm, but vLLM is not installed: install it, or use engine=transformers")
-    if kind == "endpoint":
-        from gsr_rl.engines.endpoints import EndpointSettings
-
-        endpoint = EndpointSettings(
-            urls=tuple(config.endpoints),
-            api=config.endpoint_api,
-            tokenizer=config.endpoint_tokenizer,
-            api_key_env=config.api_key_env,
-            options=dict(config.endpoint_options or {}),
-            timeout=config.request_timeout,
-            retries=config.request_retries,
-        )
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    names = ("seed", "max_model_length", "gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs")
-    same = {name: getattr(config, name) for name in (*names, "enforce_eager", "chat_template")}
-    return open_engine(kind, config.model, dtype=config.engine_dtype, endpoint=endpoint, **same)
+    # An `EngineConfig` has these keys too.
+    more = {"data_parallel_size": 1, "requests_per_minute": None}
+    more |= {"max_requests_in_flight": EndpointSettings.max_requests_in_flight}
+    values = SimpleNamespace(**vars(config) | more | {"engine": kind})
+    opener = partial(open_engine, enforce_eager=config.enforce_eager)
+    return open_configured(values, config.model, config.seed, opener=opener)
