@@ -112,10 +112,9 @@ def check_distillation(c) -> list[str]:
         messages.append("student_model is not set: give the name by which the endpoints know it")
     if c.teacher_model and (c.teacher_engine or c.engine) != "endpoint":
         messages += check_model(c, "teacher_model")
-    messages += check_chat_template(c, "endpoint_tokenizer" if c.endpoint_tokenizer else "student_model")
+    messages += check_chat_template(c, "student_model")
     if c.teacher_model not in (None, c.student_model):
-        tokenizer = "teacher_endpoint_tokenizer" if c.teacher_endpoint_tokenizer else "teacher_model"
-        messages += check_chat_template(c, tokenizer, "teacher_chat_template")
+        messages += check_chat_template(c, "teacher_model", "teacher_")
     if c.direct_source not in DIRECT_SOURCES:
         messages.append(f"direct_source={c.direct_source!r}: use one of {', '.join(DIRECT_SOURCES)}")
     if c.direct_ratio < 0:

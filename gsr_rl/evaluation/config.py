@@ -201,7 +201,7 @@ def check_eval(c) -> list[str]:
     messages += check_hub(c) + check_update_model_card(c) + check_trained_for(c, "model")
     asks = c.own_candidates or set(as_list(c.methods)) - set(SCORED)
     if asks:
-        messages += check_chat_template(c, "endpoint_tokenizer" if c.endpoint_tokenizer else "model")
+        messages += check_chat_template(c, "model")
     if asks and c.engine != "endpoint":
         messages += check_model(c, "model")
     elif asks and not c.model:

@@ -54,8 +54,10 @@ def check_refinement(c) -> list[str]:
     return messages
 
 
-def check_chat_template(c, model: str, key_name: str = "chat_template") -> list[str]:
-    """The file that `key_name` names exists; without one, a local model, of the key `model`, has its own."""
+def check_chat_template(c, model: str, role: str = "") -> list[str]:
+    """The file that `chat_template` names exists; without one, a local model, of the key `model`, has its own."""
+    key_name, tokenizer = f"{role}chat_template", f"{role}endpoint_tokenizer"
+    model = tokenizer if getattr(c, tokenizer, None) else model
     file, folder = getattr(c, key_name, None), Path(str(getattr(c, model, None)))
     if file:
         return [] if Path(file).is_file() else [f"{key_name}={file}: there is no such file, give one in Jinja"]

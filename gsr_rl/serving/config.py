@@ -67,9 +67,7 @@ class AnswerConfig(ChatTemplateConfig):
         messages += at_least(self, 1, "num_candidates", "rounds", "max_completion_length", "max_refinement_length")
         messages += at_least(self, 1, "max_refinement_prompt_length")
         messages += at_least(self, 0, "temperature", "refinement_temperature")
-        messages += check_chat_template(
-            self, "endpoint_tokenizer" if getattr(self, "endpoint_tokenizer", None) else "model"
-        )
+        messages += check_chat_template(self, "model")
         return messages + check_shares(self, "top_p", "refinement_top_p")
 
     def solve_settings(self) -> SolveSettings:
