@@ -163,7 +163,7 @@ def test_problems_are_decontaminated_where_they_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"Problem": PROBLEM, "Answer": "1"}], r"in 1 rows \(columns: Problem, Answer\): call the column .* problem"),
+        ([{"Task": PROBLEM, "Answer": "1"}], r"in 1 rows \(columns: Task, Answer\): call the column .* problem"),
         ([], r"in 0 rows \(columns: none\)"),
     ],
 )

@@ -279,7 +279,13 @@ def test_the_rollout_table_says_none_where_there_is_no_reward(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [{"stop": "}"}, {"stop": ["x", "}"]}, {"stop_strings": ["}"]}, {"stop_token_ids": None}]
+    "given",
+    [
+        {"stop": "}"},
+        {"stop": ["x", "}"]},
+        {"stop_strings": ["}"]},
+        {"stop_token_ids": TOKENIZER.encode("}", add_special_tokens=False)},
+    ],
 )
 def test_a_completion_that_a_stop_ends_is_finished_and_no_length_is_warned_of(tmp_path, given):
     trainer = Trainer(tmp_path, lambda *_: RIGHT + "...", generation_kwargs=given)
