@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from gsr_rl.refinement.prompts import completion_text
+from gsr_rl.refinement.prompts import completion_text, opened_thinking
 
 KINDS = ("vllm", "transformers", "endpoint")
 # Reasons, in the words of vLLM and of other servers, for which a completion ended by itself: an end token or a stop
@@ -151,19 +151,16 @@ class Engine:
         results = []
         for result in self._step():
             request = self._in_flight.pop(result.key)
-            completions = result.completions
-            if request.sampling.temperature == 0 and completions:
+            opening = opened_thinking(self.tokenizer, request.token_ids)
+            texts = [completion_text(self.tokenizer, opening, c.token_ids, c.text) for c in result.completions]
+            completions = [replace(c, text=text) for c, text in zip(result.completions, texts, strict=True)]
+            if request.sampling.temperature == 0:
                 completions = completions[:1] * request.sampling.n
-            completions = [self._as_read(request, completion) for completion in completions]
             self.counts["requests"] += 1
             self.counts["prompt_tokens"] += len(request.token_ids)
             self.counts["completion_tokens"] += sum(len(c.token_ids) for c in result.completions)
             results.append(replace(result, completions=completions))
         return results
-
-    def _as_read(self, request: Request, completion: Completion) -> Completion:
-        text = completion_text(self.tokenizer, request.token_ids, completion.token_ids, completion.text)
-        return replace(completion, text=text)
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Results in the order in which they finish. `requests` is read only as the engine has room."""

@@ -142,13 +142,13 @@ def opened_thinking(tokenizer, prompt_ids: list[int]) -> str:
     return mark[0] if mark else ""
 
 
-def completion_text(tokenizer, prompt_ids: list[int], completion_ids: list[int], text: str) -> str:
+def completion_text(tokenizer, opening: str, completion_ids: list[int], text: str) -> str:
     """The text of a completion as every program grades, shows and stores it: thinking in `<think>` and `</think>`.
 
-    The mark that the prompt opens it with is put before it. Marks that are special tokens, which decoding skips, are
-    read from the token ids.
+    Marks that are special tokens, which decoding skips, are read from the token ids.
 
     Args:
+        opening: The mark by which the prompt opens the thinking (`opened_thinking`), which is put before the text.
         text: The completion decoded without special tokens.
     """
     marks = special_marks(tokenizer)
@@ -156,7 +156,7 @@ def completion_text(tokenizer, prompt_ids: list[int], completion_ids: list[int],
         without = tokenizer.decode(completion_ids, skip_special_tokens=True)
         cut = without[len(text) :] if without.startswith(text) else ""  # behind a stop string
         text = _with_marks(tokenizer, completion_ids, marks).removesuffix(cut)
-    return in_think_tags(text, opened_thinking(tokenizer, prompt_ids))
+    return in_think_tags(text, opening)
 
 
 def in_think_tags(text: str, opening: str = "") -> str:

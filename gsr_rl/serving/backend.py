@@ -169,16 +169,16 @@ class Backend:
             answer = await self._client.completions.create(prompt=ask.token_ids, extra_body=extra, **how)
         else:
             answer = await self._client.chat.completions.create(messages=ask.messages, **how)
+        opening = opened_thinking(self._tokenizer, ask.token_ids)
         if speak:
-            return await self._read_stream(answer, speak, ask)
+            return await self._read_stream(answer, speak, opening)
         choice = answer.choices[0]
         text, reasoning = texts_of(choice.message) if self._api == "chat" else (choice.text, "")
         text = f"<think>{reasoning}</think>{text}" if reasoning else text
-        return self._completion(text, getattr(choice, "token_ids", None), choice.finish_reason, ask)
+        return self._completion(text, getattr(choice, "token_ids", None), choice.finish_reason, opening)
 
-    async def _read_stream(self, stream, speak, ask: Ask) -> Completion:
+    async def _read_stream(self, stream, speak, opening: str) -> Completion:
         text, thinks, spoken, ids, reason = "", False, 0, None, None
-        opening = opened_thinking(self._tokenizer, ask.token_ids)
         async with stream:
             async for chunk in stream:
                 for choice in chunk.choices:
@@ -196,16 +196,16 @@ class Backend:
                         if piece := in_think_tags(text, opening)[spoken:]:
                             speak(piece)
                             spoken += len(piece)
-        return self._completion(text, ids, reason, ask)
+        return self._completion(text, ids, reason, opening)
 
-    def _completion(self, text: str, ids: list[int] | None, reason: str | None, ask: Ask) -> Completion:
+    def _completion(self, text: str, ids: list[int] | None, reason: str | None, opening: str) -> Completion:
         finished = is_finished(reason)
         if not finished and reason != "length":
             raise Malformed(f"a completion that ends with finish_reason={reason!r}: stop or length is expected")
         _sound(text)
         if not isinstance(ids, list):
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Completion(completion_text(self._tokenizer, ask.token_ids, ids, text), ids, finished)
+        return Completion(completion_text(self._tokenizer, opening, ids, text), ids, finished)
 
     def _clean(self, error: Exception) -> str:
         """An error in one line, without the key."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from gsr_rl.data.sources import as_list
 from gsr_rl.refinement.candidates import SetChoice, choice_seed
-from gsr_rl.refinement.prompts import completion_text
+from gsr_rl.refinement.prompts import completion_text, opened_thinking
 from gsr_rl.refinement.stages import Candidate, Stages, grade
 
 REFUSED = "[prompt over budget]"
@@ -221,9 +221,10 @@ class TwoStageRollout:
         """What was sampled of one prompt."""
         tokenizer, rollouts = self.trainer.processing_class, []
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        opening = opened_thinking(tokenizer, prompt)
         for row, (ids, text) in enumerate(zip(completions, texts, strict=True)):
             finished = self._finished(ids, text)
-            text = completion_text(tokenizer, prompt, ids, text)
+            text = completion_text(tokenizer, opening, ids, text)
             rollouts.append(Rollout(prompt, ids, logprobs[row] if logprobs else None, text, finished))
         return rollouts
 

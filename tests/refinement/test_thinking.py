@@ -34,9 +34,10 @@ def of_kind(kind: str, closed: bool):
 def test_thinking_stands_between_tags_and_is_no_answer_where_it_never_ends(kind, closed):
     tokenizer, said = of_kind(kind, closed)
     prompt, ids = prompt_token_ids(tokenizer, CHAT), [*tokenizer(said)["input_ids"], tokenizer.eos_token_id]
-    text = completion_text(tokenizer, prompt, ids, tokenizer.decode(ids, skip_special_tokens=True))
+    opening = opened_thinking(tokenizer, prompt)
+    text = completion_text(tokenizer, opening, ids, tokenizer.decode(ids, skip_special_tokens=True))
     assert text.startswith("<think>") and ("</think>" in text) is closed
-    assert completion_text(tokenizer, prompt, ids, text) == text
+    assert completion_text(tokenizer, opening, ids, text) == text
     assert candidate_text(text) == ("is \\boxed{4}" if closed else "")
     assert rewards.grade([text], ["4"]) == [float(closed)]
 
@@ -47,14 +48,14 @@ def test_a_prompt_opens_thinking_only_at_its_end():
     closed = tokenizer("<|im_start|>assistant\n<think>\n\n</think>\n\n")["input_ids"]
     assert opened_thinking(tokenizer, closed) == ""
     ids = tokenizer("is \\boxed{4}")["input_ids"]
-    assert completion_text(tokenizer, closed, ids, "is \\boxed{4}") == "is \\boxed{4}"
+    assert completion_text(tokenizer, opened_thinking(tokenizer, closed), ids, "is \\boxed{4}") == "is \\boxed{4}"
 
 
 def test_the_end_of_another_models_turn_is_no_mark():
     tokenizer = thinking_tokenizer("special")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})  # as in Phi
     ids = tokenizer("4<|end|>")["input_ids"]
-    assert completion_text(tokenizer, [], ids, "4") == "4"
+    assert completion_text(tokenizer, "", ids, "4") == "4"
 
 
 @pytest.mark.parametrize(("kind", "closed"), BOTH)
