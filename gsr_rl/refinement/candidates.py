@@ -145,6 +145,35 @@ def candidate_sets(problem_id: str, number: int, k: int, num_sets: int, seed: in
     return [candidate_set.indices for candidate_set in sets]
 
 
+def pool_sets(usable: list[bool], k: int, number: int, seed: int) -> list[list[int]]:
+    """The candidate sets of refine and vote: each is refined once, and the refinements vote.
+
+    So more candidates are of use than K, which a model reads best as in training.
+
+    Args:
+        usable: One flag per candidate of the pool, length N: whether it can be shown.
+        k: K, the size of a set.
+        number: R, how many sets.
+        seed: From `choice_seed`, with the problem's id and N.
+
+    Returns:
+        R sets of K different indices in the order in which they are shown; of all usable ones where these are fewer,
+        so empty ones without any. Each set is drawn for itself, by the seed and its number: any R' of them are a draw
+        of R' sets, and fewer sets are the first of more.
+    """
+    pool = [index for index, ok in enumerate(usable) if ok]
+    return [random.Random(choice_seed(seed, place)).sample(pool, min(k, len(pool))) for place in range(number)]
+
+
+def tree_sets(number: int, k: int) -> list[list[int]]:
+    """A level of a tree: `number` texts, K after K in their order, the last set with what is left.
+
+    The refinements of its sets are the texts of the next level, until one is left. A tree over the first K**n
+    candidates is a part of that over more.
+    """
+    return [list(range(start, min(start + k, number))) for start in range(0, number, k)]
+
+
 def check_candidate_choice(c) -> list[str]:
     """Size and policy of the candidate sets, in distillation and in training."""
     messages = check_random_number(c)

@@ -10,8 +10,10 @@ from gsr_rl.refinement.candidates import (
     SetChoice,
     choice_seed,
     choose_candidate_sets,
+    pool_sets,
     set_policies,
     set_sizes,
+    tree_sets,
 )
 
 
@@ -166,3 +168,28 @@ def test_uniform_sets_beside_others_hold_as_many_right_ones_as_chance_gives(poli
 def test_an_unknown_policy_is_named():
     with pytest.raises(ValueError, match="candidate_choice='best'"):
         choose([True], 1, 1, 0, policy="best")
+
+
+@given(st.lists(st.booleans(), max_size=16), st.integers(1, 8), st.integers(0, 6), st.integers(0, 99))
+def test_sets_of_a_pool_hold_different_usable_candidates_and_fewer_sets_are_the_first_of_more(usable, k, r, seed):
+    sets = pool_sets(usable, k, 6, seed)
+    for chosen in sets:
+        assert len(chosen) == len(set(chosen)) == min(k, sum(usable))
+        assert all(usable[index] for index in chosen)
+    assert pool_sets(usable, k, r, seed) == sets[:r]
+
+
+def test_every_candidate_of_a_pool_is_shown_equally_often_at_every_place():
+    places = Counter()
+    for seed in range(1500):
+        for chosen in pool_sets([True] * 6, 3, 2, seed):
+            places.update(enumerate(chosen))
+    assert len(places) == 18
+    assert all(400 < count < 600 for count in places.values())  # of 3000 sets, one in six
+
+
+def test_a_tree_takes_its_texts_in_order_and_ends_with_what_is_left():
+    assert tree_sets(8, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert tree_sets(2, 4) == [[0, 1]]
+    assert tree_sets(9, 4)[2] == [8]
+    assert tree_sets(64, 4)[:4] == tree_sets(16, 4)
