@@ -1,12 +1,16 @@
 """The recipes' programs: their configurations, their checks before the heavy imports, and TRL's parser at the end.
 
 TRL's parser makes the configurations. But importing TRL takes seconds, so `--help`, unknown keys and values that
-contradict each other are dealt with first (gsr_rl/command_line.py).
+contradict each other are dealt with first (gsr_rl/command_line.py). What a training then shows: `log_in_lines`.
 """
 
 import argparse
 import importlib
+import logging
+import os
 import sys
+import time
+import warnings
 from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
@@ -19,6 +23,10 @@ from gsr_rl.evaluation.config import check_eval, check_eval_problems
 from gsr_rl.keys import TRUE_WORDS, kinds_of, raise_if_any
 from gsr_rl.training.checks import check_grpo, check_sft
 
+LEGEND = (
+    "step, time left; right, in %; reward and length of candidates and refinements; seconds (rollout + update); "
+    "trained tokens per second"
+)
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (check_training_problems, check_distill)),
@@ -88,6 +96,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
     with clear_errors(program):
         values = read_values(program, argv)
         check_values(program, values)
+        quiet_libraries()
         from gsr_rl.training.launch import shard_on_cpu
 
         shard_on_cpu(str(values.get("use_cpu")).lower() in TRUE_WORDS)
@@ -146,3 +155,109 @@ def _or_null(convert):
         return None if text == "null" else convert(text)
 
     return convert_or_null
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries say and a user cannot act on, in this process and in those that it starts."""
+    quiet = {
+        "TRL_EXPERIMENTAL_SILENCE": "1",  # that a trainer uses `rollout_func`
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # where memory is bound
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TQDM_DELAY": "5",  # seconds before a progress bar is shown
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in str(record.msg))
+
+
+def log_in_lines(trainer) -> None:
+    """Print a line for each log record, by `log_line`, in place of transformers' bar and dictionary."""
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+    class Lines(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.start, self.first_step = time.monotonic(), state.global_step
+            self.last = (self.start, self.first_step, None)  # time, step and tokens at the last line
+            if state.is_world_process_zero:
+                print(f"{LEGEND}; all metrics: {args.output_dir}/metrics.jsonl", flush=True)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not state.is_world_process_zero:
+                return
+            seconds, steps = time.monotonic() - self.start, state.global_step - self.first_step
+            if "train_runtime" in logs:
+                return print(f"{steps} steps in {clock(seconds)}", flush=True)
+            left = seconds / steps * (state.max_steps - state.global_step) if steps else None
+            logs = self.with_speed(dict(logs), state.global_step)
+            print(log_line(state.global_step, state.max_steps, left, logs), flush=True)
+
+        def with_speed(self, logs: dict, step: int) -> dict:
+            """Adds seconds per step and tokens per second where the trainer itself does not log them."""
+            if "num_tokens" not in logs:
+                return logs
+            (before, last_step, tokens), now = self.last, time.monotonic()
+            self.last = (now, step, logs["num_tokens"])
+            speed = {"step_time": (now - before) / max(1, step - last_step)}
+            if tokens is not None:
+                speed["tokens/per_second"] = (logs["num_tokens"] - tokens) / (now - before)
+            return speed | logs
+
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(Lines())
+
+
+def log_line(step: int, steps: int, left: float | None, logs: dict[str, float]) -> str:
+    """A log record of training or of held-out problems (`eval_`) in at most 160 characters; what it lacks is left out.
+
+    Rewards and lengths are those of candidates and refinements, in this order; accuracies are percent.
+
+    Args:
+        left: Seconds until the last step, estimated; None: unknown.
+    """
+    held_out = any(name.startswith("eval_") for name in logs)
+    named = {name.removeprefix("eval_"): value for name, value in logs.items()}
+    value = lambda *names: next((named[name] for name in names if name in named), None)  # noqa: E731
+    parts = [f"{step:>{len(str(steps))}}/{steps}" + (f" {clock(left)} left" if left is not None else "")]
+    parts.append(("held out: " if held_out else "") + " ".join(_accuracies(named)))
+    stages = ("candidate", "refinement")
+    for label, name, form in (("reward", "reward", ".2f"), ("length", "completion_length", ".0f")):
+        pair = [format(named[f"{stage}/{name}"], form) for stage in stages if f"{stage}/{name}" in named]
+        parts.append(" ".join([label, *pair]) if pair else "")
+    if "mean_token_accuracy" in named:
+        parts.append(f"loss {named['loss']:.4f} tokens right {100 * named['mean_token_accuracy']:.1f}")
+    if (seconds := value("step_time", "seconds")) is not None:
+        halves = [_seconds(named[f"time/{name}"]) for name in ("rollout", "update") if f"time/{name}" in named]
+        parts.append(f"{_seconds(seconds)} s" + (f" ({' + '.join(halves)})" if halves else ""))
+    if "tokens/per_second" in named:
+        parts.append(f"{named['tokens/per_second']:,.0f} tok/s")
+    return "  ".join(filter(None, parts))
+
+
+def _accuracies(logs: dict[str, float]) -> list[str]:
+    """`pass@1 46.1 maj@4 48.7 selfref@4 84.4 gap +35.7` of what is there, sets of any choice if none is uniform."""
+    shown = {}
+    for name, value in logs.items():
+        prefix, _, short = name.rpartition("/")
+        if name in ("candidate/accuracy", "pass@1"):
+            shown["pass@1"] = f"{100 * value:.1f}"
+        elif prefix in ("gap", "chosen", "") and short.startswith(("maj@", "selfref@")):
+            shown.setdefault(short, f"{100 * value:.1f}")
+        elif prefix in ("gap", "chosen", "") and short == "refinement_gap":
+            shown.setdefault("gap", f"{100 * value:+.1f}")
+    order = sorted(shown, key=lambda name: ("pass", "maj@", "self", "gap").index(name[:4]))
+    return [f"{name} {shown[name]}" for name in order]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def clock(seconds: float) -> str:
+    """`8:31`, or `1:02:03` from an hour on."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -10,7 +10,7 @@ How it differs from textbook GRPO:
 4. Each optimizer step sees whole blocks of both stages, each stage's loss with its own counts.
 """
 
-from gsr_rl.cli import clear_errors, parse
+from gsr_rl.cli import clear_errors, log_in_lines, parse
 
 
 def load_rows(problem_args, args) -> tuple[list[dict], list[dict] | None]:
@@ -87,6 +87,8 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+    if args.log_console == "line":
+        log_in_lines(trainer)
     if trainer.accelerator.is_main_process:
         launch = launched_as(trainer.accelerator)
         print("Training with", ", ".join(f"{key}: {value}" for key, value in launch.items()), flush=True)

@@ -8,7 +8,7 @@
 3. TRL's SFTTrainer does the rest; gsr_config.json beside the model says how candidates must be shown to it.
 """
 
-from gsr_rl.cli import clear_errors, parse
+from gsr_rl.cli import clear_errors, log_in_lines, parse
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:
@@ -89,6 +89,8 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
         callbacks=[json_lines_callback(args.output_dir)],
     )
+    if args.log_console == "line":
+        log_in_lines(trainer)
     if trainer.accelerator.is_main_process:
         launch = launched_as(trainer.accelerator)
         print("Training with", ", ".join(f"{key}: {value}" for key, value in launch.items()), flush=True)

@@ -60,6 +60,7 @@ def check_sft(c) -> list[str]:
         return messages
     messages = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path") + check_random_number(c)
     messages += _check_named_model(c) + at_least(c, 0, "learning_rate", "warmup_steps", "seed")
+    messages += one_of(c, log_console=("line", "all"))
     messages += at_least(c, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_rows")
     name = c.dataset_name
     if not name:
@@ -104,7 +105,7 @@ def _check_ranges(c) -> list[str]:
     if c.temperature <= 0:
         messages.append(f"temperature={c.temperature}: a policy is trained on samples, so a positive value is needed")
     messages += check_shares(c, "top_p", "vllm_gpu_memory_utilization")
-    messages += one_of(c, loss_type=LOSS_TYPES, vllm_mode=("colocate", "server"))
+    messages += one_of(c, loss_type=LOSS_TYPES, vllm_mode=("colocate", "server"), log_console=("line", "all"))
     if str(c.scale_rewards).lower() not in ("group", "none", "true", "false", "batch"):
         messages.append(f"scale_rewards={c.scale_rewards!r}: use group or none")
     return messages

@@ -73,7 +73,11 @@ class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
         "With vllm_mode server: seconds that one answer of the server may take before the run ends. Below "
         "ddp_timeout, after which the ranks that wait give up.",
     )
-    num_examples: int = key(2, "Problems to print at each logging step, candidates beside their refinement.")
+    num_examples: int = key(0, "Problems to print at each logging step, candidates beside their refinement.")
+    log_console: str = key(
+        "line",
+        "What the console shows of a log record: `line`, the main figures; `all`, every metric as a dictionary.",
+    )
     eval_dataset_name: str | None = key(None, "Held-out problems to evaluate on (eval_strategy, eval_steps).")
     eval_dataset_split: str = key("validation", "Their split.")
     max_eval_problems: int | None = key(200, "How many of them; null: all.")
@@ -168,6 +172,10 @@ class GSRSFTConfig(RefinementConfig, ChatTemplateConfig, SFTConfig):
     dataset_split: str = key("train", "Split of a Hub data set.")
     stages: list[str] = key(["candidate", "refinement"], "Rows to train on: candidate (direct), refinement, or both.")
     max_rows: int | None = key(None, "Train on N rows only, chosen by the seed.")
+    log_console: str = key(
+        "line",
+        "What the console shows of a log record: `line`, the main figures; `all`, every metric as a dictionary.",
+    )
     dry_run: bool = key(False, "Check everything, print the resolved configuration and the amounts, load no weights.")
 
     def __post_init__(self):

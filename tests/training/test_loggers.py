@@ -1,6 +1,7 @@
 """What a run gives TensorBoard, trackio and W&B, through transformers' callbacks into packages that stand for them."""
 
 import json
+import re
 
 import pytest
 
@@ -34,9 +35,11 @@ def logged(launch, tmp_path_factory):
     words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     path = f"{ROOT}:{ROOT / 'tests' / 'loggers'}"
     loggers = ["tensorboard", "trackio", "wandb"]
-    launch("recipes/grpo_gsr.py", *words, "--report_to", *loggers, env={"PYTHONPATH": path, "LOGGED": str(folder)})
+    env = {"PYTHONPATH": path, "LOGGED": str(folder)}
+    console = launch("recipes/grpo_gsr.py", *words, "--report_to", *loggers, env=env)
     files = {name: folder / f"{name}.jsonl" for name in loggers} | {"own": folder / "run" / "metrics.jsonl"}
-    return {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in files.items()}
+    logs = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in files.items()}
+    return logs | {"console": console}
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
@@ -56,3 +59,12 @@ def test_a_run_has_its_name_and_its_end(logged):
     assert {"run": "two-steps"} in logged["trackio"] and {"run": "two-steps"} in logged["wandb"]
     assert {"closed": True} in logged["trackio"] and {"closed": True} in logged["tensorboard"]
     assert {"text": "args", "step": None} in logged["tensorboard"]  # every key of the configuration is JSON
+
+
+def test_the_console_shows_a_line_a_step_and_no_library_warning(logged):
+    console = logged["console"]
+    for step in (1, 2):
+        training, held_out = (line for line in console.splitlines() if line.startswith(f"{step}/2 "))
+        assert re.search(r"pass@1 \d+\.\d maj@2 \d+\.\d selfref@2 \d+\.\d gap [+-]\d+\.\d  reward", training), console
+        assert "held out: pass@1" in held_out and len(training) <= 160
+    assert "FutureWarning" not in console and "'loss'" not in console and "Setting accelerator" not in console
