@@ -130,7 +130,7 @@ def one_engine(config) -> bool:
 def _run(engine, left, total: int, planned: Iterator[tuple[dict, list[Request]]], store, kind: str, config) -> dict:
     """The units of one stage (see `run_units`). Returns the errors of what an endpoint gave no answer for, by id."""
     golds = {row["id"]: row["answer"] for row in left}
-    progress = Progress(f"problems, {kind}", total, total - len(left))
+    progress = Progress(kind, total, total - len(left))
     store_units = partial(_grade_and_store, golds=golds, store=store, kind=kind)
     return run_units(engine, planned, progress, _add, store_units, config.problems_per_chunk)
 

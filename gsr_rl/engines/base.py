@@ -188,7 +188,7 @@ class Engine:
         pairs = zip(prompt_token_ids, chats, strict=True)
         requests = [Request(index, ids, sampling, chat) for index, (ids, chat) in enumerate(pairs)]
         completions: dict[int, list[Completion]] = {}
-        with progress_bar(len(requests), "prompts") as bar:
+        with progress_bar(len(requests), "completions", unit="prompts") as bar:
             for result in self.stream(requests):
                 if result.error:
                     raise EngineError(f"prompt {result.key}: {result.error}")
@@ -202,8 +202,10 @@ class Engine:
         return [Completion(*row) for row in zip(texts, token_ids, finished, strict=True)]
 
 
-def progress_bar(total: int, unit: str, initial: int = 0):
-    """A tqdm bar with rate and time left; in a log file it speaks every half minute only."""
+def progress_bar(total: int, label: str, done: int = 0, unit: str = "problems"):
+    """A tqdm bar with what is done and time left; in a log file it speaks every half minute only."""
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=initial, unit=f" {unit}", mininterval=0.5 if sys.stderr.isatty() else 30)
+    form = f"{label}: {{percentage:.0f}} %, {{n_fmt}} of {{total_fmt}} {unit}, {{remaining}} left{{postfix}}"
+    interval = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=total, initial=done, bar_format=form, mininterval=interval)

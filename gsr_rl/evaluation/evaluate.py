@@ -253,7 +253,7 @@ def _sample_kind(run: StoredRun, kind: str, store, left: list[dict], engine) -> 
             _grade(units, run, stages)
         store.append("units", [unit.stored() for unit in units])
 
-    progress = Progress(f"problems, {NAMES.get(kind, kind)}", len(run.rows), len(run.rows) - len(left))
+    progress = Progress(NAMES.get(kind, kind), len(run.rows), len(run.rows) - len(left))
     planned = (_unit(row, planner.tasks(kind, row), stages, run.config) for row in left)
     return run_units(engine, planned, progress, Unit.add, finish, run.config.problems_per_chunk)
 
@@ -331,7 +331,7 @@ def _score(run: StoredRun, store, rows: list[dict]) -> None:
     model = RewardModel(config.reward_model, config.reward_batch_size)
     units, last = [], time.monotonic()
     try:
-        with progress_bar(total, "problems, scores", total - len(rows)) as bar:
+        with progress_bar(total, "scores", total - len(rows)) as bar:
             for row in rows:
                 texts = [candidate["text"] for candidate in run.candidates(row)]
                 units.append({"unit": unit_id(row), "scores": model.scores(row["problem"], texts)})

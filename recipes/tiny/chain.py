@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import live
+
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "recipes/tiny/models/base"
 PLACES = 2  # of steps that run side by side; the training programs run as two processes
@@ -159,7 +161,7 @@ def run(step: Step, threads: int = 1) -> float:
 def _run(step: Step, threads: int, log: Path, lock) -> float:
     from gsr_rl.run_folder import atomic_write
 
-    print(f"\n[{step.name}] {shlex.join(step.command)}\n    log: {log}", flush=True)
+    print(f"[{step.name}] started, its log: {log}", flush=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",  # nothing here is on the Hub
@@ -168,14 +170,16 @@ def _run(step: Step, threads: int, log: Path, lock) -> float:
     }
     start = time.monotonic()
     with open(log, "w") as file:
+        print(f"$ {shlex.join(step.command)}", file=file, flush=True)
         # The command holds the lock as well, so that it is kept where the command outlives this process.
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
-        code = subprocess.run(step.command, cwd=ROOT, env=environment, **streams).returncode
+        process = subprocess.Popen(step.command, cwd=ROOT, env=environment, **streams)
+        code = live.follow(process, step.name, log)
     seconds = time.monotonic() - start
     if code:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\n[{step.name}] failed with exit code {code}; the whole log is {log}")
-    print(f"[{step.name}] {seconds:.0f} s", flush=True)
+    live.show(step.name, f"done in {seconds:.0f} s", last=True)
     done = {"seconds": round(seconds, 1), "command": _in_folder(step.command, step.folder)}
     atomic_write(step.folder / "done" / f"{step.name}.json", json.dumps(done))
     return seconds

@@ -3,8 +3,8 @@
     python recipes/tiny/demo.py                    # what `make demo` runs: seed 0, into runs/demo
     python recipes/tiny/demo.py --seed 1 --output_dir runs/demo_seed1
 
-Each step is one of the four programs with its YAML file, as one would run it by hand; the commands are printed. A step
-that has ended is not run again: the same command resumes where it stopped.
+Each step is one of the four programs with its YAML file, as one would run it by hand; its command is the first line
+of its log. A step that has ended is not run again: the same command resumes where it stopped.
 """
 
 import argparse

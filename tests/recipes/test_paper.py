@@ -50,8 +50,8 @@ def another(seed, **changes):
 
 def test_a_mark_without_a_command_counts_and_other_arguments_are_refused(paper, tmp_path, monkeypatch):
     chain, ran = paper.chain, []
-    fake = lambda command, **_: ran.append(command) or Namespace(returncode=0)  # noqa: E731
-    monkeypatch.setattr(chain, "subprocess", Namespace(run=fake, STDOUT=None))
+    fake = lambda command, **_: ran.append(command) or Namespace(wait=lambda timeout: 0)  # noqa: E731
+    monkeypatch.setattr(chain, "subprocess", Namespace(Popen=fake, STDOUT=None))
     folder = tmp_path / "one"
     command = lambda split: ["python", "x.py", "--output_dir", f"{folder}/eval", "--dataset_split", split]  # noqa: E731
     mark = folder / "done" / "eval.json"
@@ -89,6 +89,25 @@ def test_a_step_that_is_at_work_is_not_started_again(paper, tmp_path):
     while Path(f"/proc/{int(found)}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert paper.chain.run(again) < 30
+
+
+def test_how_far_a_log_says_that_a_program_is(paper, tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("$ python x.py\nloading: 10\n")
+    assert paper.chain.live.progress(log) == "starting"
+    log.write_text(log.read_text() + "candidates: 3 %, 1 of 40 problems, 0:10 left\rcandidates: 5 %, 2 of 40 problems")
+    assert paper.chain.live.progress(log) == "candidates: 5 %, 2 of 40 problems"
+    log.write_text(log.read_text() + "\n  9/110 8:31 left  pass@1 46.1\nstep 9: a warning\n")
+    assert paper.chain.live.progress(log) == "9/110 8:31 left  pass@1 46.1"
+
+
+def test_a_command_is_followed_to_its_end_and_a_failure_is_shown_with_its_log(paper, tmp_path, capsys):
+    code = "print('  1/2 0:01 left  loss 0.5', flush=True); print('the reason'); raise SystemExit(3)"
+    step = paper.chain.Step("sft", "sft", [sys.executable, "-c", code], tmp_path)
+    with pytest.raises(SystemExit, match=r"the reason\n+\[sft\] failed with exit code 3"):
+        paper.chain.run(step)
+    assert capsys.readouterr().out.startswith("[sft] started, its log: ")
+    assert (tmp_path / "logs" / "sft.log").read_text().startswith(f"$ {sys.executable} -c")
 
 
 def test_the_demo_refuses_a_folder_of_another_split_before_it_runs_anything(paper, tmp_path, monkeypatch):
