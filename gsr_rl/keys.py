@@ -20,6 +20,23 @@ def key(default: Any, help_text: str):
     return field(default=default, metadata={"help": help_text})
 
 
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = ("recipes", "accelerate_configs")  # folders of a clone that are in the package too, under gsr_rl/
+
+
+def shipped(name: str) -> str:
+    """The path of a file or folder of `SHIPPED`, such as recipes/tiny/grpo.yaml; `name` itself where it is none.
+
+    Folders may be left out: tiny/grpo.yaml, zero3.yaml. What the working folder has under that name comes first.
+    """
+    path = Path(name)
+    if path.exists():
+        return name
+    places = [path] if path.parts[:1] in ((folder,) for folder in SHIPPED) else [Path(at) / path for at in SHIPPED]
+    paths = (root / place for root in (PACKAGE, PACKAGE.parent) for place in places)
+    return next((str(path) for path in paths if path.exists()), name)
+
+
 def finite(c) -> list[str]:
     """No key is NaN or infinite, on its own or in a list or mapping: they would pass checks of ranges."""
     return [f"{name}={value}: a finite number is expected" for name, value in vars(c).items() if not _is_finite(value)]

@@ -60,12 +60,20 @@ SOLVE, SERVE = (
     "tests/serving/test_solve.py",
     "tests/serving/test_serve_vllm.py::test_plain_answers_streams_and_errors_by_the_official_client",
 )
+PACKAGED = (
+    "accelerate launch --config_file '$(gsr-config zero2_cpu.yaml)' -m gsr_rl.recipes.grpo_gsr --config tiny/grpo.yaml"
+)
+WHEEL = "tests/test_requirements.py::test_the_four_programs_of_a_wheel_run_from_any_folder"
 BENCHMARK = "tests/test_benchmark_scripts.py::test_a_benchmark_ends_with_positive_figures"
 PARTS = "tests/distillation/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
 RUN_BY = {
     **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
     **dict.fromkeys(DRY_RUNS, DRY),
     "python benchmarks/distill.py": BENCHMARK,
+    "gsr-distill --config tiny/distill.yaml": WHEEL,
+    "gsr-sft --config tiny/sft.yaml": WHEEL,
+    PACKAGED: WHEEL,
+    "gsr-eval --config tiny/eval.yaml --model runs/tiny/grpo": WHEEL,
     SMOLLM2: "tests/test_docs.py::test_smollm2_trains_under_zero_3",
     "gsr-solve --model runs/tiny/grpo '47+5*3-8'": f"{SOLVE}::test_a_pipe_gets_plain_text",
     "gsr-solve --model recipes/tiny/models/base --prompt_template tiny '47+5*3-8'":

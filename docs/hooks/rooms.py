@@ -72,7 +72,7 @@ def contents() -> dict[str, list[str]]:
         if module.endswith("__init__") or first in ("cli", "server_worker"):
             continue
         boxes[first if rest else "ground"].append("/".join(rest) or first)
-    boxes["recipes"] = [path.stem for path in sorted((ROOT / "recipes").glob("*.py"))]
+    boxes["recipes"] = [path.stem for path in sorted((ROOT / "recipes").glob("*_gsr.py"))]
     boxes["rewards"] = [path.stem for path in sorted((ROOT / "rewards").glob("[!_]*.py"))]
     return boxes
 

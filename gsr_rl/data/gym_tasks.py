@@ -47,7 +47,7 @@ def installed(name: str) -> ModuleType:
     try:
         import reasoning_gym
     except ImportError:
-        raise ValueError(f"{name} needs reasoning-gym: pip install 'gsr-rl[demo]'") from None
+        raise ValueError(f"{name} needs reasoning-gym: pip install reasoning-gym==0.1.25") from None
     return reasoning_gym
 
 

@@ -287,9 +287,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_packages() -> None:
     """What vLLM brings along is there. Raises `ValueError` with what to install otherwise."""
-    missing = [name for name in ("fastapi", "openai", "prometheus_client", "uvicorn") if not find_spec(name)]
+    needed = ("fastapi", "openai", "prometheus-client", "uvicorn")
+    missing = [name for name in needed if not find_spec(name.replace("-", "_"))]
     if missing:
-        raise ValueError(f"{', '.join(missing)} not installed: pip install 'gsr-rl[serve]', or vLLM, which needs them")
+        raise ValueError(
+            f"{', '.join(missing)} not installed: pip install {' '.join(missing)}, or vLLM, which needs them"
+        )
 
 
 def _terminated(*_) -> None:

@@ -8,7 +8,18 @@ from tests.support.paths import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "results/README.md", "recipes/**/*.md", "docs/**/*.md")
 PROGRAMS = ("python", "accelerate", "make", "vllm", "source", "export", "hf", "gsr-solve", "gsr-serve", "sbatch")
-PROGRAMS += ("pip", "git", "mkdocs", "pytest")
+PROGRAMS += (
+    "pip",
+    "git",
+    "mkdocs",
+    "pytest",
+    "gsr-distill",
+    "gsr-sft",
+    "gsr-grpo",
+    "gsr-eval",
+    "gsr-config",
+    "gsr-merge",
+)
 
 
 def pages() -> list[Path]:
