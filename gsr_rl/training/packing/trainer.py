@@ -20,8 +20,8 @@ from trl import GRPOTrainer
 from gsr_rl.training.checks import ROUTER_LOSS
 from gsr_rl.training.packing.batching import STAGES, Batch, token_passes
 from gsr_rl.training.packing.rows import pack_rows, prompt_groups
-from gsr_rl.training.packing.shared_prefix import least_saving, log_probs_and_entropies, share_prefixes, unsupported
-from gsr_rl.training.packing.throughput import StepAccount
+from gsr_rl.training.packing.shared_prefix import log_probs_and_entropies, share_prefixes, unsupported
+from gsr_rl.training.packing.throughput import StepAccount, least_saving
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         unwrapped = self.accelerator.unwrap_model(self.model)
         self.account.start(unwrapped, self.accelerator.device, torch.bfloat16 if args.bf16 else unwrapped.dtype)
         self.token_budget = args.max_tokens_per_micro_batch if self.shares_prefixes else None
-        self.least_saving = least_saving(self.model) if self.shares_prefixes else 0
+        self.least_saving = least_saving(self.model, self.accelerator.device.type) if self.shares_prefixes else 0
 
     def _share_prefixes(self) -> bool:
         """Prepare the policy and the reference model, or say why it cannot be done.

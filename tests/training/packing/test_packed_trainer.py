@@ -109,7 +109,7 @@ def test_rows_of_which_packing_would_save_little_are_run_as_they_are(
 def test_a_second_trainer_of_a_prepared_model_has_a_reference_that_shares_prompts_too(tiny_model, tmp_path):
     first = make_trainer(tiny_model, tmp_path)
     trainer = make_trainer(first.model, tmp_path, beta=0.1)
-    assert trainer.model.config._attn_implementation == "shared_prefix_sdpa"
+    assert trainer.shares_prefixes and trainer.ref_model is not trainer.model
     with torch.no_grad():
         found, expected = (
             trainer._get_per_token_logps_and_entropies(model, *rows(), 4)[0]

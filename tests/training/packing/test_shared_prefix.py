@@ -1,6 +1,7 @@
 """The packed forward against the plain one: padded rows through the same model, and a float64 reference."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -26,6 +27,7 @@ from gsr_rl.training.packing import rows as packed_rows
 from gsr_rl.training.packing import shared_prefix
 from gsr_rl.training.packing.rows import pack_rows
 from gsr_rl.training.packing.shared_prefix import log_probs_and_entropies, share_prefixes, unsupported
+from tests.support import varlen_on_cpu  # noqa: F401 gives the varlen kernel a CPU's
 
 VOCABULARY, TEMPERATURE, PAD = 61, 0.7, 0
 BLOCK_MASK = partial(flex_attention.create_block_mask, _compile=False)
@@ -64,9 +66,9 @@ def model(request):
     return make_model(request.param)
 
 
-@pytest.fixture(params=["merged", "joined", "flex"])
+@pytest.fixture(params=["merged", "joined", "varlen", "flex"])
 def kernel(request, monkeypatch, model):
-    """The ways of attending: the CPU's kernel, the one for every other device, and flex attention.
+    """The ways of attending: the CPU's kernel, that of NVIDIA GPUs, the one for all other devices, flex attention.
 
     Flex attention is not compiled here, and made to give gradients on a CPU, which it has but refuses.
     """
@@ -75,10 +77,10 @@ def kernel(request, monkeypatch, model):
         monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
         monkeypatch.setattr(integration, "compile_friendly_flex_attention", not_compiled)
         monkeypatch.setattr(packed_rows, "create_block_mask", BLOCK_MASK)
-        monkeypatch.setattr(model.config, "_attn_implementation", shared_prefix.NAMES["flex_attention"])
-    if request.param == "joined":
-        joined = type("Joined", (), {"apply": staticmethod(shared_prefix._joined_attention)})
-        monkeypatch.setattr(shared_prefix, "_MergedAttention", joined)
+        monkeypatch.setattr(model.config, "_attn_implementation", shared_prefix.FLEX)
+        share_prefixes(model)
+    else:
+        monkeypatch.setattr(shared_prefix, "attention_kernel", lambda query: request.param)
     with torch._dynamo.config.patch(disable=False):  # an engine on a CPU sets it
         yield
 
@@ -342,7 +344,7 @@ def test_a_model_made_with_a_prepared_ones_attention_is_prepared_too():
     policy = make_model("llama")
     config = copy.deepcopy(policy.config)
     other = FAMILIES["llama"][1](config)
-    assert other.config._attn_implementation == "shared_prefix_sdpa"
+    assert other.config._attn_implementation == "sdpa"
     other.load_state_dict(policy.state_dict())
     add_fused_lm_head(other, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
     share_prefixes(other)
@@ -370,11 +372,11 @@ def test_a_model_that_attends_otherwise_is_told_apart(keys, reason):
     assert reason in unsupported(Qwen2ForCausalLM(config))
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("name", ["paged|sdpa", "paged|flash_attention_2", "someone/flash-kernel-not-loaded"])
 def test_another_attention_is_refused_with_the_one_that_shares_prompts(name):
     model = make_model("llama")
     model.config._attn_implementation = name
-    with pytest.raises(ValueError, match=f"attn_implementation is {name}, and `attn_implementation: sdpa` shares"):
+    with pytest.raises(ValueError, match=re.escape(f"attn_implementation is {name}, and `attn_implementation: sdpa`")):
         share_prefixes(model)
     assert model.config._attn_implementation == name
 
