@@ -1,10 +1,10 @@
-"""The recipes' programs: their configurations, their checks before the heavy imports, and TRL's parser at the end.
+"""The recipes' programs: their configurations, and their checks before the heavy imports.
 
-TRL's parser makes the configurations. But importing TRL takes seconds, so `--help`, unknown keys and values that
-contradict each other are dealt with first (gsr_rl/command_line.py). What a training then shows: `log_in_lines`.
+Importing TRL takes seconds, so `--help`, unknown keys and values that contradict each other are dealt with first
+(gsr_rl/command_line.py), and a dry run of `grpo` does without it where it can (`_plain_configs`).
+What a training then shows: `log_in_lines`.
 """
 
-import argparse
 import importlib
 import logging
 import os
@@ -12,21 +12,34 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
-from functools import cache, wraps
+from dataclasses import make_dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-from gsr_rl.command_line import LIBRARIES, Key, asks_for_help, fields_of_all, help_of, of_type, our_classes, read
-from gsr_rl.data.config import check_problems_and_held_out, check_training_problems
+from gsr_rl.command_line import (
+    LIBRARIES,
+    Key,
+    asks_for_help,
+    attributes_read,
+    fields_of,
+    fields_of_all,
+    help_of,
+    of_type,
+    our_classes,
+    read,
+)
+from gsr_rl.data.config import ProblemConfig, check_problems_and_held_out, check_training_problems
 from gsr_rl.distillation.config import check_distill
 from gsr_rl.evaluation.config import check_eval, check_eval_problems
-from gsr_rl.keys import PACKAGE, SHIPPED, TRUE_WORDS, kinds_of, raise_if_any, shipped
+from gsr_rl.keys import SHIPPED, raise_if_any, shipped
 from gsr_rl.training.checks import check_grpo, check_sft
 
 LEGEND = (
     "step, time left; right, in %; reward and length of candidates and refinements; seconds (rollout + update); "
     "trained tokens per second"
 )
+OPTIMIZER = "adamw_torch_fused"  # transformers' default with torch 2.8 or newer
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (check_training_problems, check_distill)),
@@ -62,14 +75,6 @@ def read_values(program: str, argv: list[str]) -> dict[str, object]:
     return values
 
 
-def with_paths(argv: list[str], values: dict[str, object]) -> list[str]:
-    """The command line for TRL's parser, which reads the file itself: with the paths of what is in the package."""
-    argv = [shipped(word) if before == "--config" else word for before, word in zip(["", *argv], argv, strict=False)]
-    roots = tuple(str(root / folder) for root in (PACKAGE, PACKAGE.parent) for folder in SHIPPED)
-    paths = {name: value for name, value in values.items() if isinstance(value, str) and value.startswith(roots)}
-    return argv + [word for name, value in paths.items() for word in (f"--{name}", value)]
-
-
 def print_config_paths(argv: list[str] | None = None) -> None:
     """`gsr-config`: the names of the package's configurations; `gsr-config NAME`: the path of this one."""
     names = sys.argv[1:] if argv is None else argv
@@ -82,12 +87,16 @@ def print_config_paths(argv: list[str] | None = None) -> None:
         print(shipped(name))
 
 
-def check_values(program: str, values: dict[str, object]) -> None:
-    """Run the program's checks on plain values, completed by the defaults. Raises `ValueError` with all messages."""
+def check_values(program: str, values: dict[str, object]) -> dict[str, object]:
+    """The values as their keys' types have them, once the program's checks have passed with the defaults beside them.
+
+    Raises `ValueError` with all messages.
+    """
     keys = keys_of(program)
     typed = of_type(values, keys)  # by itself: the checks calculate with the values
     merged = SimpleNamespace(**{name: key.default for name, key in keys.items()} | typed)
     raise_if_any([message for check in PROGRAMS[program][1] for message in check(merged)])
+    return typed
 
 
 @contextmanager
@@ -105,44 +114,26 @@ def clear_errors(program: str, *more: type[Exception]):
 
 
 def parse(program: str, argv: list[str] | None = None) -> tuple:
-    """Parse the command line of a recipe into its config dataclasses (see `PROGRAMS`).
+    """The configurations of a recipe (see `PROGRAMS`) by its command line.
 
-    Exits with 0 after `--help`, and with 2 and one message on bad input, before TRL or an engine is imported.
+    Exits with 0 after `--help`, and with 2 and one message on bad input, before TRL or an engine is imported. Those of
+    a dry run of `grpo` have the classes' fields, but are of them only where it takes TRL to say what they hold.
     """
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv):
         print_help(program, everything="all" in argv)
         raise SystemExit(0)
     with clear_errors(program):
-        values = read_values(program, argv)
-        argv = with_paths(argv, values)
-        check_values(program, values)
+        values = check_values(program, read_values(program, argv))
         quiet_libraries()
         from gsr_rl.training.launch import shard_on_cpu
 
-        shard_on_cpu(str(values.get("use_cpu")).lower() in TRUE_WORDS)
-        return _trl_parser(program).parse_args_and_config(argv)
-
-
-def _trl_parser(program: str):
-    """TRL's parser, with `null` for every key that may be unset, and one or more words for `str | list[str]`."""
-    from trl import TrlParser
-
-    keys = keys_of(program)
-
-    class Parser(TrlParser):
-        def add_argument(self, *names, **options):
-            key = keys.get(names[0].removeprefix("--"))
-            kinds = kinds_of(key.type) if key and options.get("type") else []
-            if "None" in kinds:
-                options["type"] = _or_null(options["type"])
-                if options.get("nargs"):
-                    options["action"] = _UnsetByNull
-            if {"str", "list[str]"} <= set(kinds):  # TRL's takes one word of these
-                options |= {"nargs": "+", "action": _OneOrMore}
-            return super().add_argument(*names, **options)
-
-    return Parser([_import_class(name) for name in PROGRAMS[program][0]])
+        shard_on_cpu(bool(values.get("use_cpu")))
+        names = PROGRAMS[program][0]
+        given = [{key: value for key, value in values.items() if key in fields_of(name)} for name in names]
+        if program == "grpo" and values.get("dry_run") and _is_plain(values):
+            return ProblemConfig(**given[0]), *_plain_configs(*given[1:])
+        return tuple(_import_class(name)(**keys) for name, keys in zip(names, given, strict=True))
 
 
 def _import_class(class_name: str) -> type:
@@ -154,28 +145,75 @@ def _import_class(class_name: str) -> type:
     return getattr(importlib.import_module(module), class_name)
 
 
-class _UnsetByNull(argparse.Action):
-    """Stores the words of a list; the one word `null` unsets it."""
+# What `accelerate launch`, MPI, SageMaker and Kubeflow tell a process, and what switches progress bars off.
+LAUNCHED = ("ACCELERATE_", "WORLD_SIZE", "PMI_SIZE", "OMPI_", "MV2_", "SM_", "KUBEFLOW_", "TRANSFORMERS_VERBOSITY")
+# Keys that the classes' `__post_init__` looks at, of which `_plain_configs` makes what they make: of any value that
+# passes our checks, of a whole number, and of these values.
+RESOLVED = {
+    *("output_dir", "use_cpu", "bf16", "gradient_checkpointing", "warmup_steps", "scale_rewards", "num_generations"),
+    *("num_generations_eval", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation"),
+    "lora_target_modules",
+}
+WHOLE = {"logging_steps", "save_steps"}
+PLAIN = {
+    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup"),
+    "save_strategy": ("no", False, "steps", "epoch"),
+    "eval_strategy": ("no", False),
+    "report_to": (None, "none", [], ["none"]),
+}
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, None if values == [None] else values)
+
+def _is_plain(values: dict[str, object]) -> bool:
+    """Whether `_plain_configs` makes of these values, which have passed `check_grpo`, what the classes would make.
+
+    It does for a process on its own and without an accelerator, if no other key is set that a class looks at. Which
+    these are is read from the installed versions' source.
+    """
+    keys, looked_at = keys_of("grpo"), attributes_read("GRPOConfig") | attributes_read("ModelConfig")
+    for name, value in values.items():
+        if name in WHOLE:
+            is_settled = value >= 1 and value == int(value)
+        else:
+            is_settled = name in RESOLVED or name not in looked_at or value in PLAIN.get(name, ())
+        is_text_of_mapping = "dict" in keys[name].type and isinstance(value, str)
+        if value != keys[name].default and (is_text_of_mapping or not is_settled):
+            return False
+    if any(variable.startswith(LAUNCHED) for variable in os.environ):
+        return False
+    if values.get("use_cpu"):
+        return True
+    import torch
+
+    return not torch.accelerator.is_available()
 
 
-class _OneOrMore(argparse.Action):
-    """Stores one word as text, several as a list."""
+def _plain_configs(given: dict[str, object], given_model: dict[str, object]) -> tuple:
+    """What a dry run needs of a `GSRConfig` and a `ModelConfig`: their fields, resolved, and the batch's shape."""
+    from gsr_rl.training.dry_run import BATCH
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+    args = _with_defaults("GSRConfig", given, BATCH | {"world_size": 1, "is_for_cpu": given.get("use_cpu", False)})
+    args.output_dir = os.path.expanduser(args.output_dir or "trainer_output")
+    args.optim, args.disable_tqdm, args.report_to, args.debug, args.pad_to_multiple_of = OPTIMIZER, False, [], [], None
+    args.use_cpu, args.dataloader_pin_memory = True, False
+    args.bf16 = not args.fp16 if args.bf16 is None else args.bf16
+    args.save_strategy, args.eval_strategy = args.save_strategy or "no", "no"
+    args.logging_steps, args.save_steps = int(args.logging_steps), int(args.save_steps)
+    args.accelerator_config = {name: key.default for name, key in fields_of("AcceleratorConfig").items()}
+    args.scale_rewards = {"True": "group", "False": "none"}.get(str(args.scale_rewards), args.scale_rewards)
+    args.steps_per_generation = args.steps_per_generation or args.gradient_accumulation_steps
+    args.generation_batch_size = args.per_device_train_batch_size * args.steps_per_generation
+    args.per_device_eval_batch_size = args.num_generations_eval or args.num_generations
+    args.max_refinement_length = args.max_refinement_length or args.max_completion_length
+    model = _with_defaults("ModelConfig", given_model, {})
+    if model.lora_target_modules and len(model.lora_target_modules) == 1:
+        (model.lora_target_modules,) = model.lora_target_modules
+    return args, model
 
 
-def _or_null(convert):
-    """`convert` for values of the command line, where `null` unsets what the YAML file sets."""
-
-    @wraps(convert, updated=())
-    def convert_or_null(text: str):
-        return None if text == "null" else convert(text)
-
-    return convert_or_null
+def _with_defaults(class_name: str, given: dict[str, object], more: dict[str, object]):
+    """A dataclass with the fields of a class that is not imported, and `more` attributes, and its values."""
+    values = {name: key.default for name, key in fields_of(class_name).items()} | given
+    return make_dataclass(class_name, values, namespace=more)(**values)
 
 
 def quiet_libraries() -> None:

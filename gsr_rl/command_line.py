@@ -7,6 +7,7 @@ text. Start at `fields_of` (what can be set) and `read` (what the user set).
 import ast
 import difflib
 import importlib.util
+import os
 import re
 import textwrap
 from collections import deque
@@ -27,6 +28,7 @@ LIBRARIES = {
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "TrainingArguments": ("transformers", "training_args.py"),
     "ModelConfig": ("trl", "trainer/model_config.py"),
+    "AcceleratorConfig": ("transformers", "trainer_pt_utils.py"),
 }
 # Names that are used elsewhere for a key: what an unknown key may have meant.
 ALIASES = {
@@ -39,13 +41,14 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Key:
-    """One configuration key, read from source: its owner class, type text, default and help."""
+    """One configuration key, read from source: its owner class, type text, default, help, and values it may have."""
 
     owner: str
     name: str
     type: str
     default: object
     help: str
+    choices: object = None  # None: any
 
 
 @cache
@@ -85,6 +88,31 @@ def fields_of(class_name: str) -> dict[str, Key]:
     return keys
 
 
+def attributes_read(class_name: str) -> set[str]:
+    """What a class's `__post_init__`, its bases' and what these call of `self` read of an instance: its attributes.
+
+    So a key that is not among them is neither checked nor changed there. Nothing is imported.
+    """
+    functions: dict[str, list[ast.FunctionDef]] = {}
+    classes = [_class_node(class_name)]
+    while classes:
+        node = classes.pop()
+        classes += [_class_node(ast.unparse(base)) for base in node.bases]
+        for function in (statement for statement in node.body if isinstance(statement, ast.FunctionDef)):
+            functions.setdefault(function.name, []).append(function)
+    names, calls = set(), ["__post_init__"]
+    while calls:
+        read = {
+            node.attr
+            for function in functions.pop(calls.pop(), [])
+            for node in ast.walk(function)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+        }
+        names |= read
+        calls += sorted(read & functions.keys())
+    return names
+
+
 def fields_of_all(class_names: Iterable[str]) -> dict[str, Key]:
     """The fields of several dataclasses. Where two have a field of one name, the first one's counts."""
     keys: dict[str, Key] = {}
@@ -98,7 +126,7 @@ def _key(owner: str, statement: ast.AnnAssign) -> Key | None:
     annotation, default = ast.unparse(statement.annotation), statement.value
     if "ClassVar" in annotation or not isinstance(statement.target, ast.Name):
         return None
-    help_text = ""
+    help_text, choices = "", None
     if isinstance(default, ast.Call) and ast.unparse(default.func) == "key":  # ours: gsr_rl.keys.key
         default, help_text = default.args[0], str(_literal(default.args[1]))
     elif isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
@@ -106,14 +134,11 @@ def _key(owner: str, statement: ast.AnnAssign) -> Key | None:
         if "init" in arguments and _literal(arguments["init"]) is False:
             return None
         default = arguments.get("default", arguments.get("default_factory"))
-        help_text = _help(arguments.get("metadata"))
-    return Key(owner, statement.target.id, annotation, _literal(default), help_text)
-
-
-def _help(metadata: ast.expr | None) -> str:
-    """The text under `help` in a field's metadata."""
-    entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
-    return next((str(_literal(value)) for key, value in entries if _literal(key) == "help"), "")
+        metadata = arguments.get("metadata")
+        entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+        told = {_literal(name): _literal(value) for name, value in entries}
+        help_text, choices = str(told.get("help", "")), told.get("choices")
+    return Key(owner, statement.target.id, annotation, _literal(default), help_text, choices)
 
 
 def _literal(node: ast.expr | None) -> object:
@@ -219,7 +244,7 @@ def _take(left: deque[str], kinds: list[str], positional: bool) -> list[str]:
 
 
 def _read_file(words: list[str]) -> dict[str, object]:
-    """The keys of the YAML file that `--config` names."""
+    """The keys of the YAML file that `--config` names. The environment variables under `env` are set."""
     if len(words) != 1:
         raise ValueError(f"{' '.join(['--config', *words])}: one YAML file is expected")
     path = Path(shipped(words[0]))
@@ -231,7 +256,7 @@ def _read_file(words: list[str]) -> dict[str, object]:
         raise ValueError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"--config {path}: a YAML mapping of keys to values is expected")
-    loaded.pop("env", None)
+    os.environ.update({name: str(value) for name, value in (loaded.pop("env", None) or {}).items()})
     return loaded
 
 
@@ -288,6 +313,8 @@ def of_type(values: dict[str, object], keys: dict[str, Key]) -> dict[str, object
         unset = value is None and keys[name].default is None
         if expected := None if unset else mismatch(keys[name].type, value):
             messages.append(f"{name}={'null' if value is None else repr(value)}: {expected}")
+        elif isinstance(choices := keys[name].choices, list) and not unset and value not in choices:
+            messages.append(f"{name}={value!r}: use {', '.join(choices[:-1])} or {choices[-1]}")
     raise_if_any(messages)
     return {name: _converted(value, kinds_of(keys[name].type)) for name, value in values.items()}
 
@@ -297,4 +324,6 @@ def _converted(value: object, kinds: list[str]) -> object:
         return int(value) if kinds[0] == "int" else float(value)
     if kinds[0] == "bool" and isinstance(value, str | int):
         return str(value).lower() in TRUE_WORDS
+    if kinds[0].startswith("list") and "str" not in kinds and isinstance(value, str):
+        return [value]
     return value

@@ -154,7 +154,7 @@ def raise_if_any(messages: list[str]) -> None:
 
 
 def mapping(name: str, value):
-    """A mapping that a command line gives as text; TRL's parser leaves YAML's as it is."""
+    """A mapping that may be given as text."""
     if not isinstance(value, str):
         return value
     try:
@@ -207,7 +207,7 @@ def mismatch(annotation: str, value: object) -> str | None:
 
     Args:
         annotation: The source text of the field's type, such as `int | None`. Types of other packages pass.
-        value: As YAML reads it. Text that reads as the number counts as that number, as in TRL's parser.
+        value: As YAML reads it. Text that reads as the number counts as that number.
     """
     kinds = kinds_of(annotation)
     names = [kind.split("[")[0] for kind in kinds]

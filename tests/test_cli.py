@@ -1,5 +1,6 @@
 """Bad input stops before anything heavy is imported, and names the field and the fix."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from gsr_rl import cli
+from gsr_rl.command_line import of_type
 from tests.support.findings import GRPO, TINY, findings
 from tests.support.fixed_engine import run_recipe
 from tests.support.paths import ROOT
@@ -152,6 +154,7 @@ def test_a_number_that_is_no_number_is_named():
         ({"reward_weights": -1}, "reward_weights=-1: a list of numbers is expected"),
         ({"reward_weights": ["1e-3"]}, "reward_weights=['1e-3']: a list of numbers is expected"),
         ({"reward_funcs": [3]}, "reward_funcs=[3]: a list of texts is expected"),
+        ({"dtype": "bfloat17"}, "dtype='bfloat17': use auto, bfloat16, float16 or float32"),
         ({"dataset_kwargs": [1]}, "dataset_kwargs=[1]: a mapping such as {name: value} or text is expected"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
@@ -325,6 +328,23 @@ def test_null_on_the_command_line_unsets_what_the_file_sets(tmp_path):
     assert args.reward_weights is model_args.lora_target_modules is None
     assert args.report_to == []
     assert args.max_tokens_per_micro_batch is None and args.top_entropy_quantile == 0.5
+
+
+def test_environment_variables_of_the_file_are_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSR_TEST", "before")
+    path = tmp_path / "c.yaml"
+    path.write_text("env: {GSR_TEST: 5}\nnum_candidates: 4\n")
+    assert cli.read_values("grpo", ["--config", str(path)]) == {"num_candidates": 4}
+    assert os.environ["GSR_TEST"] == "5"
+
+
+def test_one_word_for_a_list_is_a_list_of_it():
+    values = cli.read_values(
+        "sft", ["--stages", "candidate", "--report_to", "none", "--lora_target_modules", "q_proj"]
+    )
+    assert of_type(values, cli.keys_of("sft")) == {
+        "stages": ["candidate"], "report_to": "none", "lora_target_modules": ["q_proj"]
+    }  # fmt: skip
 
 
 def test_an_unquoted_no_of_yaml_is_no(tmp_path):

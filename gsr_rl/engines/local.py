@@ -17,11 +17,12 @@ def has_gpu(use_cpu: bool = False) -> bool:
 
     There is none to use if the key `use_cpu` says so, or `accelerate launch`, which says it by the environment.
     """
+    if use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in TRUE_WORDS:
+        return False
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
-    use_cpu = use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in TRUE_WORDS
-    return not use_cpu and torch.cuda.is_available()
+    return torch.cuda.is_available()
 
 
 def set_vllm_environment(use_cpu: bool = False) -> bool:

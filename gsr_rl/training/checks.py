@@ -370,11 +370,11 @@ def check_importance_sampling(c) -> list[str]:
 
 def check_reporting(c) -> list[str]:
     """Every name in report_to is an integration of transformers' whose package is installed. Imports transformers."""
-    from transformers.integrations import integration_utils
-
     names = c.report_to if isinstance(c.report_to, list) else [c.report_to or "none"]
     if names in ([], ["none"], ["all"]):
         return []
+    from transformers.integrations import integration_utils
+
     known, messages = integration_utils.INTEGRATION_TO_CALLBACK, []
     for name in names:
         if name not in known:

@@ -9,6 +9,7 @@ from trl import GRPOConfig, SFTConfig
 from gsr_rl.keys import key, mapping, raise_if_any
 from gsr_rl.refinement.settings import ChatTemplateConfig, RefinementConfig
 from gsr_rl.training.checks import check_grpo, check_reporting, check_sft
+from gsr_rl.training.dry_run import block_size, num_windows, trained_stages
 from gsr_rl.training.rollout import Plan
 
 MAY_BE_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
@@ -124,24 +125,9 @@ class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # DeepSpeed on a CPU needs it said
         GRPOConfig.__post_init__(self)
 
-    @property
-    def stages(self) -> list[str]:
-        """The stages that are trained, in the order of their rows inside a problem's block."""
-        return [
-            stage
-            for stage, weight in (("candidate", self.candidate_weight), ("refinement", self.refinement_weight))
-            if weight > 0
-        ]
-
-    @property
-    def block_size(self) -> int:
-        """Rows of one problem: `num_generations` for each trained stage."""
-        return len(self.stages) * self.num_generations
-
-    @property
-    def num_windows(self) -> int:
-        """Optimizer steps that a generation batch is cut into."""
-        return self.steps_per_generation // self.gradient_accumulation_steps
+    stages = property(trained_stages)
+    block_size = property(block_size)
+    num_windows = property(num_windows)
 
     @property
     def plan(self) -> Plan:

@@ -3,9 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 
-from trl import ModelConfig
-
-from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.launch import Launch, ModelShape, adapter_parameters, check_numbers, read_launch, read_shape
 from gsr_rl.training.problem_order import sampling_limit
 
@@ -14,6 +11,25 @@ USABLE = 0.95  # of a GPU's memory
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768  # of the fused head: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
 LIVE_PARAMETERS = 1_000_000_000  # gathered at once under ZeRO-3: DeepSpeed's stage3_max_live_parameters
 SHARING = (None, "sdpa", "flex_attention")  # values of attn_implementation that share prompts, the default included
+
+
+def trained_stages(args) -> list[str]:
+    """The stages that are trained, in the order of their rows inside a problem's block."""
+    return [stage for stage in ("candidate", "refinement") if getattr(args, f"{stage}_weight") > 0]
+
+
+def block_size(args) -> int:
+    """Rows of one problem: `num_generations` for each trained stage."""
+    return len(trained_stages(args)) * args.num_generations
+
+
+def num_windows(args) -> int:
+    """Optimizer steps that a generation batch is cut into."""
+    return args.steps_per_generation // args.gradient_accumulation_steps
+
+
+# Of a `GSRConfig`.
+BATCH = {"stages": property(trained_stages), "block_size": property(block_size), "num_windows": property(num_windows)}
 
 
 @dataclass(frozen=True)
@@ -28,11 +44,13 @@ class Pass:
     attended: int
 
 
-def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[str, int | str]:
+def batch_arithmetic(args, model=None) -> dict[str, int | str]:
     """Figures of one optimizer step and one generation, over all ranks. Token figures are upper bounds.
 
     Args:
-        model: The model, whose sizes are read from a local folder or else from `model_shape`, and LoRA.
+        args: A `GSRConfig`.
+        model: TRL's `ModelConfig`: LoRA, and the model, whose sizes are its local folder's or else those of
+            `model_shape`.
 
     Returns:
         Name to number or text, in the order in which `--dry_run true` prints them.
@@ -49,7 +67,7 @@ def batch_arithmetic(args: GSRConfig, model: ModelConfig | None = None) -> dict[
     return figures | memory_arithmetic(shape, launch, args, model)
 
 
-def _amounts(args: GSRConfig, processes: int) -> dict[str, int | str]:
+def _amounts(args, processes: int) -> dict[str, int | str]:
     """Problems, rows, rollouts and tokens."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     problems = rows // args.block_size
@@ -74,7 +92,7 @@ def _amounts(args: GSRConfig, processes: int) -> dict[str, int | str]:
     }
 
 
-def _tokens(args: GSRConfig, when: str, problems: int, stages: list[str]) -> dict[str, int | str]:
+def _tokens(args, when: str, problems: int, stages: list[str]) -> dict[str, int | str]:
     """Tokens of these stages: new ones, and prompts, each counted once for all its completions."""
     limits = {"candidate": args.max_completion_length, "refinement": args.max_refinement_length}
     solve: int | str = 0

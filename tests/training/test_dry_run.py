@@ -1,6 +1,9 @@
 """Memory figures of a dry run, against sizes that are known."""
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +12,8 @@ import torch
 import yaml
 from transformers import Qwen2Config, Qwen2Model
 
+from gsr_rl import cli
+from gsr_rl.run_folder import resolved_yaml
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.dry_run import (
     GIB,
@@ -27,6 +32,7 @@ from gsr_rl.training.launch import (
     read_launch,
     read_shape,
 )
+from tests.support.paths import ROOT
 
 QWEN7B = ModelShape(3584, 18944, 28, 28, 152064, 4, 128)
 SMALL = ModelShape(64, 160, 2, 4, 128, 2)  # 64 wide: queries 64, keys 32
@@ -425,3 +431,85 @@ def test_the_lora_recipe_is_the_full_one_with_what_lora_needs_and_fits_one_gpu(t
     figures = batch_arithmetic(args, model(model_name_or_path=None, **options))
     assert figures["problems per optimizer step"] == 8
     assert figures["GPU memory: peak"].endswith("fits")
+
+
+DRY = {"dry_run": "true", "use_cpu": "true"}
+
+
+def dry_configs(monkeypatch, file: str, **keys) -> tuple:
+    """The configurations that a dry run's command line makes, in a process that nothing has launched."""
+    for name in [name for name in os.environ if name.startswith(cli.LAUNCHED)]:
+        monkeypatch.delenv(name)
+    words = [word for name, value in keys.items() for word in (f"--{name}", value)]
+    return cli.parse("grpo", ["--config", str(ROOT / "recipes" / file), *words])[1:]
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("tiny/grpo.yaml", {}),
+        ("tiny/grpo.yaml", {"lora_target_modules": "all-linear", "use_peft": "true", "output_dir": "~/runs"}),
+        (
+            "tiny/grpo.yaml",
+            {"save_strategy": "steps", "save_steps": "10.0", "scale_rewards": "none", "report_to": "null"},
+        ),
+        (
+            "tiny/grpo.yaml",
+            {"gradient_accumulation_steps": "2", "steps_per_generation": "4", "num_generations_eval": "2"},
+        ),
+        ("tiny/grpo.yaml", {"reward_options": "{length: {max_length: 9}}", "bf16": "true", "eval_strategy": "no"}),
+        ("SmolLM2-135M-Instruct/grpo.yaml", {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}),
+        ("SmolLM2-135M-Instruct/chain_sum/grpo.yaml", {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}),
+        ("Qwen2.5-7B-Instruct/grpo.yaml", {}),
+        ("Qwen2.5-7B-Instruct/grpo_lora.yaml", {"use_cpu": "false"}),
+    ],
+)
+def test_a_dry_run_without_trl_has_what_its_classes_make(monkeypatch, file, keys):
+    if keys.get("use_cpu") == "false" and torch.accelerator.is_available():
+        pytest.skip("the classes then look for what the accelerator can do")
+    keys = DRY | keys
+    args, model = dry_configs(monkeypatch, file, **keys)
+    monkeypatch.setattr(cli, "_is_plain", lambda _: False)
+    theirs, their_model = dry_configs(monkeypatch, file, **keys)
+    assert isinstance(theirs, GSRConfig) and not isinstance(args, GSRConfig)
+    assert resolved_yaml({"args": args, "model": model}) == resolved_yaml({"args": theirs, "model": their_model})
+    assert batch_arithmetic(args, model) == batch_arithmetic(theirs, their_model)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tf32": "true"}, "tf32 requires Ampere"),
+        ({"lr_scheduler_type": "nosuch"}, "nosuch is not a valid SchedulerType"),
+        ({"save_steps": "2.5"}, "save_steps must be an integer if bigger than 1"),
+        ({"log_completions_hub_repo": "me/rows"}, "log_completions is False"),
+        ({"report_to": "nosuch"}, "report_to=nosuch: use none, all, or some of"),
+        ({"generation_kwargs": "many"}, "generation_kwargs='many': a mapping is expected"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_dry_run_asks_trl_where_its_classes_judge_a_key(monkeypatch, capsys, keys, message):
+    with pytest.raises(SystemExit):
+        dry_configs(monkeypatch, "tiny/grpo.yaml", **DRY | {"save_strategy": "steps"} | keys)
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_under_a_launcher_asks_trl(monkeypatch):
+    values = {"use_cpu": True, "num_generations": 8}
+    assert cli._is_plain(values)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not cli._is_plain(values)
+
+
+def test_the_dry_run_of_the_tiny_world_imports_no_library():
+    code = (
+        "import runpy, sys; sys.argv = ['grpo_gsr.py', '--config', 'recipes/tiny/grpo.yaml', '--dry_run', 'true',"
+        " '--model_name_or_path', 'recipes/tiny/models/base']\n"
+        "runpy.run_path('recipes/grpo_gsr.py', run_name='__main__')\n"
+        "assert not {'torch', 'trl', 'transformers', 'accelerate', 'vllm'} & set(sys.modules), 'heavy import'"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(cli.LAUNCHED)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "problems per optimizer step" in done.stdout, done.stderr

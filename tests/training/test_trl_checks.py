@@ -320,7 +320,7 @@ def test_sharding_on_a_cpu_is_set_up_where_use_cpu_says_so_and_gpus_are_hidden(m
 def test_the_programs_hand_use_cpu_on_before_anything_asks_for_a_gpu(monkeypatch, word, stated):
     handed: list[bool] = []
     monkeypatch.setattr("gsr_rl.training.launch.shard_on_cpu", handed.append)
-    monkeypatch.setattr(cli, "check_values", lambda *_: None)
-    monkeypatch.setattr(cli, "_trl_parser", lambda _: SimpleNamespace(parse_args_and_config=lambda _: handed))
-    cli.parse("grpo", ["--config", "recipes/tiny/grpo.yaml", "--use_cpu", word])
+    monkeypatch.setattr(cli, "_import_class", lambda _: dict)
+    model = ["--model_name_or_path", TINY]
+    cli.parse("grpo", ["--config", str(ROOT / "recipes/tiny/grpo.yaml"), "--use_cpu", word, *model])
     assert handed == [stated]
