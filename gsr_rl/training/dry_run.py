@@ -10,7 +10,8 @@ GIB = 2**30
 USABLE = 0.95  # of a GPU's memory
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768  # of the fused head: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
 LIVE_PARAMETERS = 1_000_000_000  # gathered at once under ZeRO-3: DeepSpeed's stage3_max_live_parameters
-SHARING = (None, "sdpa", "flex_attention")  # values of attn_implementation that share prompts, the default included
+SHARING = (None, "sdpa", "flex_attention")  # of attn_implementation, beside flash kernels: these share prompts
+CUDA_GRAPHS = 2 * GIB  # vLLM's, which sleep mode leaves on the GPU: 1 to 3 GiB by its own earlier warning
 
 
 def trained_stages(args) -> list[str]:
@@ -230,9 +231,12 @@ def largest_pass(args, stage: str, shares: bool = True) -> Pass:
 def _activations(shape: ModelShape, launch: Launch, args, model) -> tuple[Pass, float]:
     """The largest pass of the trained stages, and the bytes that its forward and backward take."""
     attention = None if model is None else model.attn_implementation
-    passes = [largest_pass(args, stage, args.shared_prefix and attention in SHARING) for stage in args.stages]
+    flash = "flash" in (attention or "")
+    shares = args.shared_prefix and (flash or attention in SHARING)
+    passes = [largest_pass(args, stage, shares) for stage in args.stages]
     trains_head = model is None or not model.use_peft or "lm_head" in (model.lora_modules_to_save or [])
-    side_by_side = not launch.on_cpu and attention != "flex_attention"  # shared_prefix.py, `_joined_attention`
+    # SDPA of padded rows, and of packed ones in float32 (shared_prefix.py, `_joined_attention`)
+    side_by_side = not (launch.on_cpu or flash or attention == "flex_attention" or (shares and _width(args) == 2))
     sizes = [
         pass_bytes(shape, largest, _width(args), args.gradient_checkpointing, trains_head, side_by_side)
         for largest in passes
@@ -263,14 +267,18 @@ def pass_bytes(
 
     TRL's fused head (`ChunkedLogProbFunction`) makes no logits: it holds one tile of them, and for its backward the
     gradients of its weights and of the scored states in float32 before they are rounded. In a layer's backward two
-    gradients of the intermediate size stand beside what the layer keeps, which checkpointing computes again.
+    gradients of the intermediate size stand beside what the layer keeps, which checkpointing computes again; or, where
+    that is more, what attention's backward holds: gradients of keys and values for every query head, as the kernels
+    have them before the heads of a group are added, and of queries in float32.
     """
     hidden, rounded = shape.hidden_size, width if width < 4 else 0
     layer_keeps = size.tokens * layer_bytes(shape, width)
-    if side_by_side:  # keys and values, of all query heads
-        layer_keeps += size.attended * 2 * width * shape.query_width
+    attention = size.tokens * (4 + 2 * width) * shape.query_width
+    if side_by_side:  # keys and values, of all query heads, and their gradients
+        attention = size.attended * 2 * width * shape.query_width
+        layer_keeps += attention
     saved = shape.num_hidden_layers * (size.tokens * hidden * width if checkpointing else layer_keeps)
-    layer = size.tokens * 2 * width * shape.intermediate_size + (layer_keeps if checkpointing else 0)
+    layer = max(size.tokens * 2 * width * shape.intermediate_size, attention) + (layer_keeps if checkpointing else 0)
     head = size.tokens * norm_bytes(shape, width) + size.scored * hidden * (width + 4 + rounded)
     head += min(size.scored, TILE_TOKENS) * TILE_ENTRIES * width
     head += shape.vocab_size * hidden * (4 + rounded) if trains_head else 0
@@ -302,9 +310,14 @@ def _verdict(shape: ModelShape, launch: Launch, args, held: float, update: float
         text["vLLM cache"] = f"{tokens:,.0f} tokens, {tokens // longest:,.0f} longest sequences at once"
         room = tokens >= longest
         sampling = held + engine
-        update += 0 if args.vllm_enable_sleep_mode else engine
+        asleep = 0 if args.vllm_enforce_eager else CUDA_GRAPHS
+        if args.vllm_enable_sleep_mode:
+            text["GPU memory: vLLM asleep"] = f"{asleep / GIB:.1f} GiB, its CUDA graphs"
+        update += asleep if args.vllm_enable_sleep_mode else engine
         when = f"vLLM {'asleep' if args.vllm_enable_sleep_mode else 'awake'} during the update"
     text["GPU memory: sampling together"] = f"{sampling / GIB:.1f} GiB"
     peak = max(sampling, update)
     fits = "fits" if room and peak < USABLE * memory else "DOES NOT FIT"
-    return text | {"GPU memory: peak": f"{peak / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"}
+    text["GPU memory: peak"] = f"{peak / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"
+    left = f"{1 - USABLE:.0%} of the GPU are left for them"
+    return text | {"GPU memory: not counted": f"CUDA's context, NCCL's buffers, what is free in pieces: {left}"}

@@ -42,7 +42,7 @@ ARGS = dict(max_refinement_prompt_length=8192, max_refinement_length=4096, max_c
             max_tokens_per_micro_batch=None, gradient_checkpointing=True, bf16=True, fp16=False, beta=0.0,
             use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.4, gpu_memory_gib=80.0,
             vllm_tensor_parallel_size=1, vllm_enable_sleep_mode=True, vllm_max_model_length=12288,
-            vllm_dtype="auto")  # fmt: skip
+            vllm_dtype="auto", vllm_enforce_eager=None)  # fmt: skip
 MODEL = dict(dtype="bfloat16", attn_implementation="sdpa", use_peft=False, lora_r=16, lora_target_modules=None,
              lora_modules_to_save=None)  # fmt: skip
 
@@ -216,15 +216,14 @@ def test_activations_of_the_7b_recipe_by_hand():
     tokens, scored = 8192 + 8 * 4095, 8 * 4096
     inputs = tokens * 28 * 3584 * 2  # what checkpointing keeps
     layer = tokens * (2 * 8 * 3584 + 2 * (3 * 3584 + 2 * 512 + 4 * 18944))
-    side_by_side = 8 * 12288 * 2 * 2 * 3584  # keys and values of prompt and completion, of every query head
     backward = tokens * 2 * 2 * 18944
     name = "GPU memory: activations of a micro-batch, at most"
     found = memory_arithmetic(QWEN7B, Launch(8, 3), training(), model())[name]
-    assert figure(found) == pytest.approx((inputs + layer + side_by_side + backward) / GIB, abs=0.06)
+    assert figure(found) == pytest.approx((inputs + layer + backward) / GIB, abs=0.06)
     assert "40,952 tokens, with gradient checkpointing" in found
     without = memory_arithmetic(QWEN7B, Launch(8, 3), training(gradient_checkpointing=False), model())[name]
     head = tokens * 8 * 3584 + scored * 3584 * (2 + 4 + 2) + 4096 * 32768 * 2 + 152064 * 3584 * (4 + 2)  # > backward
-    assert figure(without) == pytest.approx((28 * (layer + side_by_side) + head) / GIB, abs=0.1)
+    assert figure(without) == pytest.approx((28 * layer + head) / GIB, abs=0.1)
     less = memory_arithmetic(QWEN7B, Launch(8, 3), training(max_tokens_per_micro_batch=8192), model())[name]
     assert figure(less) < 0.4 * figure(found)
     # With few tokens the head is the larger: its gradient in float32 and in bfloat16, a tile, and the scored states.
@@ -232,6 +231,38 @@ def test_activations_of_the_7b_recipe_by_hand():
     head = 100 * 8 * 3584 + 50 * 3584 * (2 + 4 + 2) + 50 * 32768 * 2 + 152064 * 3584 * (4 + 2)
     assert pass_bytes(QWEN7B, one, 2, True, True, True) == 100 * 28 * 3584 * 2 + head
     assert head < 0.1 * scored * 152064 * 10  # no logits, which 10 bytes each were estimated for
+
+
+def test_keys_stand_side_by_side_in_float32_and_in_padded_rows_and_so_do_their_gradients():
+    size, tokens, keys = Pass(1000, 10, 9000), 1000, 9000 * 2 * 4 * 3584  # keys and values of every query head
+    layer = tokens * (2 * 12 * 3584 + 4 * (3 * 3584 + 2 * 512 + 4 * 18944))
+    assert tokens * 2 * 4 * 18944 < keys
+    assert pass_bytes(QWEN7B, size, 4, True, False, True) == tokens * 28 * 3584 * 4 + layer + keys + keys
+    wide = ModelShape(3584, 3584, 28, 28, 152064, 4, 128)  # an MLP so narrow that attention's backward is the larger
+    kept = tokens * (2 * 8 * 3584 + 2 * (3 * 3584 + 2 * 512 + 4 * 3584))
+    assert pass_bytes(wide, size, 2, True, False, False) == tokens * 28 * 3584 * 2 + kept + tokens * 8 * 3584
+    name = "GPU memory: activations of a micro-batch, at most"
+
+    def activations(attention="sdpa", **more):
+        return figure(
+            memory_arithmetic(QWEN7B, Launch(8, 3), training(**more), model(attn_implementation=attention))[name]
+        )
+
+    assert activations() == activations("flash_attention_2") == activations("kernels-community/flash-attn2")
+    padded = activations(shared_prefix=False)  # 98,304 tokens instead of 40,952
+    assert padded > activations("flash_attention_2", shared_prefix=False) > 2 * activations()
+    assert activations(bf16=False) > 2 * activations()
+
+
+def test_what_vllm_keeps_asleep_is_counted_and_what_is_not_counted_is_said():
+    graphs = memory_arithmetic(QWEN7B, Launch(8, 3), training(vllm_gpu_memory_utilization=0.2), model())
+    eager = training(vllm_gpu_memory_utilization=0.2, vllm_enforce_eager=True)
+    without = memory_arithmetic(QWEN7B, Launch(8, 3), eager, model())
+    assert graphs["GPU memory: vLLM asleep"] == "2.0 GiB, its CUDA graphs"
+    assert figure(graphs["GPU memory: peak"]) == pytest.approx(figure(without["GPU memory: peak"]) + 2, abs=0.11)
+    assert graphs["GPU memory: not counted"].endswith("5% of the GPU are left for them")
+    awake = memory_arithmetic(QWEN7B, Launch(8, 3), training(vllm_enable_sleep_mode=False), model())
+    assert "GPU memory: vLLM asleep" not in awake
 
 
 SIZES = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, vocab_size=100)
