@@ -276,6 +276,7 @@ def _typed(name: str, annotation: str, words: list[str]) -> object:
     | str, list[str]   | a 3   | ["a", "3"]       |
     | float            | 1e-6  | 1e-6 (YAML: text)|
     | list[float]      | -1    | [-1]             |
+    | list[int]        | 8 16  | [8, 16]          |
     | bool             |       | True             |
     | of any type      | null  | None             |
     """
@@ -283,7 +284,7 @@ def _typed(name: str, annotation: str, words: list[str]) -> object:
     if not words and annotation and "bool" not in kinds:
         raise ValueError(f"--{name}: a value is expected")
     values = [_scalar(word, as_text=bool(kinds) and {*kinds} <= {"str", "list[str]", "None"}) for word in words]
-    if "list[float]" in kinds and values != [None]:
+    if {"list[float]", "list[int]"} & set(kinds) and values != [None]:
         return values
     return True if not values else values[0] if len(values) == 1 else values
 

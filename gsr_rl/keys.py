@@ -194,7 +194,12 @@ FALSE_WORDS = {"false", "no", "off", "f", "n", "0"}
 EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 EXPECTED |= {"dict": "a mapping such as {name: value}", "list": "a list", "None": "null"}
 PLAIN = {"None": type(None), "str": str, "dict": dict}  # types that no other value stands for
-EXPECTED |= {"list[float]": "a list of numbers", "list[str]": "a list of texts"}
+EXPECTED |= {
+    "list[float]": "a list of numbers",
+    "list[str]": "a list of texts",
+    "list[int]": "a list of whole numbers",
+}
+NUMBERS = {"list[float]": (int, float), "list[int]": (int,)}  # text in such a list is not read as a number
 
 
 def kinds_of(annotation: str) -> list[str]:
@@ -226,8 +231,8 @@ def _is(value: object, name: str, kind: str) -> bool:
     if name in PLAIN:
         return isinstance(value, PLAIN[name])
     if name == "list":
-        if kind == "list[float]":  # text in a list is not read as a number
-            return isinstance(value, list) and all(type(entry) in (int, float) for entry in value)
+        if kind in NUMBERS:
+            return isinstance(value, list) and all(type(entry) in NUMBERS[kind] for entry in value)
         entries = value if kind == "list[str]" and isinstance(value, list) else ()
         return isinstance(value, str | list) and all(isinstance(entry, str) for entry in entries)
     if name == "bool":

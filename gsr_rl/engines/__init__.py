@@ -5,5 +5,5 @@ In: `Request`s of token ids, with `Sampling`. Out: `Result`s of `Completion`s, a
 Start with `Engine` in base.py, the one seam; open.py opens what an `EngineConfig` (config.py) asks for: vLLM or
 transformers in this process (local.py), copies of these in processes of their own (data_parallel.py), or
 OpenAI-compatible endpoints (endpoints.py). jobs.py drives an engine through the units of a job that survives kills.
-reward_model.py scores solutions instead of sampling them.
+`RewardModel` in local.py scores solutions instead of sampling them.
 """

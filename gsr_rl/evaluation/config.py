@@ -11,13 +11,14 @@ import yaml
 from gsr_rl.data.config import check_problems
 from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list, file_kind
 from gsr_rl.engines.config import EngineConfig, check_sampling
-from gsr_rl.engines.reward_model import reward_model_messages
+from gsr_rl.engines.local import reward_model_messages
 from gsr_rl.hub.config import ResultsHubConfig, check_hub, check_update_model_card
 from gsr_rl.keys import at_least, check_model, check_output, key, mapping, one_of, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig, check_chat_template, check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path
 
-METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders")
+METHODS = ("selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders",
+           "flat", "refine_and_vote", "tree")  # fmt: skip
 SCORED = ("best_of_n", "weighted_vote")  # need the reward model
 
 
@@ -44,8 +45,18 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
         ["selfref", "selfref_none", "selfref_foreign"],
         "What is made of the candidates: selfref, selfref_none (no candidates), selfref_foreign (another problem's), "
         "rounds (refine over refinements), select (the model says which candidate is right), best_of_n, weighted_vote "
-        "(both by reward_model), orders (the same set in other orders).",
+        "(both by reward_model), orders (the same set in other orders), flat (other sizes of the set), and for many "
+        "candidates in sets of K refine_and_vote and tree.",
     )
+    pool_sizes: list[int] | None = key(
+        None,
+        "With refine_and_vote and tree: N, the first so many candidates; several in one run, tree takes the largest. "
+        "Default: num_generations.",
+    )
+    refinements_per_pool: int | None = key(
+        None, "With refine_and_vote: R, refinements over sets of K drawn from a pool, which then vote. Default: N."
+    )
+    flat_sizes: list[int] | None = key(None, "With flat: sizes of the set in place of num_candidates.")
     refinement_rounds: int = key(2, "With rounds: how often K refinements are made over the K texts before them.")
     order_repeats: int = key(2, "With orders: refinements of a set in other orders, and as many in its own order.")
     reward_model: str | None = key(None, "Path or Hub name of a sequence-classification model that scores candidates.")
@@ -85,6 +96,13 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
         if self.num_candidate_sets is None:
             disjoint = self.num_generations // self.num_candidates
             self.num_candidate_sets = max(1, disjoint) if self.grouping == "disjoint" else 1
+        self.pool_sizes, self.flat_sizes = sorted(self.pool_sizes or [self.num_generations]), self.flat_sizes or []
+
+    @property
+    def pools(self) -> dict[int, int]:
+        """R, the refinements of each size N of a pool, of `refine_and_vote`."""
+        sizes = self.pool_sizes if "refine_and_vote" in self.methods else []
+        return {size: self.refinements_per_pool or size for size in sizes}
 
 
 def check_eval_problems(c) -> list[str]:
@@ -227,7 +245,7 @@ def _check_kept(c) -> list[str]:
     path = Path(str(c.output_dir)) / "samples.parquet"
     if not path.is_file():
         return []
-    header, samples = read_samples(path, ["round"])
+    header, samples = read_samples(path, ["round", "method", "pool"])
     where, otherwise = f"output_dir={c.output_dir}", "or give another output_dir"
     if header["k"] != c.num_candidates:
         return [f"num_candidates={c.num_candidates}: {where} has K = {header['k']}: set it to that, {otherwise}"]
@@ -237,7 +255,11 @@ def _check_kept(c) -> list[str]:
         messages.append(
             f"{where} has {', '.join(lost)}, which methods lacks: name them too (--methods {names}), {otherwise}"
         )
-    rounds = max((sample["round"] or 0 for sample in samples), default=0)
+    for method, name in (("refine_and_vote", "pool_sizes"), ("flat", "flat_sizes")):
+        sizes = {sample["pool"] for sample in samples if sample["method"] == method}
+        if method in methods and (lost := sorted(sizes - set(getattr(c, name) or [c.num_generations]))):
+            messages.append(f"{where} has {method} of {lost}, which {name} lacks: name them too, {otherwise}")
+    rounds = max((sample["round"] or 0 for sample in samples if sample["method"] == "rounds"), default=0)
     if "rounds" in methods and c.refinement_rounds < rounds:
         messages.append(
             f"refinement_rounds={c.refinement_rounds}: {where} has {rounds} rounds: set it to that, {otherwise}"
@@ -262,9 +284,10 @@ def _check_methods(c) -> list[str]:
             f"order_repeats={c.order_repeats}: at least 2 are needed, or what the order does cannot be told from what "
             "sampling again does"
         )
-    for method in ("orders", "select"):
+    for method in ("orders", "select", "tree"):
         if method in methods and c.num_candidates < 2:
             messages.append(f"methods: {method} needs num_candidates of at least 2, got {c.num_candidates}")
+    messages += _check_sizes(c, methods)
     scored = [method for method in methods if method in SCORED]
     if scored and not c.reward_model:
         messages.append(
@@ -273,6 +296,30 @@ def _check_methods(c) -> list[str]:
     if c.reward_model and not scored:
         messages.append(f"reward_model={c.reward_model} is not used: add {' or '.join(SCORED)} to methods")
     return messages + (_check_reward_model(c) if c.reward_model and scored else [])
+
+
+def _check_sizes(c, methods: list[str]) -> list[str]:
+    """Pools and flat sets are of as many candidates as there are, and their keys are read by a method."""
+    messages = at_least(c, 1, "refinements_per_pool") if c.refinements_per_pool is not None else []
+    readers = {"pool_sizes": ("refine_and_vote", "tree"), "refinements_per_pool": ("refine_and_vote",)}
+    readers["flat_sizes"] = ("flat",)
+    for name, of in readers.items():
+        if getattr(c, name) and not set(of) & set(methods):
+            messages.append(f"{name}={getattr(c, name)} is not used: add {' or '.join(of)} to methods")
+    if "flat" in methods and not c.flat_sizes:
+        messages.append("methods: flat needs flat_sizes, sizes of the set beside num_candidates, such as 8")
+    for name, least in (("pool_sizes", c.num_candidates), ("flat_sizes", 1)):
+        sizes = getattr(c, name) or []
+        wrong = [size for size in sizes if not least <= size <= c.num_generations]
+        if wrong:
+            messages.append(
+                f"{name}={wrong}: from {least} to num_generations={c.num_generations} candidates are expected"
+            )
+        if len(set(sizes)) < len(sizes):
+            messages.append(f"{name}={sizes} names a size twice")
+    if c.num_candidates in (c.flat_sizes or []):
+        messages.append(f"flat_sizes={c.flat_sizes}: {c.num_candidates} is num_candidates, which selfref is over")
+    return messages
 
 
 def _check_reward_model(c) -> list[str]:

@@ -19,8 +19,8 @@ from gsr_rl.data.problems import load_problems
 from gsr_rl.data.sources import file_kind
 from gsr_rl.engines.base import Completion, EngineError, Request, Sampling, progress_bar
 from gsr_rl.engines.jobs import SHARD_SECONDS, Progress, run_units
+from gsr_rl.engines.local import RewardModel, check_reward_model
 from gsr_rl.engines.open import open_configured
-from gsr_rl.engines.reward_model import RewardModel, check_reward_model
 from gsr_rl.evaluation.methods import Planner, StoredRun, Task, kinds_of, unit_id
 from gsr_rl.evaluation.stores import candidates_of_file, frozen_sets, open_stores
 from gsr_rl.refinement.candidates import choice_seed
@@ -70,7 +70,7 @@ class SampledTask:
         for sample in self.samples:
             row = {"stage": task.stage, "method": task.method}
             if task.stage != "candidate":
-                row |= {"index": task.index, "round": task.round, "order": task.order}
+                row |= {"index": task.index, "round": task.round, "order": task.order, "pool": task.pool}
                 row |= {"candidates": task.candidates, "candidates_of": task.candidates_of}
             row["prompt_tokens"] = self.prompt_tokens
             row |= {name: getattr(sample, name) for name in ("text", "tokens", "finished", "skipped", "repeat")}

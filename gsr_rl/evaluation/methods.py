@@ -1,7 +1,7 @@
 """What an evaluation asks of the model about a problem's candidates: for each method, which candidates are shown.
 
-A *kind* is what is sampled and stored together: `candidates`, each method that asks the model once per set, and each
-round of `rounds`.
+A *kind* is what is sampled and stored together: `candidates`, each method that asks the model once per set, each
+round of `rounds`, each size of `flat` and `refine_and_vote`, each level of `tree`.
 """
 
 import random
@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from gsr_rl.evaluation.config import SCORED
-from gsr_rl.refinement.candidates import candidate_sets, choice_seed
+from gsr_rl.refinement.candidates import candidate_sets, choice_seed, pool_sets, tree_sets
 from gsr_rl.refinement.stages import Candidate, Stages
 
 SINGLE = ("selfref", "selfref_none", "selfref_foreign", "select", "orders")
@@ -27,8 +27,10 @@ class Task:
         candidates_of: Id of the problem that they belong to; None without candidates.
         shown: Index and text of those that are shown.
         n: Samples.
-        round: Of `rounds`, from 1; in the first one candidates are shown, then the refinements of the round before.
+        round: Of `rounds`, and the level of `tree`, from 1; in the first one candidates are shown, then the
+            refinements of the one before.
         order: Of `orders`: 0 for the set's own order, then the number of another one.
+        pool: Of `refine_and_vote` and `tree`: N, out of how many candidates sets are made; of `flat`: the set's size.
     """
 
     method: str
@@ -39,6 +41,7 @@ class Task:
     n: int = 1
     round: int | None = None
     order: int | None = None
+    pool: int | None = None
 
     @property
     def stage(self) -> str:
@@ -59,11 +62,26 @@ def kinds_of(config) -> list[str]:
             kinds.append(method)
         elif method == "rounds":
             kinds += [f"rounds_{number}" for number in range(1, config.refinement_rounds + 1)]
+        elif method == "flat":
+            kinds += [f"flat_{size}" for size in config.flat_sizes]
+        elif method == "refine_and_vote":
+            kinds += [f"refine_and_vote_{size}" for size in config.pools]
+        elif method == "tree":
+            kinds += [f"tree_{level}" for level in range(1, len(tree_levels(config)) + 1)]
     if config.candidates_from and config.own_candidates:
         kinds.append("selfref_frozen")
     if set(config.methods) & set(SCORED):
         kinds.append("scores")
     return kinds
+
+
+def tree_levels(config) -> list[list[list[int]]]:
+    """The sets of each level of a tree over the largest pool: the last level is one set. [] without that method."""
+    levels, number = [], max(config.pool_sizes) if "tree" in config.methods else 0
+    while number and (not levels or number > 1):
+        levels.append(tree_sets(number, config.num_candidates))
+        number = len(levels[-1])
+    return levels
 
 
 def unit_id(row: dict) -> str:
@@ -82,6 +100,8 @@ def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[
     sets, refinements = number * config.num_candidate_sets, 0
     per_set = {"orders": 2 * config.order_repeats}
     per_set |= {kind: config.num_candidates for kind in kinds_of(config) if kind.startswith("rounds")}
+    per_problem = {f"refine_and_vote_{size}": drawn for size, drawn in config.pools.items()}
+    per_problem |= {f"tree_{level}": len(of_level) for level, of_level in enumerate(tree_levels(config), 1)}
     figures: dict[str, object] = {"problems": number, "candidates": 0, "candidate sets": sets}
     for kind in kinds_of(config):
         if kind == "candidates":
@@ -91,7 +111,7 @@ def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[
         elif kind == "scores":
             figures["candidates scored by the reward model"] = number * config.num_generations
         else:
-            refinements += sets * per_set.get(kind, 1)
+            refinements += number * per_problem[kind] if kind in per_problem else sets * per_set.get(kind, 1)
     figures["refinements, controls included"] = refinements
     longest = figures["candidates"] * config.max_completion_length + refinements * config.max_refinement_length
     return figures | {"completion tokens at most": longest}
@@ -150,10 +170,10 @@ class StoredRun:
         """The problem's stored candidates."""
         return self.units["candidates"][unit_id(row)]["samples"]
 
-    def sets(self, row: dict) -> list[list[int]]:
-        """The problem's candidate sets."""
+    def sets(self, row: dict, size: int | None = None) -> list[list[int]]:
+        """The problem's candidate sets, of `num_candidates` or another size."""
         c, number = self.config, len(self.candidates(row))
-        return candidate_sets(row["id"], number, c.num_candidates, c.num_candidate_sets, self.seed)
+        return candidate_sets(row["id"], number, size or c.num_candidates, c.num_candidate_sets, self.seed)
 
 
 class Planner:
@@ -165,7 +185,7 @@ class Planner:
     def tasks(self, kind: str, row: dict) -> list[Task]:
         """What is asked about a problem for a kind of `kinds_of`; `scores` are not asked of the model."""
         method, _, number = kind.rpartition("_")
-        return self._round(row, int(number)) if method == "rounds" else getattr(self, f"_{kind}")(row)
+        return getattr(self, f"_{method}")(row, int(number)) if number.isdigit() else getattr(self, f"_{kind}")(row)
 
     def _shown(self, samples: list[dict], chosen: list[int]) -> list[tuple[int, str]]:
         return self.stages.shown([Candidate(sample["text"], sample["finished"]) for sample in samples], chosen)
@@ -213,7 +233,34 @@ class Planner:
                 tasks.append(other)
         return tasks
 
-    def _round(self, row: dict, number: int) -> list[Task]:
+    def _flat(self, row: dict, size: int) -> list[Task]:
+        samples = self.run.candidates(row)
+        sets = enumerate(self.run.sets(row, size))
+        return [Task("flat", i, chosen, row["id"], self._shown(samples, chosen), pool=size) for i, chosen in sets]
+
+    def _refine_and_vote(self, row: dict, size: int) -> list[Task]:
+        """One refinement of each of R sets of K, drawn from those of the first `size` candidates that can be shown."""
+        c, samples = self.run.config, self.run.candidates(row)[:size]
+        usable = [self.stages.can_show(Candidate(sample["text"], sample["finished"])) for sample in samples]
+        seed = choice_seed(self.run.seed, row["id"], "pool", size)
+        return [
+            Task("refine_and_vote", index, chosen, row["id"], self._shown(samples, chosen), pool=size)
+            for index, chosen in enumerate(pool_sets(usable, c.num_candidates, c.pools[size], seed))
+        ]
+
+    def _tree(self, row: dict, level: int) -> list[Task]:
+        """One refinement of each set of a level: K after K of the candidates, then of the level's before."""
+        size, samples = max(self.run.config.pool_sizes), self.run.candidates(row)
+        if level > 1:
+            before = self.run.units[f"tree_{level - 1}"][unit_id(row)]["samples"]
+            samples = sorted(before, key=lambda sample: sample["index"])
+        sets = enumerate(tree_levels(self.run.config)[level - 1])
+        return [
+            Task("tree", index, chosen, row["id"], self._shown(samples, chosen), round=level, pool=size)
+            for index, chosen in sets
+        ]
+
+    def _rounds(self, row: dict, number: int) -> list[Task]:
         """K refinements of each set in the first round, then K over the K of the round before."""
         k, tasks = self.run.config.num_candidates, []
         for index, chosen in enumerate(self.run.sets(row)):

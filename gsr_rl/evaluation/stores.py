@@ -71,6 +71,10 @@ def settings_of(kind: str, rows: list[dict], problem_config, config) -> dict:
     settings["weights"] = weights_fingerprint(config.model)
     if kind == "orders":
         settings["order_repeats"] = config.order_repeats
+    if kind.startswith("refine_and_vote"):
+        settings["refinements_per_pool"] = config.pools[int(kind.rpartition("_")[2])]
+    if kind.startswith("tree"):
+        settings["pool_sizes"] = max(config.pool_sizes)
     if kind == "selfref_frozen":
         settings["candidates_from"] = _candidates_hash(config.candidates_from, sets=True)
     return settings

@@ -83,6 +83,27 @@ def best_of(scores: Sequence[float | None], correct: Sequence[float | None]) -> 
     return sum(tied) / len(tied)
 
 
+def best_at_k(scores: Sequence[float | None], correct: Sequence[float | None], k: int) -> float:
+    """Mean of `best_of` over all groups of `k` of a problem's samples, by counting; NaN with fewer scored ones.
+
+    A group without any score counts 0.
+    """
+    scored = [(score, value) for score, value in zip(scores, correct, strict=True) if is_scored(value)]
+    if len(scored) < k:
+        return math.nan
+    by_score: dict[float, list[float]] = {}
+    for score, value in scored:
+        if is_scored(score):
+            by_score.setdefault(score, []).append(value)
+    total, below = Fraction(0), len(scored) - sum(map(len, by_score.values()))
+    for score in sorted(by_score):
+        values = by_score[score]
+        groups = math.comb(below + len(values), k) - math.comb(below, k)  # whose highest score this is
+        total += groups * Fraction(math.fsum(values)) / len(values)
+        below += len(values)
+    return float(total / math.comb(len(scored), k))
+
+
 def maj_at_k(classes: Sequence[int | None], correct: Sequence[float | None], k: int) -> float:
     """Mean of `maj_correct` over all groups of `k` of a problem's samples, by counting; NaN with fewer scored ones.
 
@@ -107,26 +128,37 @@ def maj_at_k(classes: Sequence[int | None], correct: Sequence[float | None], k: 
 def _vote_over_groups(classes: tuple[tuple[int, float], ...], number: int, k: int) -> float:
     """`maj_at_k` of `number` scored samples, given the size of each class and how many of it are right.
 
-    For each number of votes `top` that may be the largest: in how many groups classes have that many, none more. A
-    class that is tied in a group is right, over all such groups, with the share of its members.
+    Exact. For each class that is right, and each number of votes `top` that may be the largest: the groups in which it
+    has that many and no other class more, each divided by how many are tied. Groups of several classes are counted by
+    products of polynomials in x, whose power is the number of candidates drawn (`_draws`).
     """
-    total = Fraction(0)
-    for top in range(1, k + 1):
-        large = [(size, Fraction(right) / size) for size, right in classes if size >= top]
-        others = number - sum(size for size, _ in large)  # of smaller classes or without an answer: never the largest
-        counts = {(0, 0): (1, Fraction(0))}  # (drawn, tied) -> groups, and the sum of the tied ones' shares over them
-        for size, share_right in large:
-            new: dict[tuple[int, int], tuple[int, Fraction]] = {}
-            for (drawn, tied), (groups, right) in counts.items():
-                for votes in range(min(top, k - drawn) + 1):
-                    ways, ties = math.comb(size, votes), votes == top
-                    before = new.get((drawn + votes, tied + ties), (0, 0))
-                    shares = (right + groups * share_right if ties else right) * ways
-                    new[drawn + votes, tied + ties] = (before[0] + groups * ways, before[1] + shares)
-            counts = new
-        for (drawn, tied), (_, right) in counts.items():
-            total += right * math.comb(others, k - drawn) / max(tied, 1)
+    total, mask, common = Fraction(0), (1 << number) - 1, math.lcm(*range(1, len(classes) + 1))
+    for place, (size, right) in enumerate(classes):
+        others, groups = [other for rest, (other, _) in enumerate(classes) if rest != place], 0
+        for top in range(1, min(size, k) + 1) if right else ():
+            large = [other for other in others if other >= top]
+            small = number - size - sum(large)  # of smaller classes or without an answer: never the largest
+            if small + top * len(large) < k - top:
+                continue
+            ties = [_draws(small, small, number)]  # by the number of other classes that are tied
+            for other in large:
+                fewer, tied = _draws(other, top - 1, number), math.comb(other, top) << number * top
+                pairs = zip([*ties, 0], [0, *ties], strict=True)
+                ties = [without * fewer + one_less * tied for without, one_less in pairs]
+            counts = [(ways >> number * (k - top)) & mask for ways in ties]
+            shares = sum(count * (common // (tied + 1)) for tied, count in enumerate(counts))
+            groups += shares * math.comb(size, top)
+        total += groups * Fraction(right) / (size * common)
     return float(total / math.comb(number, k))
+
+
+@lru_cache(maxsize=1 << 12)
+def _draws(size: int, largest: int, bits: int) -> int:
+    """In how many ways 0, 1, ..., `largest` of `size` are drawn: a polynomial as a number, `bits` a coefficient.
+
+    No coefficient of a product over classes of `bits` members in all reaches 2**bits.
+    """
+    return sum(math.comb(size, drawn) << bits * drawn for drawn in range(min(largest, size) + 1))
 
 
 def maj_at_count(classes: Sequence[int | None], correct: Sequence[float | None], count: float) -> float:

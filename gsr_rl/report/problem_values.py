@@ -21,12 +21,13 @@ import numpy as np
 
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.metrics import Ratio, is_scored
-from gsr_rl.report import intervals
+from gsr_rl.report import intervals, scaling
 from gsr_rl.report.samples import (
     COLUMNS,
     GRADINGS,
     CandidateSet,
     Problem,
+    counts_of,
     mean,
     read_samples,
     samples_path,
@@ -167,11 +168,38 @@ def of_round(number: int) -> tuple[Metric, Metric]:
     )  # fmt: skip
 
 
+SIZED = re.compile(r"(selfref|refine_and_vote|maj@tokens|tree)@(\d+)")
+
+
+@lru_cache
+def of_size(kind: str, n: int) -> Metric:
+    """What is made of n candidates, beside K: one of `SIZED`."""
+    about, needs, point = {
+        "selfref": (f"the refinement over {n} candidates", "flat", lambda p: scaling.of_flat(p, n)),
+        "refine_and_vote": (f"the vote over refinements of sets out of {n} candidates", "refine_and_vote",
+                            lambda p: scaling.of_pool(p, n, len(p.pools[n]))),
+        "maj@tokens": (f"the vote over as many candidates as refine_and_vote@{n} takes tokens", "refine_and_vote",
+                       lambda p: scaling.vote_at_tokens(p, of_size("refine_and_vote", n).tokens(p))),
+        "tree": (f"refinements of refinements until one is left of {n} candidates", "tree",
+                 lambda p: scaling.of_tree(p, n)),
+    }[kind]  # fmt: skip
+    tokens = lambda p: point(p).spent.tokens  # noqa: E731
+    return Metric(f"{kind}@{n}", about, lambda p: point(p).value, tokens=tokens, needs=needs)
+
+
+def composed_of(problem: Problem) -> list[Metric]:
+    """The metrics of other numbers of candidates than K that a problem has samples for."""
+    sizes = [("selfref", n) for n in problem.flat]
+    sizes += [(kind, n) for kind in ("refine_and_vote", "maj@tokens") for n in problem.pools]
+    sizes += [("tree", n) for n in scaling.tree_sizes(problem).values()]
+    return [of_size(*size) for size in sizes]
+
+
 def metrics_of(problem: Problem) -> dict[str, Metric]:
     """By name, the metrics that a problem has samples for, in the order of the reports."""
     rounds = chain.from_iterable(of_round(number) for number in problem.rounds)
     named: dict[str, Metric] = {}
-    for metric in (*VOTES, *REFINEMENT, *CONTROLS, *SELECTION, *rounds, *ORDERS, *REWARD_MODEL):
+    for metric in (*VOTES, *REFINEMENT, *composed_of(problem), *CONTROLS, *SELECTION, *rounds, *ORDERS, *REWARD_MODEL):
         if metric.needs in problem.kinds:
             named.setdefault(metric_name(metric.template, problem.k), metric)  # pass@1 is pass@K too where K is 1
     return named
@@ -181,6 +209,8 @@ def about(name: str, k: int) -> str:
     """What a metric of a run with sets of `k` is, in words; empty if it is not known."""
     number = re.match(r"rounds_(\d+)", name)
     table = of_round(int(number[1])) if number else (*METRICS, *RATES)
+    if sized := SIZED.fullmatch(name):
+        table = (*table, of_size(sized[1], int(sized[2])))
     return next((metric.about for metric in table if metric_name(metric.template, k) == name), "")
 
 
@@ -363,20 +393,4 @@ def metrics_from_samples(path: str | Path) -> Results:
                 problems[grading].setdefault(name, Problems(header["k"], [])).problems.append(values)
     header["num_problems"] = len(rows_of)
     names = list(dict.fromkeys(benchmark for benchmark, _ in rows_of))
-    return Results(header, names, problems, _counts(samples), skipped_of(samples), texts)
-
-
-def _counts(samples: list[dict]) -> dict[str, float]:
-    """Amounts beside the figures: tokens and finished shares by stage, unscored samples."""
-    counts: dict[str, float] = {}
-    for stage, method in (("candidate", "direct"), ("refinement", "selfref")):
-        rows = [sample for sample in samples if sample["method"] == method]
-        if rows:
-            counts[f"{stage}_tokens_mean"] = round(sum(row["tokens"] for row in rows) / len(rows), 3)
-            counts[f"{stage}_finished"] = round(sum(row["finished"] for row in rows) / len(rows), 6)
-    counts["tokens"] = sum(sample["tokens"] for sample in samples)
-    # a prompt of which several samples were drawn counts once
-    first = [s for s in samples if (s["index"] if s["method"] == "direct" else s["repeat"]) in (0, None)]
-    counts["prompt_tokens"] = sum(sample["prompt_tokens"] or 0 for sample in first)
-    counts["unscored_samples"] = sum(sample["correct_lenient"] is None for sample in samples)
-    return counts
+    return Results(header, names, problems, counts_of(samples), skipped_of(samples), texts)

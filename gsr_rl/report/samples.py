@@ -19,11 +19,12 @@ from gsr_rl.run_folder import atomic_path, hardware, versions
 
 GRADINGS = ("lenient", "strict")
 TEXTS = ("benchmark", "part", "problem_id", "problem", "gold", "stage", "method", "candidates_of", "text")
-NUMBERS = ("index", "round", "order", "repeat", "chosen", "tokens", "prompt_tokens")
+NUMBERS = ("index", "round", "order", "pool", "repeat", "chosen", "tokens", "prompt_tokens")
 FLAGS = ("finished", "skipped", "copied")
 METHODS_WITH_SETS = ("selfref", "select", "rounds")  # their samples say which candidate sets there are
-FIELDS = ("index", "tokens", "candidates", "round", "order", "chosen", "copied", "skipped", "score")
-COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "repeat", "prompt_tokens", "finished"]
+FIELDS = ("index", "tokens", "prompt_tokens", "candidates", "round", "order", "pool", "chosen", "copied", "skipped",
+          "score")  # fmt: skip
+COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "repeat", "finished"]
 COLUMNS += [*FIELDS, *(f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class"))]
 # settings that older files lack
 OLD_SETTINGS = {
@@ -44,8 +45,9 @@ def schema(header: dict):
     Columns beside the plain ones: `index` of the candidate or of the candidate set; `candidates`, what was shown, as
     indices into the problem's candidates (with `round` above 1, into the refinements of the round before);
     `candidates_of`, the problem that they belong to; `order` 0 for the set's own order; `repeat` among samples of one
-    prompt; `chosen` by a selection; `class_*` groups equal answers of a problem, candidates' classes first; `score`
-    of a reward model, as a logit; `copied`, word by word from a candidate.
+    prompt; `pool`, of how many candidates sets of K are made, or the set's size where that is not K; `chosen` by a
+    selection; `class_*` groups equal answers of a problem, candidates' classes first; `score` of a reward model, as a
+    logit; `copied`, word by word from a candidate.
     """
     import pyarrow as pa
 
@@ -100,6 +102,22 @@ def skipped_of(samples: list[dict]) -> dict[str, dict[str, int]]:
     return {method: of_method for method, of_method in counts.items() if of_method["skipped"]}
 
 
+def counts_of(samples: list[dict]) -> dict[str, float]:
+    """Amounts beside the figures: tokens and finished shares by stage, unscored samples."""
+    counts: dict[str, float] = {}
+    for stage, method in (("candidate", "direct"), ("refinement", "selfref")):
+        rows = [sample for sample in samples if sample["method"] == method]
+        if rows:
+            counts[f"{stage}_tokens_mean"] = round(sum(row["tokens"] for row in rows) / len(rows), 3)
+            counts[f"{stage}_finished"] = round(sum(row["finished"] for row in rows) / len(rows), 6)
+    counts["tokens"] = sum(sample["tokens"] for sample in samples)
+    # a prompt of which several samples were drawn counts once
+    first = [s for s in samples if (s["index"] if s["method"] == "direct" else s["repeat"]) in (0, None)]
+    counts["prompt_tokens"] = sum(sample["prompt_tokens"] or 0 for sample in first)
+    counts["unscored_samples"] = sum(sample["correct_lenient"] is None for sample in samples)
+    return counts
+
+
 def check_same_problems(here: dict, there: dict, keys: Iterable[tuple[str, str]], where: str = "") -> None:
     """Raises `ValueError` where a (benchmark, id) of both stands for another problem or gold answer."""
     for name, identity in keys:
@@ -126,6 +144,7 @@ def header_of(config, rows: list[dict], other: dict | None = None) -> dict:
         "num_candidate_sets": config.num_candidate_sets,
         "grouping": config.grouping,
         "methods": list(config.methods),
+        "pools": {str(size): drawn for size, drawn in config.pools.items()} or None,
         "seed": config.seed,
         "sampling": _sampling(config, other),
         "engine": config.engine,
@@ -159,9 +178,11 @@ class Sample:
 
     index: int
     tokens: int
+    prompt_tokens: int | None
     candidates: list[int] | None
     round: int | None
     order: int | None
+    pool: int | None
     chosen: int | None
     copied: bool | None
     skipped: bool
@@ -241,6 +262,9 @@ class Problem:
         kinds: What there is: methods, and `scores` of a reward model.
         candidates: All of them, by index; and of each `correct`, `answers` and `tokens`.
         sets: The candidate sets. With a `selfref` sample, every set has one.
+        pools: Of `refine_and_vote`, by N, the refinements in the order of their sets.
+        flat: By size of the set, the refinements over other numbers of candidates than K, by set.
+        tree: By level from 1 on, the refinements in the order of their sets.
 
     Raises:
         ValueError: Candidates are missing or twice.
@@ -255,7 +279,7 @@ class Problem:
             fields = [row[name] for name in FIELDS]
             sample = Sample(*fields, math.nan if correct is None else correct, row[f"class_{grading}"])
             self.samples[row["method"]].append(sample)
-            if row["method"] != "direct":
+            if row["method"] != "direct" and sample.pool is None:
                 over[sample.index][row["method"]].append(sample)
         self.candidates = sorted(self.samples["direct"], key=lambda sample: sample.index)
         self.correct = [candidate.correct for candidate in self.candidates]
@@ -267,6 +291,8 @@ class Problem:
             CandidateSet([self.candidates[i] for i in chosen[index]], over[index]) for index in sorted(chosen)
         ]
         self.rounds = sorted({sample.round for sample in self.samples["rounds"]})
+        self.pools = self._by("refine_and_vote", "pool")
+        self.flat, self.tree = self._by("flat", "pool"), self._by("tree", "round")
         self.kinds = {method for method, samples in self.samples.items() if samples}
         self.kinds |= {"scores"} if any(candidate.score is not None for candidate in self.candidates) else set()
 
@@ -288,6 +314,12 @@ class Problem:
                 f"sets hold {sorted(held)}: take the file as the evaluation wrote it"
             )
         return chosen
+
+    def _by(self, method: str, key: str) -> dict[int, list[Sample]]:
+        groups: dict[int, list[Sample]] = defaultdict(list)
+        for sample in sorted(self.samples[method], key=lambda sample: sample.index):
+            groups[getattr(sample, key)].append(sample)
+        return dict(sorted(groups.items()))
 
     def accuracy(self, method: str) -> float:
         """The share of a method's samples that is right."""

@@ -11,6 +11,7 @@ from gsr_rl.report.problem_values import (
     METRICS,
     NO_ACCURACY,
     SIGNED,
+    SIZED,
     Problems,
     Results,
     metric_name,
@@ -26,6 +27,7 @@ SEED_KEYS = {  # what runs of several seeds share: key -> where a run's settings
     "num_candidate_sets": ("num_candidate_sets",),
     "grouping": ("grouping",),
     "own_candidates": ("own_candidates",),
+    "refinements_per_pool": ("pools",),
     "engine": ("engine",),
     "reward_model": ("reward_model",),
     "temperature": ("sampling", "candidate", "temperature"),
@@ -86,11 +88,20 @@ def _add_details(summary: dict, name: str, values: Problems, ratios: dict, weigh
 
 
 def wanted_pairs(k: int, known) -> list[tuple[str, str]]:
-    """The differences within a run: refinement against all else, the other methods against the vote."""
+    """The differences within a run: refinement against all else, the other methods against the vote.
+
+    What is made of other numbers of candidates: against refinement, and refine and vote against the vote by tokens.
+    """
     selfref, maj = f"selfref@{k}", f"maj@{k}"
     others = [metric for metric in known if metric not in (*NO_ACCURACY, selfref)]
-    pairs = [(selfref, other) for other in others if other != maj] if selfref in known else []
+    sized = [metric for metric in others if SIZED.fullmatch(metric) and not metric.startswith("maj@")]
     direct = ("pass@", "maj@", "selfref_")
+    pairs = []
+    if selfref in known:
+        pairs = [(selfref, other) for other in others if other != maj and not SIZED.fullmatch(other)]
+        pairs += [(metric, selfref) for metric in sized]
+    by_tokens = {metric: metric.replace("refine_and_vote", "maj@tokens") for metric in sized}
+    pairs += [pair for pair in by_tokens.items() if pair[0] != pair[1] and pair[1] in known]
     return pairs + [(other, maj) for other in others if not other.startswith(direct)]
 
 

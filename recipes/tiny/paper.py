@@ -73,7 +73,7 @@ def write(target: Path, evaluation: Path, training: Path, model: str, about: dic
     """Write TARGET.json (settings, cost, table by num_correct) and TARGET.parquet (figures per problem)."""
     from safetensors import safe_open
 
-    from gsr_rl.report.problem_values import metrics_from_samples
+    from gsr_rl.report.problem_values import SIZED, metrics_from_samples
     from gsr_rl.run_folder import atomic_path, atomic_write
 
     parts = metrics_from_samples(evaluation).problems["lenient"]
@@ -83,8 +83,11 @@ def write(target: Path, evaluation: Path, training: Path, model: str, about: dic
         if part != benchmark or len(parts) == 1:
             named = {column: problems.values.get(metric_name(column, problems.k)) for column in COLUMNS}
             named = {column: values or [float("nan")] * len(problems.ids) for column, values in named.items()}
+            sized = {name: values for name, values in problems.values.items() if SIZED.fullmatch(name)}
+            votes = {name: values for name, values in problems.curves.items() if sized and name.startswith("maj@")}
+            named |= {name: values for name, values in (votes | sized).items() if name != f"selfref@{problems.k}"}
             tables.append(pd.DataFrame({"problem_id": problems.ids, "part": part} | named))
-    figures = pd.concat(tables).astype(dict.fromkeys(COLUMNS, "float32"))
+    figures = pd.concat(tables).astype(dict.fromkeys(named, "float32"))
     summary = json.loads((evaluation / "eval.json").read_text())
     logs = training / "metrics.jsonl"
     steps = [json.loads(line) for line in logs.read_text().splitlines()] if logs.is_file() else []

@@ -22,7 +22,9 @@ def needed(arms: dict, wanted: list[str]) -> list[str]:
 
 
 def words(keys: dict) -> list[str]:
-    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    """Keys as options of a command; one with a list has several words."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in keys.items()}
+    return [word for key, values in lists.items() for word in (f"--{key}", *map(str, values))]
 
 
 @dataclass
@@ -105,7 +107,8 @@ class Seed:
         folder = self.out / f"eval_{name}"
         problems = (self.args.split, self.args.num_problems, None if alone else self.out / "eval_base", *words(keys))
         command = chain.evaluate(folder, self.number, self.model(name), *problems)
-        return [*self.model_steps(name), *frozen, Step(folder.name, "eval", command, self.out)]
+        kind = "pools" if "pool_sizes" in keys else "eval"
+        return [*self.model_steps(name), *frozen, Step(folder.name, kind, command, self.out)]
 
     def commands(self, name: str) -> list[str]:
         """An arm's steps as they are kept with its figures: as if its models were where they are by default."""

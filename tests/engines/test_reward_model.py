@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_reward_model_scores_texts_one_by_one_as_in_a_batch(reward_model):
-    from gsr_rl.engines.reward_model import RewardModel
+    from gsr_rl.engines.local import RewardModel
 
     texts = ["12+5=17\\boxed{17}", "17", "", "<think>never ends", "12+5=17*3=51-8=43\\boxed{43}"]
     batched = RewardModel(reward_model, 3).scores("12+5", texts)
@@ -43,7 +43,7 @@ def test_a_text_is_no_longer_than_the_tokenizer_says(reward_model, tmp_path):
     """RoBERTa has two positions more than its tokenizer may use."""
     from transformers import AutoTokenizer
 
-    from gsr_rl.engines.reward_model import RewardModel
+    from gsr_rl.engines.local import RewardModel
 
     shutil.copytree(reward_model, tmp_path / "short")
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
