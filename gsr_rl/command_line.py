@@ -237,10 +237,16 @@ def _take(left: deque[str], kinds: list[str], positional: bool) -> list[str]:
     """The words of an option of these kinds, taken from what is `left`."""
     taken = []
     while left and not left[0].startswith("--"):
-        if positional and (taken or (kinds == ["bool"] and left[0].lower() not in ("true", "false"))):
+        if positional and (taken or ("bool" in kinds and not _is_value(left[0], kinds))):
             break
         taken.append(left.popleft())
     return taken
+
+
+def _is_value(word: str, kinds: list[str]) -> bool:
+    """Whether a word is the value of an option of these kinds, which may stand without any."""
+    number = "float" in kinds and not isinstance(_scalar(word, as_text=False), str)
+    return number or word.lower() in ("true", "false")
 
 
 def _read_file(words: list[str]) -> dict[str, object]:

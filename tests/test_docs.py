@@ -80,7 +80,11 @@ RUN_BY = {
         f"{SOLVE}::test_a_pipe_gets_plain_text",
     "gsr-solve --model runs/tiny/grpo --file problems.jsonl --json '>' solutions.jsonl":
         f"{SOLVE}::test_json_is_one_object_a_problem_and_nothing_else",
+    "gsr-solve --model runs/tiny/grpo --num_candidates 16 --stop_when_agreed 0.8 --file problems.jsonl --json":
+        f"{SOLVE}::test_sixteen_candidates_are_right_more_often_than_four",
     "python -m vllm.entrypoints.openai.api_server --model runs/tiny/grpo --port 8000": SERVE,
+    "VLLM_CPU_KVCACHE_SPACE=2 python -m vllm.entrypoints.openai.api_server --model runs/tiny/grpo --port 8000 "
+    "--enforce-eager": SERVE,
     "gsr-serve --model runs/tiny/grpo --backend http://127.0.0.1:8000/v1 --port 8080": SERVE,
     "python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --dry_run true":
         "tests/evaluation/test_config.py::test_a_dry_run_counts_and_opens_no_engine",

@@ -165,6 +165,25 @@ def pool_sets(usable: list[bool], k: int, number: int, seed: int) -> list[list[i
     return [random.Random(choice_seed(seed, place)).sample(pool, min(k, len(pool))) for place in range(number)]
 
 
+def least_shown(usable: list[bool], shown: list[int], k: int, seed: int) -> list[int]:
+    """One more set of refine and vote, while candidates may still come: those that sets have shown least often first.
+
+    So the first sets have no candidate in common, and their refinements agree for no other reason than being right.
+
+    Args:
+        usable: One flag per candidate so far: whether it can be shown.
+        shown: How many sets have shown each.
+        seed: From `choice_seed`, with the problem's id and the number of the set.
+
+    Returns:
+        K different indices, at random among those shown alike; of all usable ones where these are fewer.
+    """
+    rng = random.Random(seed)
+    pool = [index for index, ok in enumerate(usable) if ok]
+    chosen = sorted(pool, key=lambda index: (shown[index], rng.random()))[:k]
+    return rng.sample(chosen, len(chosen))
+
+
 def tree_sets(number: int, k: int) -> list[list[int]]:
     """A level of a tree: `number` texts, K after K in their order, the last set with what is left.
 

@@ -16,6 +16,7 @@ from gsr_rl.serving.steps import Ask, SamplingFailed
 
 logger = logging.getLogger("gsr_rl.serving")
 
+TOLD_SECONDS = 5.0  # between two lines about what is waited for at the start
 PING_SECONDS = 2.0  # between two looks at whether the backend is there
 PING_TIMEOUT = 10.0
 CONNECT_SECONDS = 5.0
@@ -60,11 +61,16 @@ class Backend:
         Raises:
             ValueError: No answer came in time, or there is no such model, or its context length is not known.
         """
-        deadline = time.monotonic() + seconds
+        start = told = time.monotonic()
         while not await self._look():
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > start + seconds:
                 why = f"has not answered for {seconds:.0f} s ({self._why}): is it running?{without_v1(self.url)}"
                 raise ValueError(f"backend={self.url} {why}")
+            if now > told + TOLD_SECONDS:
+                left = f"{now - start:.0f} of backend_start_seconds={seconds:.0f} s"
+                logger.info("waiting for the backend at %s: %s (%s)", self.url, self._why, left)
+                told = now
             await asyncio.sleep(0.5)
         served = {model.id: model for model in self._models}
         if self.model is None and len(served) > 1:
@@ -105,7 +111,7 @@ class Backend:
 
     async def sample(self, ask: Ask, deadline: float, on_text: Callable[[int, str], None] | None = None,
                      stop: list[str] | None = None, seed: int | None = None) -> list[Completion]:  # fmt: skip
-        """A stage's completions: of the last stage all, of another those that are there at the deadline.
+        """What is asked for: of answers all, of others those that are there at the deadline.
 
         Args:
             deadline: On the clock of `time.monotonic`.
@@ -114,9 +120,9 @@ class Backend:
         Raises:
             SamplingFailed: With 503 if the backend is gone or refuses, 504 if it is too slow.
         """
-        requests = (self._one(ask, deadline, index, on_text, stop, seed) for index in range(ask.sampling.n))
+        requests = (self._one(ask, deadline, index, on_text, stop, seed) for index in range(ask.count))
         calls = [asyncio.ensure_future(request) for request in requests]
-        until = asyncio.FIRST_EXCEPTION if ask.last else asyncio.ALL_COMPLETED
+        until = asyncio.FIRST_EXCEPTION if ask.answers else asyncio.ALL_COMPLETED
         try:
             await asyncio.wait(calls, timeout=max(0.0, deadline - time.monotonic()), return_when=until)
         finally:
@@ -124,7 +130,7 @@ class Backend:
                 call.cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
         completions = [result for result in results if isinstance(result, Completion)]
-        if len(completions) == len(calls) or (completions and not ask.last):
+        if len(completions) == len(calls) or (completions and not ask.answers):
             return completions
         failures = [result for result in results if isinstance(result, SamplingFailed)]
         raise failures[0] if failures else SamplingFailed(f"no {ask.stage} came in time", 504)
@@ -154,22 +160,23 @@ class Backend:
         raise AssertionError("unreachable")
 
     async def _request(self, ask: Ask, index: int, speak, stop, seed) -> Completion:
+        prompt = ask.prompts[index // ask.sampling.n]
         how = {"model": self.model, "temperature": ask.sampling.temperature, "top_p": ask.sampling.top_p}
         how |= {"max_tokens": ask.sampling.max_tokens, "n": 1}
         if stop:
             how["stop"] = stop
         if seed is not None:
-            how["seed"] = (seed + index) % 2**63
+            how["seed"] = (seed + ask.first + index) % 2**63
         if speak:
             how["stream"] = True
         if self._api == "completions":
             extra = {"return_token_ids": True}
             if special_marks(self._tokenizer):
                 extra["skip_special_tokens"] = False
-            answer = await self._client.completions.create(prompt=ask.token_ids, extra_body=extra, **how)
+            answer = await self._client.completions.create(prompt=prompt.token_ids, extra_body=extra, **how)
         else:
-            answer = await self._client.chat.completions.create(messages=ask.messages, **how)
-        opening = opened_thinking(self._tokenizer, ask.token_ids)
+            answer = await self._client.chat.completions.create(messages=prompt.messages, **how)
+        opening = opened_thinking(self._tokenizer, prompt.token_ids)
         if speak:
             return await self._read_stream(answer, speak, opening)
         choice = answer.choices[0]

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,11 +22,118 @@ from gsr_rl.keys import (
     raise_if_any,
 )
 from gsr_rl.refinement.settings import ChatTemplateConfig, RefinementConfig, check_chat_template, refinement_settings
-from gsr_rl.serving.steps import MODES, SolveSettings
 
+MODES = ("refine", "vote", "direct")
+LONGEST_DEFAULT = 4096  # tokens of a completion where neither settings nor context say less
 ENGINES = ("auto", "vllm", "transformers", "endpoint")
 APIS = ("chat", "completions")
 SHORT_NAMES = {"k": "num_candidates"}  # on the command line
+
+
+@dataclass(frozen=True)
+class SolveSettings:
+    """How to solve. See `gsr_rl.serving.config.AnswerConfig` for the meaning of each.
+
+    Attributes:
+        candidates_per_set: The most candidates that one refinement reads; None: all of them.
+        num_refinements: None: as many as candidates where these are more than a set holds, else 1.
+        stop_when_agreed: None: every vote is counted. 1: until the vote cannot change; less: or such a share agrees.
+        seed: Of the sets.
+        num_answers: Answers sampled by the last stage, or taken from a vote.
+        count_votes: Whether answers are compared although no vote decides.
+        max_completion_length, max_refinement_length: In tokens; None until `resolved` fills them in.
+        trained_completion_length, trained_refinement_length: What they were in training, where that is known.
+    """
+
+    num_candidates: int = 4
+    candidates_per_set: int | None = None
+    num_refinements: int | None = None
+    stop_when_agreed: float | None = None
+    seed: int = 0
+    prompt_template: str = "gsr"
+    max_refinement_prompt_length: int = 8192
+    unfinished_candidates: str = "drop"
+    mode: str = "refine"
+    rounds: int = 1
+    temperature: float = 0.6
+    top_p: float = 0.95
+    refinement_temperature: float | None = None
+    refinement_top_p: float | None = None
+    max_completion_length: int | None = None
+    max_refinement_length: int | None = None
+    num_answers: int = 1
+    count_votes: bool = True
+    trained_completion_length: int | None = None
+    trained_refinement_length: int | None = None
+
+    def resolved(self, context_length: int) -> "SolveSettings":
+        """With every default filled in for a model that reads and writes so many tokens.
+
+        A refinement's trained length is kept as far as it leaves its prompt the budget, or is a quarter of them.
+
+        Raises:
+            ValueError: The refinement leaves no room for its prompt.
+        """
+        quarter = max(1, context_length // 4)
+        room = max(quarter, context_length - self.max_refinement_prompt_length)
+        trained = min(self.trained_completion_length or min(LONGEST_DEFAULT, quarter), context_length)
+        longest = self.max_completion_length or trained
+        refinement = self.max_refinement_length or self.max_completion_length
+        refinement = refinement or min(self.trained_refinement_length or longest, room)
+        if refinement >= context_length:
+            raise ValueError(
+                f"max_refinement_length={refinement} leaves no room for a prompt in the model's window of "
+                f"{context_length} tokens: set it to less than {context_length}"
+            )
+        as_candidates = self.refinement_temperature is None
+        return replace(
+            self,
+            max_completion_length=longest,
+            max_refinement_length=refinement,
+            max_refinement_prompt_length=min(self.max_refinement_prompt_length, context_length - refinement),
+            refinement_temperature=self.temperature if as_candidates else self.refinement_temperature,
+            refinement_top_p=self.top_p if self.refinement_top_p is None else self.refinement_top_p,
+        )
+
+    @property
+    def set_size(self) -> int:
+        """K, how many candidates a refinement reads."""
+        return min(self.num_candidates, self.candidates_per_set or self.num_candidates)
+
+    @property
+    def refinements(self) -> int:
+        """R, how many refinements a round makes of sets; 1: of all candidates, without a vote."""
+        return self.num_refinements or (self.num_candidates if self.num_candidates > self.set_size else 1)
+
+    @property
+    def composes(self) -> bool:
+        """Whether refinements over sets vote."""
+        return self.mode == "refine" and self.refinements > 1
+
+    @property
+    def grows(self) -> bool:
+        """Whether candidates, too, come in waves: only so many as the next refinements are drawn from."""
+        return self.composes and self.rounds == 1 and self.stop_when_agreed not in (None, 1)
+
+    def wave(self, voters: int, asked: int, groups: list[int | None]) -> int:
+        """How many more voters to ask for at once; 0: the vote is over.
+
+        With `stop_when_agreed` 1 as many as it takes at least before the vote is decided, so none is superfluous; with
+        a share two, and then each time as many as before.
+
+        Args:
+            voters: How many there are at most.
+            asked: How many of them have been asked for.
+            groups: The classes of the answers that came; None abstains.
+        """
+        left, stop = voters - asked, self.stop_when_agreed
+        if stop is None:
+            return left
+        sizes = Counter(group for group in groups if group is not None)
+        first, second = [*(size for _, size in sizes.most_common(2)), 0, 0][:2]
+        if first - second > left or (stop < 1 and groups and first >= stop * len(groups)):
+            return 0
+        return min(left, max(2, asked) if stop < 1 else (left - (first - second)) // 2 + 1)
 
 
 @dataclass
@@ -33,7 +141,22 @@ class AnswerConfig(ChatTemplateConfig):
     """How a problem is answered: how candidates are shown (from the model's own file), and how they are sampled."""
 
     model: str | None = key(None, "Path or Hub name of the model.")
-    num_candidates: int | None = key(None, "K: candidates per problem. Default: the model's gsr_config.json, else 4.")
+    num_candidates: int | None = key(None, "N: candidates per problem. Default: the model's gsr_config.json, else 4.")
+    candidates_per_set: int | None = key(
+        None,
+        "K: the most candidates that one refinement reads. Default: as many as in training (gsr_config.json); without "
+        "that file num_candidates: one prompt with all of them.",
+    )
+    num_refinements: int | None = key(
+        None,
+        "R: refinements, each over a set of K of the candidates, whose answers vote. Default: num_candidates where "
+        "that is more than K, else 1.",
+    )
+    stop_when_agreed: float | bool | None = key(
+        None,
+        "Sample in waves what votes, until the vote cannot change (1, or no value) or until so large a share of it "
+        "agrees, such as 0.8; then candidates, too, come in waves. Default: all are sampled at once.",
+    )
     prompt_template: str | None = key(None, "Wording of the prompts: gsr or tiny. Default: gsr_config.json, else gsr.")
     max_refinement_prompt_length: int | None = key(
         None, "Budget of a refinement prompt in tokens. Default: gsr_config.json, else 8192."
@@ -57,6 +180,8 @@ class AnswerConfig(ChatTemplateConfig):
     )
 
     def __post_init__(self):
+        if isinstance(self.stop_when_agreed, bool):
+            self.stop_when_agreed = 1.0 if self.stop_when_agreed else None
         raise_if_any(self.errors())
 
     def errors(self) -> list[str]:
@@ -65,7 +190,8 @@ class AnswerConfig(ChatTemplateConfig):
         if self.mode not in MODES:
             messages.append(f"mode={self.mode!r} is not known: use one of {', '.join(MODES)}")
         messages += at_least(self, 1, "num_candidates", "rounds", "max_completion_length", "max_refinement_length")
-        messages += at_least(self, 1, "max_refinement_prompt_length")
+        messages += at_least(self, 1, "max_refinement_prompt_length", "candidates_per_set", "num_refinements")
+        messages += check_agreed("stop_when_agreed", self.stop_when_agreed)
         messages += at_least(self, 0, "temperature", "refinement_temperature")
         messages += check_chat_template(self, "model")
         return messages + check_shares(self, "top_p", "refinement_top_p")
@@ -78,14 +204,22 @@ class AnswerConfig(ChatTemplateConfig):
         """
         stored = refinement_settings(getattr(self, "endpoint_tokenizer", None) or self.model)
         trained = {f"trained_{of}_length": stored.pop(f"max_{of}_length", None) for of in ("completion", "refinement")}
+        trained["candidates_per_set"] = self.candidates_per_set or stored.get("num_candidates")
         set_here = {name: value for name, value in self._values_of(RefinementConfig).items() if value is not None}
         values = self._values_of(SolveSettings) | dataclasses.asdict(RefinementConfig(**stored | set_here))
-        return SolveSettings(**values, **trained)
+        return SolveSettings(**values | trained)
 
     def _values_of(self, other: type) -> dict[str, object]:
         """The values here of another dataclass's fields."""
         names = [field.name for field in dataclasses.fields(other) if hasattr(self, field.name)]
         return {name: getattr(self, name) for name in names}
+
+
+def check_agreed(name: str, share: float | None) -> list[str]:
+    """A share of agreeing answers that may stop a vote."""
+    if share is None or 0.5 < share <= 1:
+        return []
+    return [f"{name}={share}: a share above 0.5 and at most 1 is expected"]
 
 
 @dataclass
@@ -147,7 +281,7 @@ class ServeConfig(AnswerConfig):
     api_key_env: str = key("GSR_API_KEY", "Name of the environment variable with the clients' key.")
     api_key_file: str | None = key(None, "File with clients' keys, one a line, in place of the variable.")
     without_key: bool = key(False, "Allow an open server on another address than this machine's own.")
-    max_num_candidates: int = key(16, "The most candidates that a request may ask for.")
+    max_num_candidates: int = key(16, "The most candidates, and refinements a round, that a request may ask for.")
     max_rounds: int = key(3, "The most rounds that a request may ask for.")
     max_answers: int = key(8, "The largest `n` that a request may ask for.")
     max_body_bytes: int = key(1_048_576, "Largest body of a request.")
@@ -174,7 +308,8 @@ class ServeConfig(AnswerConfig):
         messages += at_least(self, 1, *counts) + at_least(self, 0, "max_waiting", "backend_retries")
         seconds = ("header_seconds", "body_seconds", "request_seconds", "keep_alive_seconds", "backend_start_seconds")
         messages += positive(self, *seconds)
-        for name, limit in (("num_candidates", "max_num_candidates"), ("rounds", "max_rounds")):
+        limits = dict.fromkeys(("num_candidates", "num_refinements"), "max_num_candidates") | {"rounds": "max_rounds"}
+        for name, limit in limits.items():
             value = getattr(self, name)
             if value is not None and value > getattr(self, limit):
                 messages.append(f"{name}={value} is more than {limit}={getattr(self, limit)}: raise {limit}")

@@ -20,7 +20,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 
 _DEGRADED = {
     "fewer_candidates": "some candidates did not come, or could not be shown to the refinement",
-    "unfinished_candidates": "no candidate ended by itself: the refinement read unfinished ones",
+    "unfinished_candidates": "no candidate ended by itself: unfinished ones were read, or voted",
+    "fewer_refinements": "some refinements did not come: the others voted",
     "no_usable_candidate": "no candidate could be shown: this is the majority's candidate",
     "prompt_too_long": "the problem and its candidates do not fit the prompt: this is the majority's candidate",
     "refinement_failed": "the refinement failed: this is the majority's candidate",
@@ -32,13 +33,19 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n").replace("\t", "    "))
 
 
-def votes_line(candidates: list[Attempt]) -> str:
-    """The candidates' answers with their votes, most votes first."""
-    groups = {candidate.group: candidate for candidate in reversed(candidates) if candidate.votes}
-    by_votes = sorted(groups.values(), key=lambda candidate: -candidate.votes)
-    parts = [f"{short(candidate.answer)} ({candidate.votes})" for candidate in by_votes]
-    silent = sum(not candidate.votes for candidate in candidates)
-    return ", ".join(parts + ([f"no answer ({silent})"] if silent else []))
+def votes_line(attempts: list[Attempt], who: str = "Votes") -> str:
+    """The attempts' answers with their votes, most votes first."""
+    groups = {attempt.group: attempt for attempt in reversed(attempts) if attempt.votes}
+    by_votes = sorted(groups.values(), key=lambda attempt: -attempt.votes)
+    parts = [f"{short(attempt)} ({attempt.votes})" for attempt in by_votes]
+    silent = sum(not attempt.votes for attempt in attempts)
+    return f"{who}: " + ", ".join(parts + ([f"no answer ({silent})"] if silent else []))
+
+
+def refinements_votes(solution: Solution) -> list[str]:
+    """How the refinements voted, in a line; none where no vote of theirs decided."""
+    voted = len(solution.rounds) > 1 and any(attempt.votes for attempt in solution.rounds[-1])
+    return [votes_line(solution.rounds[-1], "Votes of the refinements")] if voted else []
 
 
 def cost_line(solution: Solution) -> str:
@@ -53,9 +60,12 @@ def cost_line(solution: Solution) -> str:
     return "; ".join(parts) + f"; {solution.seconds:.1f} s, {rate:,.0f} tokens/s"
 
 
-def short(answer: str | None, width: int = 40) -> str:
-    """An answer in one line."""
-    text = printable(" ".join((answer or "no answer").split()))
+def short(attempt: Attempt, width: int = 40) -> str:
+    """An attempt's answer in one line, unless that is all of its text."""
+    answer = attempt.answer or "no answer"
+    if answer.strip(" .") == candidate_text(attempt.text).strip(" .\n"):
+        answer = "no boxed answer"
+    text = printable(" ".join(answer.split()))
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
@@ -74,13 +84,14 @@ def plain(solution: Solution) -> str:
     lines = [f"Problem: {printable(solution.problem)}", ""]
     for number, candidate in enumerate(solution.candidates, 1):
         end = "" if candidate.finished else ", unfinished"
-        answer = f"answer {short(candidate.answer)}, {candidate.votes} votes"
+        answer = f"answer {short(candidate)}, {candidate.votes} votes"
         lines.append(f"Candidate {number}: {answer}, {candidate.num_tokens} tokens{end}")
     if len(solution.candidates) > 1:
-        lines.append(f"Votes: {votes_line(solution.candidates)}")
+        lines.append(votes_line(solution.candidates))
+    lines += refinements_votes(solution)
     lines += ["", printable(candidate_text(solution.text) or solution.text), ""]
     lines += [line for line in (warning(solution),) if line]
-    lines += [f"Answer: {short(solution.answer)}", f"Cost: {cost_line(solution)}", ""]
+    lines += [f"Answer: {short(solution.answers[0])}", f"Cost: {cost_line(solution)}", ""]
     return "\n".join(lines)
 
 
@@ -93,6 +104,7 @@ class Terminal(Watcher):
         self._console, self._problem = console, problem
         self._texts: dict[str, list[str]] = {}
         self._attempts: dict[str, list[Attempt]] = {}
+        self._numbers: dict[str, int] = {}
         self._number, self._start, self._shown = 0, time.monotonic(), 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
 
@@ -105,8 +117,10 @@ class Terminal(Watcher):
         self._live.stop()
 
     def started(self, stage: str, number: int, count: int) -> None:
-        self._texts[stage], self._number = [""] * count, number
-        self._attempts.pop(stage, None)
+        attempts = self._attempts.pop(stage, [])
+        texts = [attempt.text for attempt in attempts if self._numbers.get(stage) == number]
+        self._texts[stage], self._number = texts + [""] * (count - len(texts)), number
+        self._numbers[stage] = number
         self._refresh(now=True)
 
     def text(self, stage: str, index: int, text: str) -> None:
@@ -127,24 +141,27 @@ class Terminal(Watcher):
         from rich.console import Group
         from rich.text import Text
 
-        parts = [self._heading()]
+        parts, last = [self._heading()], list(self._texts)[-1:]
+        done_lines, live_lines = self._lines()
         for stage, texts in self._texts.items():
-            attempts = self._attempts.get(stage)
-            lines = self._live_lines() if stage == list(self._texts)[-1] else DONE_LINES
-            parts.append(boxes(self._console, stage, texts, attempts, lines))
+            attempts, lines = self._attempts.get(stage), live_lines if [stage] == last else done_lines
+            if lines:
+                parts.append(boxes(self._console, stage, texts, attempts, lines))
             if attempts and stage == "candidate" and len(attempts) > 1:
-                parts.append(Text(f"Votes: {votes_line(attempts)}", style="bold"))
+                parts.append(Text(votes_line(attempts), style="bold"))
         what = f"refining, round {self._number}" if self._number else "sampling candidates"
         what = what if self._texts else "starting"
         parts.append(Text(f"{what}, {time.monotonic() - self._start:.0f} s", style="dim"))
         return Group(*parts)
 
-    def _live_lines(self) -> int:
-        """Of a box of the stage that is sampled: as many as fit below what is above it."""
+    def _lines(self) -> tuple[int, int]:
+        """Of a box of a stage that is done, 0 where those leave too little, and of the one that is sampled."""
         counts = map(len, self._texts.values())
-        *earlier, rows = [math.ceil(count / in_a_row(self._console, count)) for count in counts]
+        *earlier, rows = [0] + [math.ceil(count / in_a_row(self._console, count)) for count in counts]
         room = self._console.height - len(self._console.render_lines(self._heading())) - 2  # votes, and what is done
-        return max(1, min(LIVE_LINES, (room - sum(earlier) * (DONE_LINES + 2)) // rows - 2))
+        left = room - sum(earlier) * (DONE_LINES + 2)
+        done = DONE_LINES if left >= 3 * rows else 0
+        return done, max(1, min(LIVE_LINES, (left if done else room) // max(1, rows) - 2))
 
     def _heading(self):
         from rich.text import Text
@@ -168,13 +185,15 @@ class Terminal(Watcher):
                 stage = "candidate" if number == 0 else f"round {number}, refinement"
                 console.print(boxes(console, stage, [attempt.text for attempt in attempts], attempts, None))
             if number == 0 and len(attempts) > 1:
-                console.print(Text(f"Votes: {votes_line(attempts)}", style="bold"))
+                console.print(Text(votes_line(attempts), style="bold"))
+        for line in refinements_votes(solution):
+            console.print(Text(line, style="bold"))
         text = printable(candidate_text(solution.text) or solution.text)
         title = "Solution" if len(solution.rounds) < 2 else "Refined solution"
         console.print(Panel(Text(text, overflow="fold"), title=title, title_align="left", border_style="green"))
         if note := warning(solution):
             console.print(Text(note, style="yellow"))
-        console.print(Text(f"Answer: {short(solution.answer)}", style="bold green"))
+        console.print(Text(f"Answer: {short(solution.answers[0])}", style="bold green"))
         console.print(Text(cost_line(solution), style="dim"))
 
 
@@ -216,7 +235,7 @@ def _box(title: str, text: str, attempt: Attempt | None, lines: int | None, widt
     foot, style = "", "blue"
     if attempt is not None:
         votes = f", {attempt.votes} vote{'s' * (attempt.votes > 1)}" if attempt.votes else ""
-        foot = f"{short(attempt.answer, max(8, width - 14))}{votes}"
+        foot = f"{short(attempt, max(8, width - 14))}{votes}"
         style = "dim" if not attempt.finished else "white"
         foot += "" if attempt.finished else " (cut)"
     how = {"title": title, "title_align": "left", "border_style": style}

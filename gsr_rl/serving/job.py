@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 import rewards
 from gsr_rl.serving.backend import Backend
+from gsr_rl.serving.config import SolveSettings
 from gsr_rl.serving.limits import Places
 from gsr_rl.serving.requests import ApiError, ChatRequest
 from gsr_rl.serving.steps import (
@@ -21,7 +22,6 @@ from gsr_rl.serving.steps import (
     PromptTooLong,
     SamplingFailed,
     Solution,
-    SolveSettings,
     Steps,
     Told,
     Vote,
@@ -140,7 +140,6 @@ class Job:
     async def _solve(self, deadline: float) -> Solution:
         begin = time.monotonic()
         chat, settings, shared = self.request.chat(), self.settings, self._shared
-        stages = settings.rounds + 1 if settings.mode == "refine" else 1
         steps = solving(chat, shared.tokenizer, settings, shared.backend.context_length)
         reply, failure = None, None
         while True:
@@ -151,10 +150,8 @@ class Job:
             if isinstance(step, Vote):
                 reply = await asyncio.to_thread(rewards.vote, step.answers)
                 continue
-            # The stages share the time alike; what one leaves over is the next one's.
-            share = begin + (deadline - begin) * (step.number + 1) / stages
             try:
-                reply = await self._sample(step, share)
+                reply = await self._sample(step, begin + (deadline - begin) * step.until)
             except SamplingFailed as error:
                 if self.spoken:  # a half sent answer cannot be taken back
                     raise
@@ -163,7 +160,7 @@ class Job:
     async def _sample(self, ask: Ask, deadline: float) -> list:
         start, seed = time.monotonic(), None
         stop = self.request.stops() if ask.last else None
-        on_text = self._speak if ask.last and self.request.stream else None
+        on_text = self._speak if ask.answers and self.request.stream else None
         if self._shared.forward_seed and self.request.seed is not None:
             seed = self.request.seed + 1000 * ask.number
         completions = await self._shared.backend.sample(ask, deadline, on_text, stop, seed)
@@ -192,12 +189,15 @@ class Job:
             "num_candidates": len(candidates) if self.settings.mode != "direct" else 0,
             "num_shown": sum(candidate.shown for candidate in candidates),
             "rounds": len(solution.rounds) - 1,
+            "num_refinements": sum(map(len, solution.rounds[1:])),
+            "votes": solution.answers[0].votes,
             "degraded": solution.degraded,
             "usage": asdict(solution.usage),
             "seconds": round(solution.seconds, 3),
         }
         if options and options.return_candidates:
             details["candidates"] = [asdict(candidate) for candidate in candidates]
+            details["refinements"] = [[asdict(attempt) for attempt in attempts] for attempts in solution.rounds[1:]]
             details["majority_answer"] = solution.majority_answer
             details["answer"] = solution.answer
         return details

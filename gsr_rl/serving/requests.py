@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gsr_rl.serving.config import ServeConfig
-from gsr_rl.serving.steps import SolveSettings
+from gsr_rl.serving.config import ServeConfig, SolveSettings
 
 DEEPEST = 32  # nested lists and objects in a body; a chat request has four
 MOST_VALUES = 50_000  # in a body, about; 2,048 messages of several parts have fewer
@@ -84,6 +83,9 @@ class GSROptions(_Strict):
 
     mode: Literal["refine", "vote", "direct"] | None = None
     num_candidates: Annotated[int, Field(ge=1)] | None = None
+    candidates_per_set: Annotated[int, Field(ge=1)] | None = None
+    num_refinements: Annotated[int, Field(ge=1)] | None = None
+    stop_when_agreed: Annotated[float, Field(gt=0.5, le=1)] | None = None
     rounds: Annotated[int, Field(ge=1)] | None = None
     return_candidates: bool = False
 
@@ -177,10 +179,21 @@ def parse_body(body: bytes) -> ChatRequest:
     try:
         request = ChatRequest.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))[:80]
-        raise ApiError(422, "invalid_value", f"{where}: {first['msg']}", where) from None
+        where, why = _in_words(error.errors(include_url=False, include_input=False, include_context=False))
+        raise ApiError(422, "invalid_value", f"{where}: {why}", where) from None
     return _checked(request)
+
+
+def _in_words(errors: list[dict]) -> tuple[str, str]:
+    """Where a body is wrong, and why. Of what may be a text or a list, pydantic has errors for both."""
+    of_lists = [error for error in errors if error["loc"][-1] != "str" and error["type"] != "list_type"]
+    error, both = (of_lists or errors)[0], len(errors) > 1 and not of_lists
+    where = ".".join(str(part) for part in error["loc"] if part != "str" and not str(part).startswith("list["))[:80]
+    if where == "stop" and error["type"] == "too_long":
+        return where, "at most 4 texts are allowed"
+    if error["loc"][0] == "messages" and error["type"] == "literal_error" and "content" in error["loc"]:
+        return where, "only parts of type text are read, no images, sound or files"
+    return where, "a text or a list is expected" if both else error["msg"]
 
 
 def _checked(request: ChatRequest) -> ChatRequest:
@@ -248,14 +261,19 @@ def settings_of(request: ChatRequest, config: ServeConfig, base: SolveSettings) 
     values: dict[str, object] = {"num_answers": answers, "mode": ours.mode or base.mode}
     for name, value, limit in (
         ("gsr.num_candidates", ours.num_candidates, config.max_num_candidates),
+        ("gsr.num_refinements", ours.num_refinements, config.max_num_candidates),
         ("gsr.rounds", ours.rounds, config.max_rounds),
         ("n", request.n, config.max_answers),
     ):
         if value is not None and value > limit:
             raise ApiError(422, "invalid_value", f"{name}={value}: at most {limit} is allowed here", name)
-    values |= {name: value for name in ("num_candidates", "rounds") if (value := getattr(ours, name)) is not None}
-    if values["mode"] == "vote" and answers > values.get("num_candidates", base.num_candidates):
+    names = ("num_candidates", "candidates_per_set", "num_refinements", "stop_when_agreed", "rounds")
+    values |= {name: value for name in names if (value := getattr(ours, name)) is not None}
+    voting = replace(base, **values)
+    if voting.mode == "vote" and answers > voting.num_candidates:
         raise ApiError(422, "invalid_value", f"n={answers} is more than the candidates that vote", "n")
+    if voting.composes and answers > voting.refinements:
+        raise ApiError(422, "invalid_value", f"n={answers} is more than the refinements that vote", "n")
     if request.temperature is not None:
         values["refinement_temperature"] = request.temperature
         if request.temperature > 0 or values["mode"] == "direct":

@@ -17,7 +17,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import rewards
-from gsr_rl.engines.base import Engine, EngineError, Request, is_unicode
+from gsr_rl.engines.base import Engine, EngineError, Request, Result, is_unicode
 from gsr_rl.engines.endpoints import EndpointSettings
 from gsr_rl.engines.open import open_configured, open_engine
 from gsr_rl.refinement.prompts import Messages
@@ -29,13 +29,16 @@ class Watcher:
     """Is told what happens while a problem is solved. Each method does nothing here."""
 
     def started(self, stage: str, number: int, count: int) -> None:
-        """`count` completions of a stage are being sampled; `number` is 0 for candidates, then the round."""
+        """A stage's first `count` completions are there or being sampled; `number`: 0 for candidates, then the round.
+
+        Called again, with more, where they come in waves.
+        """
 
     def text(self, stage: str, index: int, text: str) -> None:
         """A new piece of the stage's completion `index`. Engines that do not stream never call it."""
 
     def finished(self, stage: str, number: int, attempts: list[Attempt]) -> None:
-        """All of a stage's completions are there, with their answers and votes."""
+        """All of a stage's completions so far are there, with their answers and votes."""
 
 
 class Solver:
@@ -111,7 +114,7 @@ class Solver:
             for result in self.engine.step() if running else []:
                 place = result.key[0]
                 on_its_way = running[place]
-                on_its_way.advance(result.completions, result.error)
+                on_its_way.take(result)
                 if on_its_way.solution:
                     yield place, running.pop(place).solution
 
@@ -125,6 +128,16 @@ class _Running:
         self._start = time.monotonic()
         self._chat = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
         self._steps = solving(self._chat, self._engine.tokenizer, solver.settings, self._engine.max_model_length)
+
+    def take(self, result: Result) -> None:
+        """The completions of one prompt; with the last prompt's it goes on. Prompts of voters may fail alone."""
+        self._results[result.key[-1]] = result
+        if len(self._results) < len(self._ask.prompts):
+            return
+        results, ask = [self._results[place] for place in sorted(self._results)], self._ask
+        completions = [completion for one in results for completion in one.completions]
+        error = next((one.error for one in results if one.error), "")
+        self.advance(completions, "" if completions and not ask.answers else error)
 
     def advance(self, reply, error: str = "") -> None:
         """Hand over what was asked for, and go on to the next request to the engine, or to the solution."""
@@ -152,15 +165,16 @@ class _Running:
         return None
 
     def _submit(self, ask: Ask) -> None:
-        on_text = None
+        self._ask, self._results = ask, {}
         if self._watcher:
-            self._watcher.started(ask.stage, ask.number, ask.sampling.n)
+            self._watcher.started(ask.stage, ask.number, ask.first + ask.count)
+        for place, prompt in enumerate(ask.prompts):
+            on_text = partial(self._tell, ask.stage, ask.first + place * ask.sampling.n) if self._watcher else None
+            key = (self._place, ask.number, place)
+            self._engine.submit(Request(key, prompt.token_ids, ask.sampling, prompt.messages, on_text))
 
-            def on_text(index: int, text: str) -> None:
-                self._watcher.text(ask.stage, index, text)
-
-        key = (self._place, ask.number)
-        self._engine.submit(Request(key, ask.token_ids, ask.sampling, ask.messages, on_text))
+    def _tell(self, stage: str, first: int, index: int, text: str) -> None:
+        self._watcher.text(stage, first + index, text)
 
 
 def _open(config: SolveConfig) -> Engine:

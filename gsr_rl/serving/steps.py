@@ -5,27 +5,32 @@ round, and a step that fails is answered for. So `solving` is a generator: it yi
 `Vote`: classes of answers) and what there is to show (`Told`), and returns a `Solution`. `solver.py` answers it from
 an engine, `job.py` from a server.
 
+A model reads K candidates best where it was trained on K. So of N candidates, N > K, each of R refinements reads a set
+of K (`least_shown`), and the refinements vote. With `stop_when_agreed` voters are asked for in waves, and candidates
+as they are read, until the vote is decided (`SolveSettings.wave`).
+
 The rule for what fails:
-1. A candidate is shown to the refinement if it ended by itself and says something after its thinking part (with
-   `unfinished_candidates: cut` also if it did not end). Fewer than K: the refinement sees those (`fewer_candidates`).
-   Without a refinement, fewer than K that came at all: those vote, and it is said likewise.
-2. None ended: the unfinished ones are shown as they are (`unfinished_candidates`).
-3. Nothing can be shown (`no_usable_candidate`), the refinement prompt does not fit its budget (`prompt_too_long`), or
+1. A candidate is shown to a refinement if it ended by itself and says something after its thinking part (with
+   `unfinished_candidates: cut` also if it did not end). Fewer than asked for: the refinements see those
+   (`fewer_candidates`). Without a refinement, fewer that came at all: those vote, and it is said likewise.
+2. None ended: the unfinished ones are shown, or vote, as they are (`unfinished_candidates`).
+3. Some refinements that vote do not come, or do not fit: the others vote (`fewer_refinements`).
+4. Nothing can be shown (`no_usable_candidate`), the refinement prompt does not fit its budget (`prompt_too_long`), or
    no refinement came (`refinement_failed`): the answer is a candidate with the majority's answer, the first of them.
-4. No candidate came at all: `SamplingFailed`.
+5. No candidate came at all: `SamplingFailed`.
 """
 
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from gsr_rl.engines.base import Completion, Sampling
+from gsr_rl.refinement.candidates import choice_seed, least_shown
 from gsr_rl.refinement.prompts import Messages, Prompt
 from gsr_rl.refinement.stages import Candidate, Stages
+from gsr_rl.serving.config import SolveSettings
 from rewards import extract_answer
-
-MODES = ("refine", "vote", "direct")
-LONGEST_DEFAULT = 4096  # tokens of a completion where neither settings nor context say less
 
 
 class SamplingFailed(RuntimeError):
@@ -45,86 +50,42 @@ class ChatRefused(ValueError):
 
 
 @dataclass(frozen=True)
-class SolveSettings:
-    """How to solve. See `gsr_rl.serving.config.AnswerConfig` for the meaning of each.
-
-    Attributes:
-        num_answers: Answers sampled by the last stage.
-        count_votes: Whether answers are compared although no vote decides.
-        max_completion_length, max_refinement_length: In tokens; None until `resolved` fills them in.
-        trained_completion_length, trained_refinement_length: What they were in training, where that is known.
-    """
-
-    num_candidates: int = 4
-    prompt_template: str = "gsr"
-    max_refinement_prompt_length: int = 8192
-    unfinished_candidates: str = "drop"
-    mode: str = "refine"
-    rounds: int = 1
-    temperature: float = 0.6
-    top_p: float = 0.95
-    refinement_temperature: float | None = None
-    refinement_top_p: float | None = None
-    max_completion_length: int | None = None
-    max_refinement_length: int | None = None
-    num_answers: int = 1
-    count_votes: bool = True
-    trained_completion_length: int | None = None
-    trained_refinement_length: int | None = None
-
-    def resolved(self, context_length: int) -> "SolveSettings":
-        """With every default filled in for a model that reads and writes so many tokens.
-
-        A refinement's trained length is kept as far as it leaves its prompt the budget, or is a quarter of them.
-
-        Raises:
-            ValueError: The refinement leaves no room for its prompt.
-        """
-        quarter = max(1, context_length // 4)
-        room = max(quarter, context_length - self.max_refinement_prompt_length)
-        trained = min(self.trained_completion_length or min(LONGEST_DEFAULT, quarter), context_length)
-        longest = self.max_completion_length or trained
-        refinement = self.max_refinement_length or self.max_completion_length
-        refinement = refinement or min(self.trained_refinement_length or longest, room)
-        if refinement >= context_length:
-            raise ValueError(
-                f"max_refinement_length={refinement} leaves no room for a prompt in the model's window of "
-                f"{context_length} tokens: set it to less than {context_length}"
-            )
-        as_candidates = self.refinement_temperature is None
-        return replace(
-            self,
-            max_completion_length=longest,
-            max_refinement_length=refinement,
-            max_refinement_prompt_length=min(self.max_refinement_prompt_length, context_length - refinement),
-            refinement_temperature=self.temperature if as_candidates else self.refinement_temperature,
-            refinement_top_p=self.top_p if self.refinement_top_p is None else self.refinement_top_p,
-        )
-
-    def sampling(self, stage: str, *, last: bool, room: int) -> Sampling:
-        """Of a stage: `num_answers` completions of the last one, K of another, of at most `room` tokens."""
-        n = self.num_answers if last else self.num_candidates
-        if stage == "candidate":
-            return Sampling(n, self.temperature, self.top_p, min(self.max_completion_length, room))
-        return Sampling(n, self.refinement_temperature, self.refinement_top_p, self.max_refinement_length)
-
-
-@dataclass(frozen=True)
 class Ask:
-    """`sampling.n` completions are needed. They are answered by at least one, or by `SamplingFailed` thrown in.
+    """`sampling.n` completions of each prompt are needed, in the prompts' order; at least one, or `SamplingFailed`.
 
     Attributes:
         stage: `candidate` or `refinement`.
         number: 0 for candidates, then the round.
-        last: Whether the completions are answers; then all `n` are needed.
+        until: The share of the problem's time, in (0, 1], that may then be over.
+        first: How many attempts of this stage and number came before.
+        last: Whether it is of the last stage, whose completions `stop` ends.
+        votes: Whether these are voters: then those that come are enough.
     """
 
     stage: str
     number: int
-    messages: Messages
-    token_ids: list[int]
+    prompts: list[Prompt]
     sampling: Sampling
-    last: bool
+    until: float = 1.0
+    first: int = 0
+    last: bool = True
+    votes: bool = False
+
+    @property
+    def answers(self) -> bool:
+        """Whether the completions are the answers; then all of them are needed."""
+        return self.last and not self.votes
+
+    @property
+    def count(self) -> int:
+        return self.sampling.n * len(self.prompts)
+
+
+def _sampling(settings: SolveSettings, stage: str, n: int, room: int) -> Sampling:
+    """Of a stage: `n` completions of a prompt, which leaves `room` tokens."""
+    if stage == "candidate":
+        return Sampling(n, settings.temperature, settings.top_p, min(settings.max_completion_length, room))
+    return Sampling(n, settings.refinement_temperature, settings.refinement_top_p, settings.max_refinement_length)
 
 
 @dataclass(frozen=True)
@@ -157,7 +118,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Told:
-    """The attempts of a stage have come. `number` as in `Ask`."""
+    """All attempts of a stage so far. `number` as in `Ask`."""
 
     stage: str
     number: int
@@ -173,7 +134,7 @@ class Usage:
     refinement_tokens: int = 0
 
     def count(self, ask: Ask, completions: list[Completion]) -> None:
-        self.prompt_tokens += len(ask.token_ids)
+        self.prompt_tokens += sum(len(prompt.token_ids) for prompt in ask.prompts)
         name = f"{ask.stage}_tokens"
         setattr(self, name, getattr(self, name) + sum(len(completion.token_ids) for completion in completions))
 
@@ -254,14 +215,66 @@ def mark_shown(attempts: list[Attempt], stages: Stages) -> tuple[list[Attempt], 
 
 @dataclass
 class _State:
-    """What has come of a problem so far."""
+    """What has come of a problem so far.
+
+    Attributes:
+        asked: By round, how many attempts were asked for, come or not.
+        shown: By round and place in the one before, in how many sets an attempt was shown.
+    """
 
     settings: SolveSettings
     stages: Stages
+    problem: str
+    history: Messages
     usage: Usage = field(default_factory=Usage)
     rounds: list[list[Attempt]] = field(default_factory=list)
+    asked: Counter = field(default_factory=Counter)
+    shown: Counter = field(default_factory=Counter)
     degraded: str | None = None
     reason: str = ""
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """The prompt for a candidate, with room for it."""
+        from jinja2 import TemplateError
+
+        try:
+            prompt = self.stages.solve(self.problem, self.history)
+        except TemplateError as error:
+            roles = ", ".join([*(turn["role"] for turn in self.history), "user"])
+            raise ChatRefused(f"the model's chat template refuses these turns ({roles:.200}): {error}") from None
+        if self.stages.room(prompt) < 1:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt.token_ids)} tokens, which fill the model's window of "
+                f"{self.stages.context_length}"
+            )
+        return prompt
+
+    def attempts(self, number: int) -> list[Attempt]:
+        """What has come of a round."""
+        return self.rounds[number] if number < len(self.rounds) else []
+
+    def wave(self, number: int, voters: int) -> int:
+        """How many more of a round's voters to ask for; 0: its vote is over."""
+        return self.settings.wave(voters, self.asked[number], [one.group for one in self.attempts(number)])
+
+    def next_prompts(self, number: int, count: int) -> list[Prompt]:
+        """A round's next prompts, for `count` refinements of the attempts of the round before; those that fit."""
+        read = self.rounds[number - 1]
+        usable = [attempt.shown for attempt in read]
+        sets = [[place for place, shown in enumerate(usable) if shown]]
+        if self.settings.composes:
+            sets = [self._next_set(usable, number, self.asked[number] + place) for place in range(count)]
+        texts = [[self.stages.shown_text(read[place].text) for place in chosen] for chosen in sets if chosen]
+        prompts = [self.stages.refine(self.problem, shown, self.history) for shown in texts]
+        return [prompt for prompt in prompts if prompt]
+
+    def _next_set(self, usable: list[bool], number: int, place: int) -> list[int]:
+        counts = [self.shown[number, index] for index in range(len(usable))]
+        seed = choice_seed(self.settings.seed, self.problem, number, place)
+        chosen = least_shown(usable, counts, self.settings.set_size, seed)
+        self.shown.update((number, index) for index in chosen)
+        return chosen
 
 
 Steps = Generator[Ask | Vote | Told, list[Completion] | list[int | None] | None, Solution]
@@ -280,79 +293,103 @@ def solving(conversation: Messages, tokenizer, settings: SolveSettings, context_
         PromptTooLong: The problem alone fills the context.
         SamplingFailed: No candidate came.
     """
-    problem, history = conversation[-1]["content"], conversation[:-1]
-    state = _State(settings, Stages.of(settings, tokenizer, context_length))
-    prompt = _first_prompt(state.stages, problem, history)
-    room = state.stages.room(prompt)
-    if room < 1:
-        raise PromptTooLong(
-            f"the prompt has {len(prompt.token_ids)} tokens, which fill the model's window of {context_length}"
-        )
-    direct = settings.mode == "direct"
-    sampling = settings.sampling("candidate", last=direct, room=room)
-    yield from _stage(state, Ask("candidate", 0, prompt.messages, prompt.token_ids, sampling, last=direct))
-    if settings.mode == "refine":
+    stages = Stages.of(settings, tokenizer, context_length)
+    state = _State(settings, stages, conversation[-1]["content"], conversation[:-1])
+    if settings.mode == "direct":
+        yield from _candidates(state, settings.num_answers)
+    elif settings.mode == "vote":
+        while count := state.wave(0, settings.num_candidates):
+            yield from _candidates(state, state.asked[0] + count)
+    else:
+        if not settings.grows:
+            yield from _candidates(state, settings.num_candidates)
         for number in range(1, settings.rounds + 1):
-            if not (yield from _refine(state, number, problem, history)):
+            if not (yield from _refinements(state, number)):
                 break
     answers = yield from _answers(state)
-    return Solution(problem, answers, state.rounds, state.usage, state.degraded, state.reason)
+    return Solution(state.problem, answers, state.rounds, state.usage, state.degraded, state.reason)
 
 
-def _first_prompt(stages: Stages, problem: str, history: Messages) -> Prompt:
-    from jinja2 import TemplateError
-
+def _candidates(state: _State, number: int) -> Generator:
+    """Ask for candidates until so many have been asked for."""
+    settings, missing = state.settings, number - state.asked[0]
+    if missing <= 0:
+        return
+    until = 1 / (settings.rounds + 1) if settings.mode == "refine" and not state.rounds else 1.0
+    sampling = _sampling(settings, "candidate", missing, state.stages.room(state.prompt))
+    ends = {"last": settings.mode == "direct", "votes": settings.mode == "vote"}
+    state.asked[0] = number
     try:
-        return stages.solve(problem, history)
-    except TemplateError as error:
-        roles = ", ".join([*(turn["role"] for turn in history), "user"])
-        raise ChatRefused(f"the model's chat template refuses these turns ({roles:.200}): {error}") from None
+        yield from _stage(state, Ask("candidate", 0, [state.prompt], sampling, until, len(state.attempts(0)), **ends))
+    except SamplingFailed as failure:
+        if not state.rounds:
+            raise
+        state.degraded, state.reason = "fewer_candidates", str(failure)
 
 
 def _stage(state: _State, ask: Ask) -> Generator:
-    """Ask for a stage's completions and take them as the next round."""
+    """Ask for completions of a stage, and put them to those of its round that are there."""
     settings = state.settings
     completions = yield ask
     state.usage.count(ask, completions)
-    attempts = [Attempt(c.text, extract_answer(c.text), c.finished, len(c.token_ids)) for c in completions]
-    if settings.count_votes and not ask.last:
+    new = [Attempt(c.text, extract_answer(c.text), c.finished, len(c.token_ids)) for c in completions]
+    attempts = [*state.attempts(ask.number), *new]
+    if ask.votes or (settings.count_votes and not ask.last):
         attempts = counted(attempts, (yield Vote([attempt.answer for attempt in attempts])))
-    if settings.mode == "vote" and len(attempts) < settings.num_candidates:
-        state.degraded = "fewer_candidates"
-    if settings.mode == "refine" and not ask.last:
+    if settings.mode == "vote":
+        few = len(attempts) < state.asked[0]
+        cut = not any(attempt.finished for attempt in attempts)
+        state.degraded = "unfinished_candidates" if cut else "fewer_candidates" if few else None
+    elif not ask.last:
         attempts, degraded = mark_shown(attempts, state.stages)
-        few = sum(attempt.shown for attempt in attempts) < settings.num_candidates
+        few = sum(attempt.shown for attempt in attempts) < state.asked[ask.number]
         state.degraded = degraded or ("fewer_candidates" if few else state.degraded)
-    state.rounds.append(attempts)
+    elif ask.votes and len(attempts) < state.asked[ask.number]:
+        state.degraded = "fewer_refinements"
+    state.rounds[ask.number : ask.number + 1] = [attempts]
     yield Told(ask.stage, ask.number, attempts)
 
 
-def _refine(state: _State, number: int, problem: str, history: Messages) -> Generator:
-    """One round of refinements over the attempts of the last one. Returns whether it came."""
-    stages = state.stages
-    texts = [stages.shown_text(attempt.text) for attempt in state.rounds[-1] if attempt.shown]
-    if not texts:
-        return False
-    prompt = stages.refine(problem, texts, history)
-    if prompt is None:
+def _refinements(state: _State, number: int) -> Generator:
+    """One round of refinements over the attempts of the last one. Returns whether any came."""
+    settings, last, asked = state.settings, number == state.settings.rounds, state.asked
+    votes, until = last and settings.composes, (number + 1) / (settings.rounds + 1)
+    n = 1 if settings.composes else settings.num_answers if last else settings.num_candidates
+    total = settings.refinements if settings.composes else n
+    sampling = _sampling(settings, "refinement", n, 0)
+    while count := state.wave(number, total) if votes else total - asked[number]:
+        if settings.grows:
+            yield from _candidates(state, min(settings.num_candidates, settings.set_size * (asked[number] + count)))
+        prompts = state.next_prompts(number, count)
+        asked[number] += count
+        if not prompts:
+            continue
+        first = len(state.attempts(number))
+        try:
+            yield from _stage(state, Ask("refinement", number, prompts, sampling, until, first, last, votes))
+        except SamplingFailed as failure:
+            state.degraded, state.reason = "refinement_failed", str(failure)
+            break
+    return _came(state, number)
+
+
+def _came(state: _State, number: int) -> bool:
+    """Whether any refinement of a round came; what is degraded if not all did."""
+    came = bool(state.attempts(number))
+    if came and state.degraded == "refinement_failed":
+        state.degraded = "fewer_refinements"
+    elif not came and state.degraded != "refinement_failed" and any(one.shown for one in state.rounds[-1]):
         state.degraded = "prompt_too_long"
-        return False
-    last = number == state.settings.rounds
-    sampling = state.settings.sampling("refinement", last=last, room=stages.room(prompt))
-    try:
-        yield from _stage(state, Ask("refinement", number, prompt.messages, prompt.token_ids, sampling, last))
-    except SamplingFailed as failure:
-        state.degraded, state.reason = "refinement_failed", str(failure)
-        return False
-    return True
+    return came
 
 
 def _answers(state: _State) -> Generator:
-    """The answers: the last round's attempts if they are answers, else the majority's among them."""
+    """The answers: the last round's attempts if they are answers, else those with most votes among them."""
     settings, attempts = state.settings, state.rounds[-1]
-    if settings.mode == "direct" or (settings.mode == "refine" and len(state.rounds) == settings.rounds + 1):
+    done = settings.mode == "refine" and len(state.rounds) == settings.rounds + 1
+    if settings.mode == "direct" or (done and not settings.composes):
         return attempts
-    if not settings.count_votes:
+    if not (done or settings.count_votes):
         attempts = counted(attempts, (yield Vote([attempt.answer for attempt in attempts])))
         state.rounds[-1] = attempts
     best = by_votes(attempts)

@@ -12,7 +12,14 @@ from gsr_rl.distillation.distill import distill
 from gsr_rl.engines.base import Request, Sampling
 from gsr_rl.evaluation.config import EvalConfig
 from gsr_rl.evaluation.evaluate import evaluate
-from gsr_rl.refinement.prompts import candidate_text, completion_text, in_think_tags, opened_thinking, prompt_token_ids
+from gsr_rl.refinement.prompts import (
+    Prompt,
+    candidate_text,
+    completion_text,
+    in_think_tags,
+    opened_thinking,
+    prompt_token_ids,
+)
 from gsr_rl.serving.backend import Backend
 from gsr_rl.serving.solver import Solver
 from gsr_rl.serving.steps import Ask
@@ -170,7 +177,7 @@ def serve(tokenizer, prompt, said, on_text):
         backend = Backend("http://told/v1", model="m", context_length=4096, tokenizer=tokenizer)
         http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
         backend._client = AsyncOpenAI(api_key="none", base_url="http://told/v1", http_client=http, max_retries=0)
-        ask = Ask("candidate", 0, CHAT, prompt, Sampling(1, max_tokens=200), last=True)
+        ask = Ask("candidate", 0, [Prompt(CHAT, prompt)], Sampling(1, max_tokens=200))
         speak = None if on_text is None else lambda _, text: on_text(text)
         (completion,) = await backend.sample(ask, float("inf"), speak)
         assert completion.finished

@@ -5,10 +5,12 @@ import copy
 import os
 import resource
 import time
+from dataclasses import replace
 
 import pytest
 
 from gsr_rl.engines.base import Sampling
+from gsr_rl.refinement.prompts import Prompt
 from gsr_rl.serving.backend import Backend
 from gsr_rl.serving.steps import Ask, SamplingFailed
 from tests.support.faulty_server import FaultyServer
@@ -22,7 +24,7 @@ def ask_for(server, n: int, last: bool = False) -> Ask:
     ids = server.engine.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    return Ask("refinement" if last else "candidate", 0, messages, ids, Sampling(n, 1.0, 1.0, 40), last)
+    return Ask("refinement" if last else "candidate", 0, [Prompt(messages, ids)], Sampling(n, 1.0, 1.0, 40), last=last)
 
 
 def sample(server, n=6, last=False, seconds=20.0, on_text=None, **keys):
@@ -37,6 +39,46 @@ def sample(server, n=6, last=False, seconds=20.0, on_text=None, **keys):
             await backend.close()
 
     return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_each_of_several_prompts_is_asked_for_its_completions_in_order(api):
+    with FaultyServer() as server:
+        one = ask_for(server, 2)
+        other = Prompt([{"role": "user", "content": "38+2"}], one.prompts[0].token_ids[:-1])
+
+        async def scenario():
+            backend = Backend(server.url, context_length=512, tokenizer=server.engine.tokenizer, api=api)
+            try:
+                await backend.find(5)
+                ask = replace(one, prompts=[*one.prompts, other], votes=True)
+                return await backend.sample(ask, time.monotonic() + 20)
+            finally:
+                await backend.close()
+
+        assert len(asyncio.run(scenario())) == 4
+        key = "prompt" if api == "completions" else "messages"
+        sent = [body[key] for body in server.bodies]
+        wanted = [p.token_ids if api == "completions" else p.messages for p in (one.prompts[0], other)]
+        assert [sent.count(prompt) for prompt in wanted] == [2, 2]
+
+
+def test_what_is_waited_for_at_the_start_is_told_again_and_again(monkeypatch, caplog):
+    monkeypatch.setattr("gsr_rl.serving.backend.TOLD_SECONDS", 0.1)
+
+    async def scenario():
+        backend = Backend(f"http://127.0.0.1:{free_port()}/v1")
+        try:
+            await backend.find(1.2)
+        finally:
+            await backend.close()
+
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match="has not answered for 1 s"):
+        asyncio.run(scenario())
+    lines = [one.getMessage() for one in caplog.records if one.getMessage().startswith("waiting for the backend at ")]
+    assert len(lines) >= 2 and all(
+        "Connection error" in line and "of backend_start_seconds=1 s" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
@@ -164,7 +206,7 @@ def test_a_server_that_is_gone_is_noticed_at_once():
     async def scenario():
         backend = Backend(f"http://127.0.0.1:{free_port()}/v1", model="student", context_length=512, retries=1)
         backend.up = True
-        ask = Ask("candidate", 0, [{"role": "user", "content": PROMPT}], [1, 2, 3], Sampling(2), last=False)
+        ask = Ask("candidate", 0, [Prompt([{"role": "user", "content": PROMPT}], [1, 2, 3])], Sampling(2), last=False)
         with pytest.raises(SamplingFailed) as caught:
             await backend.sample(ask, time.monotonic() + 10)
         assert caught.value.status == 503 and not backend.up

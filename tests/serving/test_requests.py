@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsr_rl.serving.config import ServeConfig
+from gsr_rl.serving.config import ServeConfig, SolveSettings
 from gsr_rl.serving.requests import ApiError, parse_body, settings_of
-from gsr_rl.serving.steps import SolveSettings
 
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "1+1"}]}
 
@@ -103,6 +102,25 @@ def test_hostile_json_is_refused(content, words):
 def test_wrong_types_values_and_names_are_refused_by_name(more):
     error = refusal(body(**more))
     assert error.param and error.param.split(".")[0] == next(iter(more))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"stop": ["a"] * 5}, "stop: at most 4 texts are allowed"),
+        ({"stop": 7}, "stop: a text or a list is expected"),
+        ({"stop": ["a", 7]}, "stop.1: Input should be a valid string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages.0.content.0.type: only parts of type text are read, no images, sound or files",
+        ),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content: a text or a list is expected"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role: Input should be 'system', 'developer'"),
+        ({"n": "2"}, "n: Input should be a valid integer"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(more, message):
+    assert str(refusal(body(**more))).startswith(message)
 
 
 def test_what_client_libraries_send_is_read():

@@ -50,7 +50,7 @@ def test_the_official_client_gets_a_refined_answer_and_all_tokens_are_counted(se
     answer = served.client().chat.completions.create(**ASK)
     assert answer.choices[0].message.content == "so 2" and answer.choices[0].finish_reason == "stop"
     assert [(ask.stage, ask.sampling.n) for ask in backend.asks] == [("candidate", 3), ("refinement", 1)]
-    prompts = sum(len(ask.token_ids) for ask in backend.asks)
+    prompts = sum(len(prompt.token_ids) for ask in backend.asks for prompt in ask.prompts)
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompts, 3 * 1 + 4)
     assert answer.usage.total_tokens == prompts + 7
     assert answer.gsr["num_candidates"] == answer.gsr["num_shown"] == 3
@@ -81,6 +81,35 @@ def test_a_stream_holds_the_same_answer_its_usage_and_its_end(served):
         ours = getattr(chunk, "gsr", None) or ours
     assert texts == ["so 2", "so 2"] and reasons == {0: "stop", 1: "stop"}
     assert used.completion_tokens == 3 + 2 * 4 and ours["degraded"] is None
+
+
+def test_more_candidates_than_a_set_holds_are_refined_in_sets_and_vote(backend):
+    with Serving(backend, candidates_per_set=3) as served:
+        more = {"gsr": {"num_candidates": 6, "return_candidates": True}}
+        answer = served.client().chat.completions.create(**ASK, extra_body=more, n=2, stop="!")
+        assert [(ask.stage, ask.count, len(ask.prompts)) for ask in backend.asks] == [
+            ("candidate", 6, 1), ("refinement", 6, 6)
+        ]  # fmt: skip
+        assert backend.stops == [None, ["!"]]
+        prompts = sum(len(prompt.token_ids) for ask in backend.asks for prompt in ask.prompts)
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompts, 6 + 6 * 4)
+        assert [one.message.content for one in answer.choices] == ["so 2", "so 2"]
+        assert (answer.gsr["num_refinements"], answer.gsr["votes"], answer.gsr["num_candidates"]) == (6, 6, 6)
+        assert [one["votes"] for one in answer.gsr["refinements"][0]] == [6] * 6
+
+        backend.asks.clear()
+        more["gsr"]["stop_when_agreed"] = 0.8
+        chunks = list(served.client().chat.completions.create(**ASK, extra_body=more, stream=True))
+        assert [(ask.stage, ask.count) for ask in backend.asks] == [("candidate", 6), ("refinement", 2)]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "so 2", "once the vote is over"
+
+        backend.asks.clear()
+        for wrong in ({"num_refinements": 17}, {"stop_when_agreed": 0.5}, {"candidates_per_set": 0}):
+            with pytest.raises(openai.UnprocessableEntityError, match=next(iter(wrong))):
+                served.client().chat.completions.create(**ASK, extra_body={"gsr": wrong})
+        with pytest.raises(openai.UnprocessableEntityError, match="n=5 is more than the refinements that vote"):
+            served.client().chat.completions.create(**ASK, extra_body={"gsr": {"num_refinements": 4}}, n=5)
+        assert backend.asks == []
 
 
 @pytest.mark.clock

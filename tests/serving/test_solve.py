@@ -1,6 +1,7 @@
 """The solver over engines, and `gsr-solve` from its command line to its output."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import pytest
 
+import rewards
 from gsr_rl.data import tiny_world
-from gsr_rl.serving.display import Terminal, boxes, printable, votes_line
-from gsr_rl.serving.solve_cli import help_text, main, parse, read_problems
+from gsr_rl.serving.display import Terminal, boxes, plain, printable, short, votes_line
+from gsr_rl.serving.solve_cli import as_json, help_text, main, parse, read_problems
 from gsr_rl.serving.solver import Solver, Watcher
 from gsr_rl.serving.steps import Attempt, counted
 from tests.support.faulty_server import FaultyServer
@@ -107,10 +110,59 @@ def test_rounds_and_modes_ask_for_what_they_say():
         assert engine.counts["requests"] == len(record.stages) == requests
 
 
+@pytest.fixture
+def trained_on_three(tmp_path):
+    """A model's folder that says so."""
+    (tmp_path / "gsr_config.json").write_text(json.dumps({"num_candidates": 3, "prompt_template": "tiny"}))
+    return str(tmp_path)
+
+
+def test_more_candidates_than_the_model_was_trained_on_are_refined_in_sets_and_vote(trained_on_three):
+    keys, limit = {"num_candidates": 6, "max_completion_length": 40}, 1 + 6
+    for more, requests in (({}, limit), ({"num_refinements": 4}, 1 + 4), ({"candidates_per_set": 6}, 2),
+                           ({"stop_when_agreed": True}, None), ({"stop_when_agreed": 0.6}, None)):  # fmt: skip
+        engine, record = FixedEngine(), Record()
+        with Solver(trained_on_three, engine, **keys, **more) as solver:
+            solutions = list(solver.solve_many(PROBLEMS))
+            assert solver.solve(PROBLEMS[0], record).text == solutions[0].text
+        sampled = engine.counts["requests"] / (len(PROBLEMS) + 1)
+        assert sampled == requests if requests else sampled < limit
+        total = sum(one.usage.completion_tokens for one in [*solutions, solutions[0]])
+        assert total == engine.counts["completion_tokens"]
+        last, first = record.attempts["refinement"], solutions[0]
+        assert first.rounds[1] == last and len(record.texts["refinement"]) == len(last)
+        if requests != 2:
+            assert first.answers[0].votes == max(one.votes for one in last) > 0
+            assert Counter(one.votes for one in last if one.group == first.answers[0].group) == {
+                first.answers[0].votes: first.answers[0].votes
+            }
+            shown = "\n".join([plain(first), json.dumps(as_json({"problem": "x"}, first))])
+            assert "Votes of the refinements: " in shown and '\\"votes\\"' in shown
+
+
+def test_a_vote_that_is_settled_early_has_the_same_answer_and_costs_less(trained_on_three):
+    def solve(**more):
+        with Solver(trained_on_three, FixedEngine(), num_candidates=9, max_completion_length=40, **more) as solver:
+            return list(solver.solve_many(PROBLEMS))
+
+    whole, early = solve(), solve(stop_when_agreed=1)
+    assert [one.answer for one in early] == [one.answer for one in whole]
+    for some, every in zip(early, whole, strict=True):
+        assert some.candidates == every.candidates and len(some.rounds[1]) <= len(every.rounds[1])
+        read = [(attempt.text, attempt.finished) for attempt in some.rounds[1]]
+        assert read == [(attempt.text, attempt.finished) for attempt in every.rounds[1]][: len(read)]
+    tokens, all_tokens = (sum(one.usage.refinement_tokens for one in run) for run in (early, whole))
+    assert tokens < 0.9 * all_tokens
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
         ({"num_candidates": 0}, "num_candidates=0: at least 1"),
+        ({"num_refinements": 0}, "num_refinements=0: at least 1"),
+        ({"candidates_per_set": 0}, "candidates_per_set=0: at least 1"),
+        ({"stop_when_agreed": 0.5}, "stop_when_agreed=0.5: a share above 0.5"),
+        ({"stop_when_agreed": 2}, "stop_when_agreed=2: a share above 0.5 and at most 1"),
         ({"temperature": -1}, "temperature=-1: at least 0"),
         ({"mode": "best"}, "use one of refine, vote, direct"),
         ({"engine": "sglang"}, "engine='sglang' is not known"),
@@ -179,6 +231,17 @@ def test_an_endpoint_that_gives_nothing_for_a_refinement_leaves_the_majority(mon
     assert solution.answer == solution.majority_answer
 
 
+def test_refinements_that_an_endpoint_refuses_leave_the_vote_to_the_others():
+    refused = iter([True, True])
+    with FaultyServer() as server:
+        server.refuse = lambda prompt: "refine " in prompt and next(refused, False)
+        keys = {"endpoints": [server.url], "endpoint_tokenizer": TINY, "max_model_length": 512, "request_retries": 0}
+        with Solver("student", **keys, **KEYS, num_candidates=6, candidates_per_set=2) as solver:
+            solution = solver.solve(PROBLEMS[0])
+    assert solution.degraded == "fewer_refinements" and len(solution.rounds[1]) == 4
+    assert solution.answers[0].votes == max(attempt.votes for attempt in solution.rounds[1])
+
+
 # The command line -------------------------------------------------------------------------------------------
 
 
@@ -229,6 +292,15 @@ def test_a_key_is_written_with_dashes_or_underscores_before_or_behind_the_proble
     file.write_text(f"model: {TINY}\nnum_candidates: 3\nmode: vote\n")
     config = parse(["--config", str(file), "--k", "5", "--mode", "direct"])[2]
     assert (config.num_candidates, config.mode) == (5, "direct")
+
+
+def test_stopping_when_agreed_stands_with_a_share_or_alone():
+    for words, share in (("--stop_when_agreed 1+1", 1), ("--stop-when-agreed 0.8 1+1", 0.8), ("1+1", None),
+                         ("1+1 --stop_when_agreed", 1), ("--stop_when_agreed false 1+1", None)):  # fmt: skip
+        problem, _, config = parse(["--model", TINY, *words.split()])
+        assert (problem, config.stop_when_agreed) == ("1+1", share)
+    with pytest.raises(ValueError, match=r"stop_when_agreed=0\.4: a share above"):
+        parse(["--model", TINY, "--stop_when_agreed", "0.4", "1+1"])
 
 
 def test_endpoints_are_given_once_each_and_their_options_as_a_mapping():
@@ -300,7 +372,15 @@ def test_a_models_text_cannot_move_the_cursor():
 
 def test_votes_are_listed_most_first():
     rows = [Attempt("", answer, True, 1) for answer in ("3", "a\x1bb", "3", None, "2", "2", "2")]
-    assert votes_line(counted(rows, [0, 1, 0, None, 2, 2, 2])) == "2 (3), 3 (2), a\ufffdb (1), no answer (1)"
+    line = votes_line(counted(rows, [0, 1, 0, None, 2, 2, 2]))
+    assert line == "Votes: 2 (3), 3 (2), a\ufffdb (1), no answer (1)"
+
+
+def test_an_answer_that_is_all_of_a_text_is_shown_as_none_in_a_box():
+    unboxed = "no boxed answer"
+    for text, answer, words in (("47-8=39", "47-8=39", unboxed), ("<think>x</think>4 = 4.\n", "4 = 4", unboxed),
+                            (r"\boxed{5}", "5", "5"), ("it is 5.", "5", "5"), ("", None, "no answer")):  # fmt: skip
+        assert short(Attempt(text, answer, True, 1)) == words
 
 
 def test_a_long_word_is_shown_whole_in_a_narrow_box():
@@ -315,14 +395,14 @@ def test_a_long_word_is_shown_whole_in_a_narrow_box():
     assert word[26:] in shown and "57, 1 vote" in shown
 
 
-@pytest.mark.parametrize("refinements", [1, 4])
-def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
+@pytest.mark.parametrize(("candidates", "refinements"), [(4, 1), (4, 4), (16, 9)])
+def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(candidates, refinements):
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=80, height=24)
     display = Terminal(console, "What is 1+1?")
-    attempts = [Attempt("long\n" * 20, "2", True, 40, votes=4, group=0)] * 4
-    display.started("candidate", 0, 4)
+    attempts = [Attempt("long\n" * 20, "2", True, 40, votes=4, group=0)] * candidates
+    display.started("candidate", 0, candidates)
     display.finished("candidate", 0, attempts)
     display.started("refinement", 1, refinements)
     for index in range(refinements):
@@ -332,6 +412,22 @@ def test_a_small_terminal_shows_the_refinement_while_it_is_sampled(refinements):
     shown = captured.get().rstrip("\n").splitlines()
     assert len(shown) <= 24 and "refining, round 1" in shown[-1]
     assert all(f"the end of {index}" in "".join(shown) for index in range(refinements))
+
+
+def test_waves_are_added_to_what_a_terminal_shows():
+    from rich.console import Console
+
+    display = Terminal(Console(file=io.StringIO(), width=100, height=60), "What is 1+1?")
+    first = counted([Attempt("first", "2", True, 1), Attempt("second", "3", True, 1)], [0, 1])
+    for stage, number in (("candidate", 0), ("refinement", 1)):
+        display.started(stage, number, 2)
+        display.finished(stage, number, first)
+    display.started("candidate", 0, 3)
+    display.text("candidate", 2, "third")
+    assert display._texts == {"candidate": ["first", "second", "third"], "refinement": ["first", "second"]}
+    display.started("refinement", 2, 1)
+    assert display._texts["refinement"] == [""], "a further round starts anew"
+    display._picture()
 
 
 WORDS = ["--model", TINY, "--prompt-template", "tiny", "--max-completion-length", "40", "--engine", "transformers"]
@@ -385,3 +481,41 @@ def test_ctrl_c_in_a_terminal_ends_cleanly():
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert b"Traceback" not in errors and errors.endswith(b"gsr-solve: interrupted\n")
+
+
+@pytest.fixture(scope="module")
+def demo_model(launch, tmp_path_factory):
+    """The model of `make demo` if there is one, else its warm start, made here."""
+    if (ROOT / "runs/demo/grpo/model.safetensors").is_file():
+        return str(ROOT / "runs/demo/grpo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "recipes/tiny"))
+        chain = importlib.import_module("chain")
+    folder = tmp_path_factory.mktemp("demo")
+    launch(*chain.distill(folder / "distill", 0)[1:], timeout=3000)
+    command = chain.sft(folder / "sft", 0, chain.BASE, f"{folder}/distill/sft_rows.jsonl")
+    launch(*command[command.index("recipes/sft_gsr.py") :], accelerate="ddp_cpu", timeout=3000)
+    return str(folder / "sft")
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_sixteen_candidates_are_right_more_often_than_four(demo_model, tmp_path, launch):
+    rows = tiny_world.generate("mix", "validation", 200, 0)
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def solve(*words: str) -> tuple[float, float]:
+        """The share of right answers, and tokens of completions."""
+        command = ["-m", "gsr_rl.serving.solve_cli", "--model", demo_model, "--engine_dtype", "float32", "--json"]
+        printed = launch(*command, "--file", str(file), *words, timeout=1800)
+        found = [json.loads(line) for line in printed.splitlines() if line.startswith('{"id"')]
+        right = rewards.grade([one["text"] for one in found], [row["answer"] for row in rows])
+        return sum(right) / 200, sum(one["usage"]["completion_tokens"] for one in found)
+
+    four, _ = solve("--num_candidates", "4")
+    sixteen, tokens = solve("--num_candidates", "16")
+    early, fewer = solve("--num_candidates", "16", "--stop_when_agreed", "0.8")
+    assert sixteen > four + 0.03 and early > four, (four, sixteen, early)
+    assert fewer < 0.75 * tokens

@@ -29,6 +29,7 @@ class ToldBackend:
         delay: Seconds of a stage, by its name.
         fail: Stages that fail with this status.
         cancelled: Stages that were broken off.
+        stops: Of each ask, the texts that end its completions.
     """
 
     up, context_length, url = True, 400, "told"
@@ -39,10 +40,12 @@ class ToldBackend:
         self.fail: dict[str, int] = {}
         self.break_off = False  # in the middle of a streamed answer
         self.cancelled: list[str] = []
+        self.stops: list[list[str] | None] = []
         self.now = self.most = 0
 
     async def sample(self, ask, deadline, on_text=None, stop=None, seed=None):
         self.asks.append(ask)
+        self.stops.append(stop)
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -63,13 +66,13 @@ class ToldBackend:
         text = "so 2" if ask.stage == "refinement" else "2"
         for letter in text if on_text else "":
             await asyncio.sleep(delay / len(text))
-            for index in range(ask.sampling.n):
+            for index in range(ask.count):
                 on_text(index, letter)
             if self.break_off:
                 raise SamplingFailed("told to break off", 503)
         if not on_text:
             await asyncio.sleep(delay)
-        return [Completion(text, [ord(letter) for letter in text], True)] * ask.sampling.n
+        return [Completion(text, [ord(letter) for letter in text], True)] * ask.count
 
     async def close(self):
         pass
