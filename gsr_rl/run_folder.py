@@ -1,19 +1,29 @@
-"""What every run folder holds: resolved configuration, versions, metrics as JSON lines; all written atomically."""
+"""What every run folder holds: its owner, resolved configuration, versions, metrics; all written atomically."""
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import logging
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from importlib import metadata
 from pathlib import Path
 
 import yaml
 
+logger = logging.getLogger(__name__)
+
+LAUNCHED = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")  # environment variables that a launcher sets
+WATCH_SECONDS = 2.0
+_locks: list = []  # files that are locked until this process ends
 PACKAGES = ("torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -39,6 +49,59 @@ def atomic_path(path: str | Path):
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def take_folder(folder: str | Path) -> None:
+    """Make this process the owner of a run's folder until it ends, in whatever way. Only rank 0 of a launch does.
+
+    The lock is the operating system's (`lockf` on `.lock`), so none is left behind. It works on a network disk if that
+    has locks; a warning says if not.
+
+    Raises:
+        ValueError: Another process is the owner.
+    """
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        return
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115 - held until this process ends
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(
+            f"output_dir={folder} is in use by {owner_of(path)}: wait for it or end it, or give another output_dir"
+        ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see to it that no second run uses this folder", path, error)
+    sign(file)
+    _locks.append(file)
+
+
+def sign(file) -> None:
+    """Write into a locked file who holds the lock, for `owner_of`."""
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+    file.flush()
+
+
+def owner_of(path: Path) -> str:
+    """Who holds the lock of a file: process, host and since when."""
+    return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+
+
+def end_with_launcher() -> None:
+    """Let this process end within seconds after the launcher that started it, which a `kill -9` leaves no time to."""
+    if not any(name in os.environ for name in LAUNCHED):
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(WATCH_SECONDS)
+        print(f"process {os.getpid()}: its launcher, process {launcher}, is gone, so it ends too", file=sys.stderr)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def append_json_line(path: str | Path, record: dict) -> None:

@@ -48,9 +48,12 @@ def main() -> None:
         return print_dry_run(configs, arithmetic)
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.
+    from gsr_rl.run_folder import end_with_launcher, take_folder
     from gsr_rl.training.checkpoints import STOPPED, resume_point
 
+    end_with_launcher()
     with clear_errors("grpo"):
+        take_folder(args.output_dir)
         training, held_out = load_rows(problem_args, args)
         checkpoint = resume_point(args)
 
@@ -92,6 +95,7 @@ def main() -> None:
     if trainer.accelerator.is_main_process:
         launch = launched_as(trainer.accelerator)
         print("Training with", ", ".join(f"{key}: {value}" for key, value in launch.items()), flush=True)
+        print(f"Resuming from {checkpoint}" if checkpoint else "Starting at step 0", flush=True)
         write_run_info(args.output_dir, configs, launch)
         write_provenance(args.output_dir, model_args.model_name_or_path, problem_args.dataset_name)
 

@@ -1,8 +1,12 @@
 """Run folders: files are whole, secrets stay out, versions are stated."""
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,3 +179,62 @@ def test_gpus_are_named_without_initializing_cuda(monkeypatch):
     assert run_folder.hardware()["accelerators"] == []
     cuda.is_initialized, cuda.get_device_name = lambda: True, names.get
     assert run_folder.hardware()["accelerators"] == ["NVIDIA H100", "NVIDIA H200"]
+
+
+HOLD = """
+import sys, time
+from gsr_rl.run_folder import take_folder
+take_folder(sys.argv[1])
+print(1, flush=True)
+time.sleep(99)
+"""
+
+
+def test_a_folder_has_an_owner_until_its_process_ends(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    owner.stdout.readline()
+    expected = (
+        rf"output_dir={tmp_path} is in use by process {owner.pid} on {socket.gethostname()} since .*: wait for it"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run_folder.take_folder(tmp_path)
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    run_folder.take_folder(tmp_path)
+    assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_other_ranks_take_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    run_folder.take_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+LAUNCHER = """
+import os, subprocess, sys, time
+code = "import time; from gsr_rl.run_folder import end_with_launcher; end_with_launcher(); print(1, flush=True); "
+code += "time.sleep(99)"
+rank = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LOCAL_RANK": "0"}, start_new_session=True)
+print(rank.pid, flush=True)
+time.sleep(99)
+"""
+
+
+def test_a_rank_ends_within_seconds_after_its_launcher_is_killed():
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True)
+    rank = int(launcher.stdout.readline())
+    launcher.stdout.readline()  # the rank watches
+    assert Path(f"/proc/{rank}").exists()
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 15
+    while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_program_without_a_launcher_outlives_its_shell(monkeypatch):
+    for name in run_folder.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(run_folder.threading, "Thread", None)  # a watch that is started would fail
+    run_folder.end_with_launcher()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gsr_rl.engines.base import Completion, Engine, Request, Result, progress_bar
-from gsr_rl.run_folder import atomic_path, atomic_write, plain
+from gsr_rl.run_folder import atomic_path, atomic_write, owner_of, plain, sign
 
 SHARD_SECONDS = 60.0  # a shard is written at least so often, if there is anything to write
 SHARDS_IN_MEMORY = 4  # that wait to be written, at most
@@ -264,13 +264,22 @@ class ShardStore:
             mode = fcntl.LOCK_EX if self.part == "all" else fcntl.LOCK_SH
             if not (_locked(folder_lock, mode) and _locked(part_lock, fcntl.LOCK_EX)):
                 raise ValueError(
-                    f"{self.folder}: another process is at work here: wait for it or end it, or give each its own "
-                    "--shard i/n"
+                    f"{self.folder} is in use by {self._owners()}: wait for it or end it, or give another output_dir, "
+                    "or each its own part by --shard i/n"
                 )
+            sign(part_lock)
             self._check_settings(self.folder)  # another process may have come between
             for path in self.folder.glob(f".*-{self.part}-*.jsonl.*"):  # half-written when a process was killed
                 path.unlink(missing_ok=True)
             yield
+
+    def _owners(self) -> str:
+        """The processes that are at work here."""
+        owners = []
+        for path in sorted(self.folder.glob(".lock-*")):
+            with open(path, "a") as file:
+                owners += [] if _locked(file, fcntl.LOCK_EX) else [owner_of(path)]
+        return " and ".join(owners) or "another process"
 
     def load(self, kind: str) -> Units:
         """All finished units of a kind, of every part."""

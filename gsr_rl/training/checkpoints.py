@@ -52,6 +52,7 @@ class WholeCheckpoints:
     """
 
     stopped = False
+    first_step = 0  # the step that this run goes on from
 
     def add_stop_signals(self) -> None:
         """From now on SIGTERM, SIGUSR1 and the file GSR_STOP_FILE save a checkpoint after the step, and end it all."""
@@ -63,6 +64,13 @@ class WholeCheckpoints:
 
     def save_extra_state(self, folder: str) -> None:
         """What a checkpoint holds beyond transformers' own; called on the main process."""
+
+    def log(self, logs, *args, **kwargs):
+        """transformers' rates at the end are those of all steps; here, of the steps that this run has made."""
+        share = (self.state.global_step - self.first_step) / max(1, self.state.max_steps)
+        for rate in {"train_samples_per_second", "train_steps_per_second"} & set(logs):
+            logs[rate] = round(logs[rate] * share, 3)
+        super().log(logs, *args, **kwargs)
 
     def _get_output_dir(self, trial):
         """transformers saves in the output folder; while a checkpoint is being written it is a folder inside."""
@@ -197,6 +205,7 @@ class StopInOrder(TrainerCallback):
         self.previous: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.first_step = state.global_step
         for number in STOP_SIGNALS:
             with suppress(ValueError):  # not in the main thread: the program's own affair
                 self.previous[number] = signal.signal(number, self._on_signal)

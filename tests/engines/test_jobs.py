@@ -97,7 +97,10 @@ def test_a_second_process_on_the_same_part_is_refused_and_a_dead_one_is_not_miss
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "1/2"], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "in\n"
     for part in ("1/2", None):
-        with pytest.raises(ValueError, match="another process is at work here"), store(tmp_path, part).lock():
+        with (
+            pytest.raises(ValueError, match=rf"is in use by process {other.pid} on .*--shard i/n"),
+            store(tmp_path, part).lock(),
+        ):
             pass
     with store(tmp_path, "2/2").lock():
         pass

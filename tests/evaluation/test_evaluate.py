@@ -300,7 +300,7 @@ def test_another_process_changes_no_settings_under_one_that_samples(run, monkeyp
 
     monkeypatch.setattr(FixedEngine, "complete", complete)
     folder = run("raced", refinement_temperature=0.7)
-    assert "refinement_temperature was 0.7, is 0.1" in said[0] or "another process is at work" in said[0]
+    assert "refinement_temperature was 0.7, is 0.1" in said[0] or "is in use by process" in said[0]
     settings = json.loads((folder / "shards" / "selfref" / "settings.json").read_text())
     assert settings["refinement_temperature"] == 0.7
 

@@ -1,7 +1,9 @@
 """A run that is killed at any moment goes on from a whole checkpoint and ends as if nothing had happened."""
 
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from gsr_rl.training.checkpoints import STOPPED, expected_size, resume_point
+from gsr_rl.training.checkpoints import STOPPED, WholeCheckpoints, expected_size, resume_point
 from tests.support.paths import ROOT
 from tests.support.programs import Program, environment
 
@@ -181,3 +183,46 @@ def test_sigterm_to_the_launcher_of_two_zero_processes_leaves_a_checkpoint_to_go
     launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu")
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
     assert steps == list(range(1, 41))  # none lost, none doubled
+
+
+def test_rates_at_the_end_are_those_of_the_steps_that_this_run_has_made():
+    class Logs:
+        def log(self, logs):
+            self.logs = logs
+
+    class Trainer(WholeCheckpoints, Logs):
+        state, first_step = SimpleNamespace(global_step=10, max_steps=10), 8
+
+    trainer = Trainer()
+    trainer.log({"train_runtime": 4.0, "train_samples_per_second": 100.0, "train_steps_per_second": 2.5})
+    assert trainer.logs == {"train_runtime": 4.0, "train_samples_per_second": 20.0, "train_steps_per_second": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_end_when_their_launcher_is_killed_and_the_folder_is_free_for_the_same_command(launch, tmp_path):
+    """Meanwhile a second run in the same folder is refused and names the owner."""
+    out = tmp_path / "run"
+    keys = ["--config", "recipes/tiny/grpo.yaml", "--model_name_or_path", "recipes/tiny/models/base"]
+    keys += ["--output_dir", str(out), "--per_device_train_batch_size", "32", "--max_problems", "100"]
+    keys += ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--use_vllm", "false"]
+    keys += ["--resume_from_checkpoint", "true"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
+    process = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(out.glob("checkpoint-[0-9]*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    refused = launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu", expect=1)
+    assert re.search(rf"output_dir={out} is in use by process \d+ on .* since .*: wait for it or end it", refused)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    ranks = lambda: subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout  # noqa: E731
+    deadline = time.monotonic() + 15
+    while ranks() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not ranks(), "orphaned ranks train on"
+    resumed = launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu")
+    assert re.search(rf"Resuming from {out}/checkpoint-\d+", resumed)
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, 13))
