@@ -205,7 +205,7 @@ def test_ranks_end_when_their_launcher_is_killed_and_the_folder_is_free_for_the_
     out = tmp_path / "run"
     keys = ["--config", "recipes/tiny/grpo.yaml", "--model_name_or_path", "recipes/tiny/models/base"]
     keys += ["--output_dir", str(out), "--per_device_train_batch_size", "32", "--max_problems", "100"]
-    keys += ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--use_vllm", "false"]
+    keys += ["--max_steps", "100", "--save_strategy", "steps", "--save_steps", "5", "--use_vllm", "false"]
     keys += ["--resume_from_checkpoint", "true"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
@@ -225,4 +225,4 @@ def test_ranks_end_when_their_launcher_is_killed_and_the_folder_is_free_for_the_
     resumed = launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu")
     assert re.search(rf"Resuming from {out}/checkpoint-\d+", resumed)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
-    assert steps == list(range(1, 13))
+    assert steps == list(range(1, 101))
