@@ -1,9 +1,12 @@
 """Each script of benchmarks/ runs to its line of JSON on the smallest load; its figures on a large one are no test."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from gsr_rl.training.packing.rows import pack_rows
 from tests.support.paths import ROOT
 
 BASE = "recipes/tiny/models/base"
@@ -36,6 +39,36 @@ def test_the_recipes_of_a_cpu_are_launched_for_the_devices_there_are(monkeypatch
     assert end_to_end.recipe_options(on_gpu=False, with_vllm=True) == []
     options = end_to_end.recipe_options(on_gpu=True, with_vllm=False)
     assert options == ["--use_cpu", "false", "--bf16", "true", "--use_vllm", "false"]
+
+
+@pytest.mark.slow
+def test_the_break_even_is_where_the_line_through_the_gains_crosses_zero(monkeypatch):
+    """On a machine whose step takes 1 ms a token, and 5 ms more where a prompt is shared."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import cost_of_length
+
+    tokens = []
+
+    def account(trainer, batch):
+        """Its step, without the step: the tokens that packing leaves of its one pass."""
+        rows = batch.passes[0]
+        ids, mask = (torch.cat([rows[f"prompt_{key}"], rows[f"completion_{key}"]], dim=1) for key in ("ids", "mask"))
+        packed = pack_rows(ids, mask, rows["completion_ids"].shape[1], trainer.least_saving)
+        tokens.append(packed.input_ids.shape[1] + (5 if packed.varlen.prompts is not None else 0))
+
+    def timed(step):
+        step()
+        return 1e-3 * tokens[-1]
+
+    monkeypatch.setattr(cost_of_length, "make_trainer", lambda *options: SimpleNamespace())
+    monkeypatch.setattr(cost_of_length, "our_step", account)
+    monkeypatch.setattr(cost_of_length, "timed", timed)
+    monkeypatch.setattr(cost_of_length, "in_turn", lambda repeats, *steps: [timed(step) for step in steps])
+    monkeypatch.setattr(cost_of_length, "again", lambda step, times: step)
+    monkeypatch.setattr(cost_of_length, "SHORT", 0.0)
+    figures = cost_of_length.measure_break_even("small", 1)
+    assert figures["break_even_saving"] == pytest.approx(5)
+    assert figures["sharing_cost"] == pytest.approx(5 * 6 * 128 * (2 * 32 * 8 + 3 * 384))
 
 
 @pytest.mark.vllm

@@ -6,7 +6,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gsr_rl.training.packing.batching import stage_parts
 from gsr_rl.training.packing.rows import pack_rows
-from gsr_rl.training.packing.throughput import StepAccount, attended_pairs, clock, matmul_rate, unique_tokens
+from gsr_rl.training.packing.throughput import (
+    StepAccount,
+    attended_pairs,
+    clock,
+    layer_operations,
+    least_saving,
+    matmul_rate,
+    unique_tokens,
+)
 
 PROMPT, COMPLETION, ROWS = 5, 4, 3
 
@@ -53,6 +61,13 @@ def started(model) -> StepAccount:
     account = StepAccount()
     account.start(model, torch.device("cpu"), torch.float32)
     return account
+
+
+def test_what_sharing_must_save_is_its_devices_cost_over_a_layers_operations():
+    model = small_model()
+    assert layer_operations(model) == 6 * LAYER
+    assert least_saving(model, "cpu") == 100_000_000 // (6 * LAYER)
+    assert least_saving(model, "cuda") == least_saving(model, "xpu") == 40_000_000_000 // (6 * LAYER)
 
 
 LAYER = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12  # q, k and v, o, the three of the MLP
