@@ -100,6 +100,9 @@ class Trainer:
             self.engine.add_request(f"{name}-{place}", {"prompt_token_ids": prompt_ids}, sampling)
         return name
 
+    def wake(self) -> None:
+        """A step of this engine returns by itself."""
+
     def step(self) -> list[tuple[str, list[list[int]], None]]:
         found = []
         for output in self.engine.step():

@@ -166,11 +166,11 @@ def mapping(name: str, value):
     return loaded
 
 
-def check_address(name: str, url: str) -> list[str]:
+def check_address(name: str, url: str, form: str = "http://HOST:PORT/v1") -> list[str]:
     """An address of a server, without secrets in it."""
     parts = urlsplit(str(url))
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return [f"{name}={str(url)[:40]!r} is no address: http://HOST:PORT/v1 is expected"]
+        return [f"{name}={str(url)[:40]!r} is no address: {form} is expected"]
     if parts.username or parts.password or parts.query:
         return [f"{name}: the address at {parts.hostname} holds a secret or a query: put the key into an environment "
                 "variable and name that"]  # fmt: skip

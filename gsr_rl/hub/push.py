@@ -1,9 +1,12 @@
 """Push what a run has made to the Hugging Face Hub, and write results into a model's card: see __main__.py."""
 
 import json
+import os
 import re
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,10 +14,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gsr_rl.hub.config import token
-from gsr_rl.hub.model_card import Evaluation, current_card, public_config, read_evaluation, with_results
+from gsr_rl.hub.model_card import PROVENANCE, Evaluation, current_card, public_config, read_evaluation, with_results
 from gsr_rl.run_folder import atomic_write
 
 RECORD = "hub.json"
+UPLOADING = "hub-uploading"  # folder of a run: what is being pushed beside the training
 PUSH_FAILED, INTERRUPTED = 3, 130
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
@@ -296,3 +300,58 @@ def read_record(folder: Path) -> dict:
     """What hub.json of a folder says: the fields of `Target` and the last commit; empty if there is none."""
     path = folder / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+class CheckpointPush:
+    """A push of a checkpoint beside the training: one commit. A failure is printed, and the training goes on.
+
+    Args:
+        checkpoint: Its folder. It is linked first, because training may delete it meanwhile.
+        target: Where to.
+        whole_as: Folder of the repository that also gets the whole checkpoint, optimizer included.
+    """
+
+    def __init__(self, checkpoint: Path, target: Target, whole_as: str | None):
+        self.links = checkpoint.parent / UPLOADING / checkpoint.name
+        shutil.rmtree(self.links, ignore_errors=True)
+        shutil.copytree(checkpoint, self.links, copy_function=_link)
+        self.parts = [path for path in self.links.rglob("*") if path.is_file()]
+        for name in ("config.yaml", PROVENANCE, "versions.json", "README.md"):
+            if (checkpoint.parent / name).is_file():
+                shutil.copy2(checkpoint.parent / name, self.links / name)
+        size = sum(path.stat().st_size for path in self.links.rglob("*") if path.is_file())
+        self.deadline = time.monotonic() + START_SECONDS + 2 * size / LEAST_BYTES_PER_SECOND
+        self.name, self.target, self.whole_as = checkpoint.name, target, whole_as
+        self.thread = threading.Thread(target=self._run, daemon=True, name="hub-checkpoint")
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            files = files_of(self.links, self.target)
+            if self.whole_as:
+                files |= {f"{self.whole_as}/{path.relative_to(self.links).as_posix()}": path for path in self.parts}
+            push_files(files, self.target, f"Training in progress, {self.name}", retry="")
+        except Exception as error:
+            first = str(error).splitlines()[0]
+            print(f"warning: {self.name} was not pushed, training goes on: {first}", file=sys.stderr, flush=True)
+        finally:
+            shutil.rmtree(self.links, ignore_errors=True)
+
+    def is_done(self) -> bool:
+        """Whether nothing is under way any more."""
+        return not self.thread.is_alive()
+
+    def wait_until_done(self) -> None:
+        """Wait for the end, at most until the deadline that the size sets."""
+        self.thread.join(max(0.0, self.deadline - time.monotonic()))
+        if self.thread.is_alive():
+            print(f"warning: the push of {self.name} is not done, it is not waited for any more", file=sys.stderr)
+
+
+def _link(source: str, copy: str) -> str:
+    """A hard link: no room on the disk, and it outlives the checkpoint. A copy where there are no links."""
+    try:
+        os.link(source, copy)
+    except OSError:
+        shutil.copy2(source, copy)
+    return copy

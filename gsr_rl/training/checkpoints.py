@@ -1,4 +1,4 @@
-"""Checkpoints that are written atomically, and runs that save and end in order when they are told to stop.
+"""Checkpoints that are written atomically, what is pushed of them, and runs that save and end when told to stop.
 
 A checkpoint is written into `checkpoint-saving/` and moved to `checkpoint-N` in one step when all ranks have written
 their part, so a run that is cut off at any moment leaves only complete ones. transformers writes in place, and takes
@@ -8,6 +8,7 @@ the highest number for the newest, complete or not.
 import os
 import shutil
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,12 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors import SafetensorError
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint
+
+from gsr_rl.hub import push
+from gsr_rl.hub.model_card import MARK, card_of
+from gsr_rl.refinement.settings import write_refinement_settings
+from gsr_rl.run_folder import atomic_write
 
 SAVING = "checkpoint-saving"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -156,6 +162,93 @@ class WholeCheckpoints:
         output = super()._finalize_training(trial, num_train_samples, start_time)
         self.state.best_model_checkpoint = best
         return output
+
+
+class PushesToHub:
+    """Mixin for a transformers `Trainer` with a `RefinementConfig` among its arguments.
+
+    TRL's keys, our files and card; a failure is told and never costs a checkpoint.
+    """
+
+    def init_hf_repo(self, token=None):
+        """transformers makes the repository and fails with a traceback; ours says what is wrong and ends with 2."""
+        if not self.is_world_process_zero():
+            return
+        shutil.rmtree(Path(self.args.output_dir) / push.UPLOADING, ignore_errors=True)
+        target = self._target(self.args.hub_model_id or Path(self.args.output_dir).absolute().name)
+        try:
+            self.hub_model_id = push.bounded(
+                lambda: push.make_repository(target), 120, f"making {target.repo_id} on the Hub"
+            )
+        except Exception as error:
+            why = push.without_token(push.in_one_line(error))
+            print(
+                f"error: push_to_hub: {target.repo_id} cannot be pushed to: {why}\n"
+                "Nothing was trained. Fix it, or leave push_to_hub out and push later by `python -m gsr_rl.hub push`",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(2) from None
+        self.push_in_progress = None
+
+    def _target(self, repo_id: str) -> push.Target:
+        return push.Target(repo_id, "model", self.args.hub_private_repo, self.args.hub_revision)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """transformers saves weights and tokenizer; we also say beside them how candidates must be shown."""
+        folder = Path(output_dir or self.args.output_dir)
+        card = folder / "README.md"
+        before = card.read_bytes() if card.is_file() else None
+        super()._save(output_dir, state_dict=state_dict)
+        card.unlink(missing_ok=True) if before is None else atomic_write(card, before)  # PEFT writes a card of its own
+        write_refinement_settings(folder, self.args)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """transformers pushes at every call of this; ours saves, and pushes when it is asked to."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """TRL writes its own card; ours is made from the run folder, and leaves alone what somebody has written."""
+        path = Path(self.args.output_dir) / "README.md"
+        by_hand = path.is_file() and MARK not in path.read_text(encoding="utf-8")
+        if self.is_world_process_zero() and not by_hand:
+            name = self.hub_model_id or model_name or Path(self.args.output_dir).absolute().name
+            atomic_write(path, card_of(Path(self.args.output_dir), name))
+
+    def push_to_hub(self, commit_message=None, blocking=True, token=None, revision=None, **kwargs):
+        """transformers uploads the whole output_dir; ours the model and what belongs to it. Raises `PushError`."""
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        self.save_model()
+        return self.push_saved()
+
+    def push_saved(self) -> str | None:
+        """Push what output_dir holds, from the main process. Raises `PushError`."""
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        self._finish_current_push()
+        return push.push_folder(self.args.output_dir, self._target(self.hub_model_id))
+
+    def push_or_exit(self) -> None:
+        """Push what output_dir holds; a failure ends the program with its message and exit code 3."""
+        with push.exit_on_failure():
+            if address := self.push_saved():
+                print(address, flush=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """transformers uploads output_dir beside the training and drops its errors; ours tells them and goes on."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        folder = Path(checkpoint_folder)
+        whole_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
+        target = self._target(self.hub_model_id)
+        self.push_in_progress = push.CheckpointPush(folder, target, whole_as.get(self.args.hub_strategy))
 
 
 def expected_size(model, weights_only: bool, zero_stage: int | None = None) -> int:

@@ -6,9 +6,9 @@ it imports TRL) and returns a list of messages, each with the field, its value a
 
 from pathlib import Path
 
-from gsr_rl.data.sources import from_hub
+from gsr_rl.data.sources import as_list, from_hub
 from gsr_rl.hub.config import check_hub
-from gsr_rl.keys import at_least, check_context, check_model, check_shares, finite, one_of, positive
+from gsr_rl.keys import at_least, check_address, check_context, check_model, check_shares, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
 from gsr_rl.refinement.settings import check_chat_template, check_refinement, check_trained_for
 
@@ -51,7 +51,7 @@ def check_grpo(c) -> list[str]:
     messages += check_resuming(c) + check_quantization(c) + _check_micro_batch_terms(c) + _check_token_budget(c)
     model, refines = getattr(c, "model_name_or_path", None), c.refinement_weight > 0
     messages += check_context(c, "vllm_max_model_length", model, refines=refines)
-    return messages + _check_server_deadlines(c) + _check_batch(c)
+    return messages + _check_servers(c) + _check_batch(c)
 
 
 def check_sft(c) -> list[str]:
@@ -231,17 +231,22 @@ def _check_token_budget(c) -> list[str]:
     return messages
 
 
-def _check_server_deadlines(c) -> list[str]:
-    """The main process alone waits for a vLLM server, and the other ranks for the main process."""
+def _check_servers(c) -> list[str]:
+    """The addresses of vLLM servers, and how long a rank waits for one while the other ranks wait for it."""
     if not (c.use_vllm and c.vllm_mode == "server"):
         return []
-    return [
-        f"{name}={getattr(c, name):g} is not below ddp_timeout={c.ddp_timeout:g}: the other ranks would give up "
-        f"before the main process can say what is wrong with the server: set {name} to {c.ddp_timeout / 2:g}, or "
-        "raise ddp_timeout"
-        for name in ("server_request_timeout", "vllm_server_timeout")
-        if getattr(c, name) >= c.ddp_timeout
-    ]
+    urls = as_list(c.vllm_server_base_url)
+    messages = [message for url in urls for message in check_address("vllm_server_base_url", url, "http://HOST:PORT")]
+    if len({*urls}) < len(urls):
+        messages.append(f"vllm_server_base_url={urls}: an address stands there twice, leave one out")
+    for name in ("server_request_timeout", "vllm_server_timeout"):
+        if getattr(c, name) >= c.ddp_timeout:
+            messages.append(
+                f"{name}={getattr(c, name):g} is not below ddp_timeout={c.ddp_timeout:g}: the other ranks would give "
+                "up before the one that waits for a server can say what is wrong with it: set "
+                f"{name} to {c.ddp_timeout / 2:g}, or raise ddp_timeout"
+            )
+    return messages
 
 
 def _check_batch(c) -> list[str]:

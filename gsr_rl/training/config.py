@@ -68,11 +68,16 @@ class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
     oversample: float = key(1.0, "Sample up to this many times the batch's problems, until all have signal.")
     drop_from_denominator: bool = key(False, "Leave groups without signal out of the loss's counts.")
     curriculum: bool = key(False, "Draw problems by their running pass rate, those solved half the time most often.")
-    streamed_rollout: bool = key(True, "With vLLM colocated: refine a problem as soon as its own candidates are done.")
+    streamed_rollout: bool = key(True, "With vLLM: refine a problem as soon as its own candidates are done.")
+    vllm_server_base_url: list[str] | None = key(
+        None,
+        "With vllm_mode server: http://HOST:PORT of one server or several, which share the requests by load. Default: "
+        "vllm_server_host and vllm_server_port.",
+    )
     server_request_timeout: float = key(
         900.0,
-        "With vllm_mode server: seconds that one answer of the server may take before the run ends. Below "
-        "ddp_timeout, after which the ranks that wait give up.",
+        "With vllm_mode server: seconds that one answer of a server, or its taking new weights, may last before it is "
+        "given up; the run ends when none is left. Below ddp_timeout, after which the ranks that wait give up.",
     )
     num_examples: int = key(0, "Problems to print at each logging step, candidates beside their refinement.")
     log_console: str = key(
@@ -116,6 +121,8 @@ class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
 
     def __post_init__(self):
         _read_as_yaml(self, "reward_options", "model_shape")
+        if isinstance(self.vllm_server_base_url, str):
+            self.vllm_server_base_url = [self.vllm_server_base_url]
         raise_if_any(check_grpo(self) + check_reporting(self))
         # TRL wants to divide it into groups; held-out problems come eval_problems_per_call at a time instead
         self.per_device_eval_batch_size = self.num_generations_eval or self.num_generations

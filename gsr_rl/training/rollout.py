@@ -1,9 +1,9 @@
 """The two-stage rollout: candidates, then refinements over some of them, both by the current policy.
 
 What was sampled and decided stands in `Block`s, one per problem, from which rewards, advantages, metrics, the batch
-and the rollout table are made. Where the engine runs in this process the rollout is streamed: a problem's refinements
-enter the engine as soon as its own candidates are done and graded, beside other problems' candidates. Otherwise all
-candidates come first. What is chosen and shown (gsr_rl/refinement/stages.py) is the same either way.
+and the rollout table are made. With vLLM the rollout is streamed: a problem's refinements enter the engine as soon as
+its own candidates are done and graded, beside other problems' candidates. Otherwise all candidates come first. What is
+chosen and shown (gsr_rl/refinement/stages.py) is the same either way.
 
 The flags, and what sets them:
 
@@ -132,8 +132,8 @@ class TwoStageRollout:
 
     Args:
         trainer: `sample(prompt_ids, n, max_tokens)` reaches the engine for a whole list of prompts (every rank calls
-            it equally often with equally many, because an engine may hold collectives); `stream()` is an engine in
-            this process that takes requests one by one, or None; and the tokenizer, limits and settings.
+            it equally often with equally many, because an engine may hold collectives); `stream()` is an engine that
+            takes requests one by one, or None; and the tokenizer, limits and settings.
 
     `seconds` is what the last rollout spent its time on: `rollout` (sampling) and `reward` (grading that sampling
     waited for).
@@ -351,3 +351,4 @@ class _Stream:
     def _grade(self, way: _Way, stage: str) -> None:
         way.state = "grading" if stage == "candidate" else "done"
         way.grades = self.grader.submit(self.rollout.grade, [way.block], stage)
+        way.grades.add_done_callback(lambda _: self.engine.wake())

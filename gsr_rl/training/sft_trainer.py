@@ -14,9 +14,8 @@ from trl import SFTTrainer
 from gsr_rl.data.problems import read_local
 from gsr_rl.data.sources import file_kind
 from gsr_rl.refinement.candidates import choice_seed, range_text
-from gsr_rl.training.checkpoints import WholeCheckpoints
+from gsr_rl.training.checkpoints import PushesToHub, WholeCheckpoints
 from gsr_rl.training.launch import warn_of_lost_updates
-from gsr_rl.training.pushing import PushesToHub
 
 JITTER = 0.1  # lengths are multiplied by 1 +- this, so that batches differ between epochs
 

@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler
 
 from gsr_rl.run_folder import json_lines_callback
 from gsr_rl.training.advantages import has_signal, set_advantages
-from gsr_rl.training.checkpoints import WholeCheckpoints
+from gsr_rl.training.checkpoints import PushesToHub, WholeCheckpoints
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.launch import warn_of_lost_updates
 from gsr_rl.training.packing import batching
@@ -25,9 +25,9 @@ from gsr_rl.training.packing.batching import STAGES, Batch, MicroBatch
 from gsr_rl.training.packing.throughput import clock, unique_tokens
 from gsr_rl.training.packing.trainer import Forward, PackedGRPOTrainer, replaced
 from gsr_rl.training.problem_order import ProblemStream, sampling_limit
-from gsr_rl.training.pushing import PushesToHub
 from gsr_rl.training.rollout import Block, Plan, Rollout, TwoStageRollout
 from gsr_rl.training.rollout_log import RolloutLog, evaluate_held_out
+from gsr_rl.training.server_requests import ServerStream
 from gsr_rl.training.vllm_colocated import RequestStream, engine_in_place
 
 logger = logging.getLogger(__name__)
@@ -89,11 +89,9 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         with replaced(engine, **{limit: max_tokens}):
             return self._generate_single_turn([ids for ids in prompt_ids for _ in range(n)], None, {}, n)
 
-    def stream(self) -> RequestStream | None:
-        """The engine in this process, request by request, or None where there is none or it is not wanted."""
-        if not (self.use_vllm and self.vllm_mode == "colocate" and self.args.streamed_rollout):
-            return None
-        return self.vllm_generation.stream()
+    def stream(self) -> RequestStream | ServerStream | None:
+        """The engine, request by request, or None where it takes whole lists or that is not wanted."""
+        return self.vllm_generation.stream() if self.use_vllm and self.args.streamed_rollout else None
 
     @contextmanager
     def engine_ready(self):
@@ -108,7 +106,9 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     def roll_out(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
         """Roll out these problems (every rank equally many) with the newest weights."""
         with self.engine_ready():
-            return self.driver.run(rows, plan, indices)
+            if not (self.use_vllm and self.vllm_mode == "server"):
+                return self.driver.run(rows, plan, indices)
+            return self.vllm_generation.on_all_ranks("sampling", lambda: self.driver.run(rows, plan, indices))
 
     def _get_train_sampler(self, dataset=None):
         """TRL's order of problems comes from here; ours from `problem_stream`.

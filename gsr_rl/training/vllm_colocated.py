@@ -167,6 +167,9 @@ class RequestStream:
         }
         return self._requests.add(prompt_ids, **(sampling | engine.generation_kwargs))
 
+    def wake(self) -> None:
+        """A step of this engine returns by itself."""
+
     def step(self) -> list[tuple[str, list[list[int]], list[list[float | None]]]]:
         """Run the engine once: (name, token ids, log-probabilities) of each request that has all its completions."""
         return [

@@ -1,36 +1,52 @@
-"""A vLLM server as the trainer's engine: deadlines, errors on all ranks alike, and weights by disk on a CPU."""
+"""vLLM servers as the trainer's engine: each rank asks them by itself, and all of them hold the trainer's weights.
 
+Sampling has no collective; errors, and which servers are lost, are exchanged when it is over.
+"""
+
+import logging
 import shutil
+import threading
 import time
+import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from requests.adapters import HTTPAdapter
+from accelerate.utils import gather_object
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
-from urllib3.util.retry import Retry
+
+from gsr_rl.training.server_requests import Failed, Server, ServerError, Servers, ServerStream, reason
+
+logger = logging.getLogger(__name__)
+
+START = (
+    "start it (vLLM 0.31) with VLLM_SERVER_DEV_MODE=1 and, for a trainer without a GPU, --worker-extension-cls "
+    "gsr_rl.server_worker.ReloadFromDisk"
+)
 
 
 class ServerVLLM(VLLMGeneration):
     """The trainer's engine in `vllm_mode: server`, put in the place of TRL's `VLLMGeneration`.
 
     TRL pushes weights by NCCL, which needs a GPU in the trainer. Without one they are saved to `exchange_folder`,
-    which the server must reach under the same path, and the server reloads them (gsr_rl/server_worker.py).
+    which the servers must reach under the same path, and they reload them (gsr_rl/server_worker.py). Either way
+    requests stand still meanwhile and go on after, their tokens kept and their caches computed anew.
 
     Args:
-        request_timeout: Seconds that one answer of the server may take.
+        request_timeout: Seconds that one answer of a server may take.
         exchange_folder: Where weights are handed over.
         longest_request: Longest prompt plus completion that the run may ask for, in tokens.
 
     Attributes:
-        context_length: Tokens of a prompt and its completion that the server takes, on all ranks; None if unknown.
+        context_length: Tokens of a prompt and its completion that all servers take, on all ranks; None if unknown.
 
     Raises:
-        RuntimeError: On all ranks, if the server is away, slow or answers with an error. One exception: if it fails
-            while weights go by NCCL, TRL raises on the main process alone, and the launcher ends the others.
+        RuntimeError: On all ranks: a server is away at the start or refuses what the run needs, or none is left. One
+            exception: if one fails while weights go by NCCL, the main process alone raises, and the launcher ends the
+            others.
     """
 
     def __init__(self, *args, request_timeout: float, exchange_folder: str, longest_request: int, **kwargs):
@@ -38,6 +54,7 @@ class ServerVLLM(VLLMGeneration):
         self.longest_request = longest_request
         self.sync_seconds = 0.0
         self.context_length: int | None = None
+        self._told: set[str] = set()  # lost servers
         super().__init__(*args, **kwargs)
 
     @property
@@ -45,122 +62,189 @@ class ServerVLLM(VLLMGeneration):
         return self.accelerator.device.type != "cuda"
 
     @property
-    def _url(self) -> str:
-        return self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
 
     def _init_vllm(self):
-        """TRL connects and opens an NCCL group, and its errors are the main process's; ours reach all ranks."""
-        self.context_length = self._ask_on_main(self._connect)
+        """TRL connects on the main process and opens an NCCL group; ours is a client on each rank."""
+        given = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+        urls = [given] if isinstance(given, str) else given
+        self.servers = Servers(urls, self.request_timeout, self.accelerator.process_index)
+        self.servers.run = gather_object([f"gsr-{uuid.uuid4().hex[:12]}"])[0]
+        self.context_length = self.on_all_ranks("connecting", self._connect)
 
     def _connect(self) -> int | None:
-        """A client with our deadlines, on a GPU the NCCL group with vLLM's. Returns the server's context length."""
-        self.vllm_client = VLLMClient(self._url, group_port=self.group_port, connection_timeout=self.server_timeout)
-        session = self.vllm_client.session
-        session.request = partial(session.request, timeout=self.request_timeout)
-        # TRL's session goes on trying for a minute or more; ours gives up on a server that is gone within seconds.
-        again = {"connect": 2, "read": 0, "status": 3, "status_forcelist": [502, 503], "allowed_methods": None}
-        again = Retry(**again, backoff_factor=0.5)
-        for scheme, adapter in list(session.adapters.items()):
-            session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=adapter._pool_maxsize))
-        length = self._served_context()
-        if not self._by_disk:
-            self.vllm_client.init_communicator(device=self.accelerator.device)
-        return length
+        """Reach every server; on a GPU the main process opens the NCCL groups. Returns the least context length."""
+        connecting = [self.servers.start(self.servers.connect(s, self.server_timeout)) for s in self.servers.all]
+        contexts = [(server, length.result()) for server, length in zip(self.servers.all, connecting, strict=True)]
+        for server, length in contexts:
+            if length and length < self.longest_request:
+                raise ValueError(
+                    f"{server.url}: its context is {length} tokens, and the longest prompt and completion of this run "
+                    f"have {self.longest_request}: start it with --max-model-len {self.longest_request}, or lower "
+                    "max_refinement_prompt_length, max_refinement_length or max_completion_length"
+                )
+            try:
+                self.servers.ask(server, "GET", "/weight_info")
+            except ServerError as error:
+                raise ServerError(f"{server.url} does not tell its weights' version ({error}): {START}") from None
+        if self.is_main and not self._by_disk:
+            self._groups = [self._open_group(server) for server in self.servers.all]
+        return min((length for _, length in contexts if length), default=None)
 
-    def _served_context(self) -> int | None:
-        response = self.vllm_client.session.get(f"{self.vllm_client.base_url}/v1/models")
-        response.raise_for_status()
-        length = response.json()["data"][0].get("max_model_len")
-        if length and length < self.longest_request:
-            raise ValueError(
-                f"its context is {length} tokens, and the longest prompt and completion of this run have "
-                f"{self.longest_request}: start it with --max-model-len {self.longest_request}, or lower "
-                "max_refinement_prompt_length, max_refinement_length or max_completion_length"
-            )
-        return length
+    def _open_group(self, server: Server):
+        """The NCCL group of a server's workers and this process, by TRL's client; each has a port of its own."""
+        port = self.group_port + server.number
+        client = VLLMClient(server.url, group_port=port, connection_timeout=self.server_timeout)
+        client.session.request = partial(client.session.request, timeout=self.request_timeout)
+        client.init_communicator(device=self.accelerator.device)
+        return client
+
+    @property
+    def vllm_client(self) -> "ServerVLLM":
+        """Whom TRL's trainer asks how the server was started, to warn of log-probabilities that bias the ratio."""
+        return self
+
+    def get_server_info(self) -> dict:
+        """The configuration of a server, one with other log-probabilities than of the sampled distribution if any."""
+        ask = partial(self.servers.ask, method="GET", path="/server_info", params={"config_format": "json"})
+        known = [ask(server)["vllm_config"] for server in self.servers.alive]
+        return min(known, key=lambda config: config["model_config"]["logprobs_mode"] == "processed_logprobs")
 
     @contextmanager
     def awake(self):
         """A server is always awake."""
         yield
 
-    def stream(self) -> None:
-        """A server takes whole lists of prompts."""
-        return None
+    def stream(self) -> ServerStream:
+        """The servers, request by request; every rank has a stream of its own."""
+        sampling = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p or 0.0,
+            "repetition_penalty": self.repetition_penalty,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+        if self.structured_outputs_regex is not None:
+            sampling["structured_outputs"] = {"regex": self.structured_outputs_regex}
+        return ServerStream(self.servers, sampling | self.generation_kwargs)
 
     def generate(self, prompts, images, num_generations, profiler=None):
-        """TRL lets the main process raise alone while the others wait; here all ranks raise the same error."""
-        everyone = gather_object(prompts)
-        answer = self._ask_on_main(
-            lambda: self.vllm_client.generate(
-                prompts=everyone[::num_generations],
-                n=num_generations,
-                repetition_penalty=self.repetition_penalty,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                min_p=self.min_p or 0.0,
-                max_tokens=self.max_completion_length,
-                logprobs=self.logprobs,
-                structured_outputs_regex=self.structured_outputs_regex,
-                generation_kwargs=self.generation_kwargs,
-            )
-        )
-        first = self.accelerator.process_index * len(prompts)
-        mine = slice(first, first + len(prompts))
-        return prompts, answer["completion_ids"][mine], answer["logprobs"][mine], answer["logprob_token_ids"][mine]
+        """TRL gathers all ranks' prompts for the main process to send; each rank sends its own."""
+        answers = {}
+        with self.stream() as stream:
+            names = [
+                stream.add(ids, num_generations, self.max_completion_length) for ids in prompts[::num_generations]
+            ]
+            while len(answers) < len(names):
+                answers |= {name: (completions, logprobs) for name, completions, logprobs in stream.step()}
+        ids = [completion for name in names for completion in answers[name][0]]
+        logprobs = [[[value] for value in values] for name in names for values in answers[name][1]]
+        return prompts, ids, logprobs, [[[token] for token in completion] for completion in ids]
 
     def sync_weights(self):
-        """TRL broadcasts tensor by tensor over NCCL; without a GPU they go by disk."""
-        start = time.perf_counter()
+        """TRL broadcasts to one server over NCCL; ours to all, by disk without a GPU, and they echo the version."""
+        start, version = time.perf_counter(), f"{self.servers.run}-{self.servers.pushed + 1}"
         if self._by_disk:
-            self._push_by_disk()
+            self._push_by_disk(version)
         else:
-            self._ask_on_main(self._check_health)  # TRL's push fails on the main process alone
-            super().sync_weights()
+            self._push_by_nccl(version)
+        self.servers.pushed += 1
         self.sync_seconds += time.perf_counter() - start
 
-    def _check_health(self) -> None:
-        self.vllm_client.session.get(f"{self.vllm_client.base_url}/health").raise_for_status()
-
-    def _push_by_disk(self) -> None:
+    def _push_by_disk(self, version: str) -> None:
         state = {}
         for name, parameter in self._iter_named_params():  # every rank takes part: under ZeRO-3 this gathers
-            if self.accelerator.is_main_process:
+            if self.is_main:
                 state[name] = parameter.detach().to("cpu", copy=True).contiguous()
-        self._ask_on_main(lambda: self._save_and_reload(state))
+        self.on_all_ranks("pushing weights", lambda: self._save_and_reload(state, version) if self.is_main else None)
 
-    def _save_and_reload(self, state: dict[str, torch.Tensor]) -> None:
+    def _save_and_reload(self, state: dict[str, torch.Tensor], version: str) -> None:
         from safetensors.torch import save_file
 
+        folder = (self.exchange_folder / version).resolve()
         model = self.accelerator.unwrap_model(self.model)
-        getattr(model, "base_model", model).config.save_pretrained(self.exchange_folder)
-        save_file(state, self.exchange_folder / "model.safetensors", metadata={"format": "pt"})
-        call = {"method": "reload_from_disk", "args": [str(self.exchange_folder.resolve())]}
-        url = f"{self.vllm_client.base_url}/collective_rpc"
-        response = self.vllm_client.session.post(url, json=call)
-        results = response.json().get("results") if response.status_code == 200 else None
-        if not results or any(str(result) != "True" for result in results):  # the server turns results into text
-            raise RuntimeError(
-                f"it does not take new weights ({response.status_code}: {response.text[:200]}); start it with "
-                "VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls gsr_rl.server_worker.ReloadFromDisk"
-            )
-        self.vllm_client.reset_prefix_cache()
+        getattr(model, "base_model", model).config.save_pretrained(folder)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt", "version": version})
+        # The first push finds out whether the servers were started as they must be.
+        self.servers.for_each(lambda server: self._reload(server, folder, version), strict=not self.servers.pushed)
         shutil.rmtree(self.exchange_folder, ignore_errors=True)
 
-    def _ask_on_main(self, ask):
-        """What `ask` returns on the main process, on all ranks; an error of it on all ranks too."""
-        answer_and_problem = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                answer_and_problem[0] = ask()
-            except Exception as error:
-                answer_and_problem[1] = f"{type(error).__name__}: {error}"
-        broadcast_object_list(answer_and_problem, from_process=0)
-        answer, problem = answer_and_problem
-        if problem is not None:
-            raise RuntimeError(
-                f"the vLLM server at {self._url} failed (deadline {self.request_timeout:g} s per answer): {problem}. "
-                "Checkpoints are whole: fix the server and start the same command with resume_from_checkpoint true"
-            )
-        return answer
+    async def _reload(self, server: Server, folder: Path, version: str) -> None:
+        """One server takes the weights of a folder. Requests stand still meanwhile; what they had cached is gone."""
+        call = {"method": "reload_from_disk", "args": [str(folder), version]}
+        try:
+            await self.servers.json(server, "POST", "/pause", params={"mode": "keep"})
+            results = (await self.servers.json(server, "POST", "/collective_rpc", json=call)).get("results")
+        except (Failed, ServerError) as error:
+            raise ServerError(f"it does not take new weights ({error}); {START}") from None
+        if not results or {*results} != {version}:
+            raise ServerError(f"its workers have read {results} for {version}: does it see {folder.parent}? {START}")
+        await self.servers.json(server, "POST", "/update_weight_version", json={"new_version": version})
+        await self.servers.json(server, "POST", "/resume")
+        if (echo := await self.servers.version(server)) != version:
+            raise ServerError(f"it says that it has the weights {echo}, not {version}")
+
+    def _push_by_nccl(self, version: str) -> None:
+        if self._weight_metadata is None:  # as TRL: every rank takes part
+            self._weight_metadata = [
+                (name, str(weights.dtype).removeprefix("torch."), list(weights.shape))
+                for name, weights in self._iter_named_params()
+            ]
+        self.on_all_ranks("pushing weights", self._check_health)  # a transfer to a server that is gone would hang
+        for server in self.servers.alive:  # the same on all ranks
+            if self.is_main:
+                self._send(server, version)
+            else:
+                for _ in self._iter_named_params():
+                    pass
+
+    def _check_health(self) -> None:
+        if self.is_main:
+            self.servers.for_each(lambda server: self.servers.json(server, "GET", "/health"), strict=False)
+
+    def _send(self, server: Server, version: str) -> None:
+        """Broadcast to one server. NCCL has no deadline, so it runs beside the request that drives the server."""
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        names, dtypes, shapes = (list(column) for column in zip(*self._weight_metadata, strict=True))
+        post, group = partial(self.servers.ask, server, "POST"), self._groups[server.number].communicator
+        send = partial(packed_nccl_broadcast_producer, group=group, src=0, post_iter_func=lambda item: item[1])
+        sender = threading.Thread(target=send, args=(self._iter_named_params(),), daemon=True)
+        try:
+            post("/pause", params={"mode": "keep"})
+            post("/start_weight_update", json={})
+            sender.start()
+            post("/update_weights", json={"update_info": {"names": names, "dtype_names": dtypes, "shapes": shapes}})
+            sender.join(self.request_timeout)
+            post("/finish_weight_update", json={"weight_version": version})
+            post("/resume")
+        except Exception as error:
+            raise self._failure(f"pushing weights: {server.url}: {reason(error, self.request_timeout)}") from error
+
+    def on_all_ranks(self, doing: str, action: Callable):
+        """What `action` returns here. An error on any rank is raised on all, and which servers are lost is shared."""
+        value = problem = cause = None
+        try:
+            value = action()
+        except Exception as error:
+            cause, problem = error, reason(error, self.request_timeout)
+        reports = gather_object([(problem, self.servers.lost)])
+        self.servers.lose({url: why for _, lost in reports for url, why in lost.items()})
+        for url, why in self.servers.lost.items():
+            if self.is_main and url not in self._told:
+                logger.warning("the vLLM server at %s is lost, its requests go to the others: %s", url, why)
+            self._told.add(url)
+        if problems := [f"{problem} (rank {rank})" for rank, (problem, _) in enumerate(reports) if problem]:
+            raise self._failure(f"{doing}: {problems[0]}") from cause
+        return value
+
+    def _failure(self, text: str) -> RuntimeError:
+        return RuntimeError(
+            f"the vLLM servers failed in {text}; a server has {self.request_timeout:g} s for an answer "
+            "(server_request_timeout). Checkpoints are whole: fix it and start the same command with "
+            "resume_from_checkpoint true"
+        )

@@ -34,6 +34,9 @@ class Stream:
         self.open[name] = self.trainer.sample([prompt_ids], n, max_tokens)
         return name
 
+    def wake(self):
+        pass
+
     def step(self):
         name = self.rng.choice(sorted(self.open))
         self.order.append(name)

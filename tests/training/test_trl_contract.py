@@ -9,9 +9,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
-from gsr_rl.training.checkpoints import WholeCheckpoints
+from gsr_rl.training.checkpoints import PushesToHub, WholeCheckpoints
 from gsr_rl.training.packing.trainer import PackedGRPOTrainer
-from gsr_rl.training.pushing import PushesToHub
 from gsr_rl.training.trainer import GSRTrainer
 from gsr_rl.training.vllm_colocated import ColocatedVLLM
 

@@ -1,8 +1,10 @@
 """Training against a real vLLM server on loopback: its weights follow the trainer's, and its end is a clear error."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,13 +14,14 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-import requests
 import torch
 
+from gsr_rl.training.server_requests import Servers, ServerStream
 from gsr_rl.training.vllm_colocated import longest_request
 from tests.support.paths import ROOT
+from tests.support.vllm_stand_in import StandIn
+from tests.training.test_rollout import TOKENIZER, Trainer, differing
 
-URL = "http://127.0.0.1:9"
 BASE = "recipes/tiny/models/base"
 EXTENSION = ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk"]
 
@@ -59,60 +62,181 @@ def serve(log, extension=EXTENSION):
         process.wait()
 
 
-class Session(requests.Session):
-    """Tells which context length the server has, and finds nobody at any other address."""
+@pytest.fixture
+def engine(tmp_path, monkeypatch, tiny_model):
+    """`engine(*stand_ins)`: the engine of a trainer on a CPU, connected to them."""
+    from transformers import AutoModelForCausalLM
 
-    def get(self, url):
-        if not url.endswith("/v1/models"):
-            return super().get(url)
-        models = {"data": [{"id": "served", "max_model_len": 256}]}
-        return SimpleNamespace(raise_for_status=lambda: None, json=lambda: models)
+    from gsr_rl.training.vllm_server import ServerVLLM
 
+    def make(*stand_ins, device="cpu", **values):
+        made = object.__new__(ServerVLLM)
+        accelerator = SimpleNamespace(device=torch.device(device), is_main_process=True, process_index=0)
+        accelerator.unwrap_model = lambda model: model
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        vars(made).update(
+            accelerator=accelerator, model=model, request_timeout=5.0, sync_seconds=0.0, server_timeout=0.2,
+            server_base_url=[server.url for server in stand_ins], temperature=1.0, top_p=1.0, top_k=0, min_p=None,
+            repetition_penalty=1.0, max_completion_length=4, structured_outputs_regex=None, generation_kwargs={},
+            longest_request=256, exchange_folder=tmp_path / "weights", _told=set(), _weight_metadata=None,
+        )  # fmt: skip
+        vars(made).update(values)
+        made._iter_named_params = lambda: iter(model.named_parameters())
+        made._init_vllm()
+        return made
 
-class Client:
-    """Stands for TRL's client of a server that answers, and has no weight-transfer engine."""
-
-    def __init__(self, base_url, group_port, connection_timeout):
-        self.base_url, self.session = base_url, Session()
-
-    def init_communicator(self, device):
-        self.deadline = self.session.request.keywords["timeout"]
-        raise RuntimeError("no weight-transfer engine")
-
-    def generate(self, **asked):
-        self.asked = asked
-        return {"completion_ids": [[1], [2]], "logprobs": [[[0.0]]] * 2, "logprob_token_ids": [[[1]], [[2]]]}
+    return make
 
 
 @pytest.fixture
-def engine(monkeypatch):
-    """The engine of a trainer on a GPU, before it connects."""
-    from gsr_rl.training import vllm_server as server_engine
-
-    monkeypatch.setattr(server_engine, "VLLMClient", Client)
-    made = object.__new__(server_engine.ServerVLLM)
-    vars(made).update(
-        accelerator=SimpleNamespace(device=torch.device("cuda"), is_main_process=True, process_index=0),
-        request_timeout=5.0, sync_seconds=0.0, server_base_url=URL, server_timeout=1.0, group_port=1, logprobs=0,
-        temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=4,
-        structured_outputs_regex="[0-9]+", generation_kwargs={}, longest_request=256,
-    )  # fmt: skip
-    return made
+def reports(monkeypatch):
+    """What the other ranks tell: a list that a test fills, of (problem, lost servers)."""
+    others = []
+    monkeypatch.setattr("gsr_rl.training.vllm_server.gather_object", lambda mine: [*mine, *others])
+    return others
 
 
-def test_weights_by_nccl_are_set_up_with_deadlines_and_an_error_reaches_all_ranks(engine):
-    with pytest.raises(RuntimeError, match=rf"the vLLM server at {URL} failed \(deadline 5 s .*no weight-transfer"):
-        engine._init_vllm()
-    assert engine.vllm_client.deadline == 5.0
+def test_the_servers_contexts_are_known_and_one_too_small_for_the_run_is_refused(engine):
+    with StandIn(max_model_len=300) as first, StandIn(max_model_len=256) as second:
+        assert engine(first, second).context_length == 256
+        with pytest.raises(
+            RuntimeError, match=rf"{second.url}: its context is 256 .* start it with --max-model-len 257"
+        ):
+            engine(first, second, longest_request=257)
 
 
-def test_the_servers_context_is_known_and_one_too_small_for_the_run_is_refused_on_all_ranks(engine):
-    engine.accelerator.device = torch.device("cpu")
-    engine._init_vllm()
-    assert engine.context_length == 256
-    engine.longest_request = 257
-    with pytest.raises(RuntimeError, match=r"its context is 256 tokens, .* start it with --max-model-len 257"):
-        engine._init_vllm()
+def test_a_server_that_is_away_or_does_not_tell_its_version_is_refused_at_the_start(engine):
+    with StandIn() as server, StandIn() as away:
+        away.kill()
+        with pytest.raises(RuntimeError, match=rf"{away.url} can't be reached after 0.2 s"):
+            engine(server, away)
+        server.faults["/weight_info"] = [404]
+        with pytest.raises(RuntimeError, match=r"does not tell its weights' version .*VLLM_SERVER_DEV_MODE=1"):
+            engine(server)
+
+
+def test_trl_is_told_of_the_server_whose_log_probabilities_would_bias_the_ratio(engine):
+    with StandIn() as first, StandIn() as second:
+        connected = engine(first, second)
+        mode = connected.vllm_client.get_server_info()["model_config"]["logprobs_mode"]
+        assert mode == "processed_logprobs"
+        second.logprobs_mode = "raw_logprobs"
+        assert connected.vllm_client.get_server_info()["model_config"]["logprobs_mode"] == "raw_logprobs"
+
+
+def test_a_push_reaches_all_servers_which_stand_still_meanwhile_and_echo_its_version(engine):
+    with StandIn() as first, StandIn() as second:
+        pushing = engine(first, second)
+        for number in (1, 2):
+            pushing.sync_weights()
+            version = f"{pushing.servers.run}-{number}"
+            assert first.version == second.version == version and first.pushes[-1] == second.pushes[-1] == version
+        push = ["/pause", "/collective_rpc", "/update_weight_version", "/resume"]
+        assert first.calls == second.calls == push * 2
+        assert not pushing.exchange_folder.exists() and pushing.sync_seconds > 0
+
+
+def test_a_push_does_not_throw_away_what_is_in_flight(engine):
+    with StandIn(seconds=0.3) as server:
+        pushing = engine(server)
+        pushing.sync_weights()
+        with pushing.stream() as stream:
+            stream.add([7], 2, 4)
+            while not server.in_flight:
+                time.sleep(0.01)
+            pushing.sync_weights()
+            assert stream.step() == [("0", [[5, 6], [5, 6]], [[-0.5, -0.5]] * 2)]
+        assert server.calls.count("/v1/completions") == 1
+
+
+@pytest.mark.parametrize(
+    "path, fault, why",
+    [
+        ("/collective_rpc", "hang", "no answer within 0.5 s"),
+        ("/collective_rpc", 500, "it does not take new weights"),
+        ("/collective_rpc", {"results": ["an older version"]}, r"have read \['an older version'\]"),
+        ("/weight_info", {"weight_version": "another-run-3"}, "says that it has the weights another-run-3"),
+    ],
+)
+def test_a_server_that_fails_in_a_push_is_lost_and_the_run_goes_on_with_the_others(engine, path, fault, why, caplog):
+    with StandIn() as failing, StandIn() as other:
+        pushing = engine(failing, other, request_timeout=0.5)
+        pushing.sync_weights()
+        failing.faults[path] = [fault]
+        start = time.monotonic()
+        pushing.sync_weights()
+        assert time.monotonic() - start < 5
+        assert re.search(why, pushing.servers.lost[failing.url]) and pushing.servers.alive[0].url == other.url
+        pushing.sync_weights()
+        pushing.generate([[1]] * 8, None, 2)
+        assert len(other.prompts) == 4 and not failing.prompts
+        told = [record for record in caplog.records if "its requests go to the others" in record.message]
+        assert len(told) == 1 and failing.url in told[0].message
+        other.faults["/collective_rpc"] = [500]
+        with pytest.raises(RuntimeError, match=r"failed in pushing weights: no vLLM server is left .*Checkpoints are"):
+            pushing.sync_weights()
+
+
+def test_the_first_push_refuses_a_server_that_was_started_otherwise(engine):
+    with StandIn() as server, StandIn() as plain:
+        plain.faults["/collective_rpc"] = [500]
+        with pytest.raises(
+            RuntimeError, match=rf"{plain.url}: it does not take .*gsr_rl.server_worker.ReloadFromDisk"
+        ):
+            engine(server, plain).sync_weights()
+
+
+def test_another_ranks_error_is_raised_here_and_what_it_has_lost_is_lost_here(engine, reports):
+    with StandIn() as first, StandIn() as second:
+        sampling = engine(first, second)
+        reports.append((None, {second.url: "refused"}))
+        assert sampling.on_all_ranks("sampling", lambda: 7) == 7
+        assert sampling.servers.lost == {second.url: "refused"}
+        reports[0] = ("no vLLM server is left", {})
+        with pytest.raises(RuntimeError, match=r"failed in sampling: no vLLM server is left \(rank 1\)"):
+            sampling.on_all_ranks("sampling", lambda: 7)
+
+
+def test_completions_have_the_shape_of_trls_and_the_prompts_their_order(engine):
+    with StandIn(lambda ids, place: [ids[0], place]) as server:
+        sampling = engine(server, structured_outputs_regex="[0-9]+", generation_kwargs={"stop": ["x"]})
+        sampling.sync_weights()
+        prompts, ids, logprobs, tokens = sampling.generate([[7], [7], [8], [8]], None, 2)
+    assert prompts == [[7], [7], [8], [8]] and ids == [[7, 0], [7, 1], [8, 0], [8, 1]]
+    assert logprobs == [[[-0.5], [-0.5]]] * 4 and tokens[3] == [[8], [1]]
+    body = sampling.stream()._sampling
+    assert body["structured_outputs"] == {"regex": "[0-9]+"} and body["stop"] == ["x"]
+
+
+def test_weights_by_nccl_go_to_one_server_after_another_and_a_transfer_that_fails_names_it(engine, monkeypatch):
+    from vllm.distributed.weight_transfer import packed_tensor
+
+    from gsr_rl.training.vllm_server import ServerVLLM
+
+    sent = []
+
+    def broadcast(iterator, group, src, post_iter_func):
+        sent.append((group, len(list(iterator))))
+
+    monkeypatch.setattr(packed_tensor, "packed_nccl_broadcast_producer", broadcast)
+    monkeypatch.setattr(
+        ServerVLLM, "_open_group", lambda self, server: SimpleNamespace(communicator=f"group {server.number}")
+    )
+    with StandIn() as first, StandIn() as second:
+        pushing = engine(first, second, device="cuda")
+        pushing.sync_weights()
+        tensors = len(list(pushing.model.named_parameters()))
+        assert sent == [("group 0", tensors), ("group 1", tensors)]
+        push = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/resume"]
+        assert first.calls == second.calls == push
+        assert first.version == second.version == f"{pushing.servers.run}-1"
+        second.faults["/update_weights"] = [500]
+        with pytest.raises(RuntimeError, match=rf"pushing weights: {second.url}: .*fault 500"):
+            pushing.sync_weights()
+        first.kill()  # before a transfer that would hang
+        second.faults.clear()
+        pushing.sync_weights()
+        assert list(pushing.servers.lost) == [first.url]
 
 
 def test_the_longest_request_is_a_refinement_or_a_candidate():
@@ -122,19 +246,27 @@ def test_the_longest_request_is_a_refinement_or_a_candidate():
     assert longest_request(SimpleNamespace(refinement_weight=1.0, **limits | {"max_completion_length": 300})) == 301
 
 
-def test_a_push_by_nccl_first_looks_on_all_ranks_whether_the_server_is_there(engine, monkeypatch):
-    from gsr_rl.training.vllm_server import VLLMGeneration
+@pytest.mark.parametrize("overrides", [{}, {"num_candidate_sets": 2, "candidate_choice": "balanced"}])
+def test_streamed_from_servers_and_in_two_waves_make_the_same_blocks(tmp_path, overrides):
+    stages = []
 
-    monkeypatch.setattr(VLLMGeneration, "sync_weights", lambda self: pytest.fail("a push to a server that is away"))
-    engine.vllm_client = Client(URL, 1, 1.0)
-    with pytest.raises(RuntimeError, match=rf"the vLLM server at {URL} failed"):
-        engine.sync_weights()
+    def answer(ids, place):
+        prompt = TOKENIZER.decode(ids)
+        stages.append("refinement" if "refine" in prompt else "candidate")
+        text = differing(prompt, place, stages[-1])
+        end = None if text.endswith("...") else TOKENIZER.eos_token_id
+        return [*TOKENIZER(text.removesuffix("..."))["input_ids"], end]
 
-
-def test_a_server_is_asked_for_structured_outputs(engine):
-    engine.vllm_client = Client(URL, 1, 1.0)
-    engine.generate([[7], [7]], None, 2)
-    assert engine.vllm_client.asked["structured_outputs_regex"] == "[0-9]+"
+    waves = Trainer(tmp_path, differing, rows=8, **overrides)
+    expected = [dataclasses.asdict(block) for block in waves.roll()[0]]
+    with StandIn(answer, seconds=0.02) as first, StandIn(answer, seconds=0.5) as second:
+        servers = Servers([first.url, second.url], 5.0)
+        servers.run, first.version, second.version = "run", "run-1", "run-1"
+        streamed = Trainer(tmp_path, differing, rows=8, **overrides)
+        streamed.stream = lambda: ServerStream(servers, {})
+        assert [dataclasses.asdict(block) for block in streamed.roll()[0]] == expected
+        assert "candidate" in stages[stages.index("refinement") :]  # refined while others' candidates are sampled
+        assert sorted(first.prompts + second.prompts) == sorted(waves.prompts)
 
 
 def keys(folder, port, **more) -> list[str]:
@@ -195,7 +327,7 @@ def test_a_server_that_dies_or_lacks_the_extension_is_named_and_the_checkpoint_i
         killed = time.monotonic()
         _, errors = trainer.communicate(timeout=60)
         assert trainer.returncode == 1 and time.monotonic() - killed < 30
-        assert f"the vLLM server at http://127.0.0.1:{port} failed" in errors
+        assert f"no vLLM server is left (http://127.0.0.1:{port}: " in errors
         newest = max((tmp_path / "run").glob("checkpoint-[0-9]*"), key=lambda path: int(path.name[11:]))
         assert (newest / "trainer_state.json").is_file() and (newest / "optimizer.pt").is_file()
     away = launch("recipes/grpo_gsr.py", *keys(tmp_path / "away", port, vllm_server_timeout=3), expect=1)
