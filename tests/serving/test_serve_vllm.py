@@ -67,6 +67,12 @@ def test_plain_answers_streams_and_errors_by_the_official_client(backend, served
     counted = sum(one["num_tokens"] for one in candidates)
     assert answer.gsr["usage"]["candidate_tokens"] == counted < answer.usage.completion_tokens
     assert all(one["num_tokens"] <= 40 for one in candidates)
+    more["gsr"] |= {"num_candidates": 6, "candidates_per_set": 3, "stop_when_agreed": 1}
+    answer = ours.chat.completions.create(**ask(PROBLEMS[0]), extra_body=more)
+    (voters,) = answer.gsr["refinements"]
+    assert len(answer.gsr["candidates"]) == 6 and 4 <= len(voters) == answer.gsr["num_refinements"] <= 6
+    assert answer.gsr["votes"] == max(one["votes"] for one in voters)
+    assert answer.usage.completion_tokens == sum(one["num_tokens"] for one in [*voters, *answer.gsr["candidates"]])
     stream = ours.chat.completions.create(**ask(PROBLEMS[1], stream=True, stream_options={"include_usage": True}))
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
