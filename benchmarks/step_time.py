@@ -55,6 +55,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {
     "smollm2": dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                     num_attention_heads=9, num_key_value_heads=3),
+    "qwen2-0.5b": dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                       num_attention_heads=14, num_key_value_heads=2),
     "qwen2-1.5b": dict(vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                        num_attention_heads=12, num_key_value_heads=2),
     "small": dict(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
@@ -68,7 +70,9 @@ def load_model(name: str = "smollm2", dtype: torch.dtype = torch.float32):
     if path not in SHAPES:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     kind = (Qwen2Config, Qwen2ForCausalLM) if name.startswith("qwen2") else (LlamaConfig, LlamaForCausalLM)
-    return kind[1](kind[0](**SHAPES[name], max_position_embeddings=8192, tie_word_embeddings=True)).to(dtype)
+    config = kind[0](**SHAPES[name], max_position_embeddings=32768, tie_word_embeddings=True)
+    with torch.device(DEVICE):
+        return kind[1](config).to(dtype)
 
 
 def make_trainer(trainer_class, model, generations: int, limit: int):
@@ -111,6 +115,14 @@ def make_rows(prompt: int, completion: int, rows: int, vocabulary: int, stage: i
         "stage": torch.full((rows,), stage),
     }
     return {key: value.to(DEVICE) for key, value in batch.items()}
+
+
+def ragged_rows(prompt: int, longest: int, rows: int, vocabulary: int, stage: int, seed: int) -> batching.Batch:
+    """Rows of one prompt whose completions have lengths drawn from a quarter of the longest upwards, padded."""
+    lengths = torch.randint(max(1, longest // 4), longest + 1, (rows,), generator=torch.Generator().manual_seed(seed))
+    batch = make_rows(prompt, int(lengths.max()), rows, vocabulary, stage)
+    places = torch.arange(batch["completion_ids"].shape[1], device=DEVICE)
+    return batch | {"completion_mask": (places < lengths.to(DEVICE)[:, None]).long()}
 
 
 def padded_together(parts: list[batching.Batch]) -> batching.Batch:

@@ -1,6 +1,7 @@
 """Shared fixtures. Tests that need several processes launch the small programs in tests/programs."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +120,11 @@ def launch(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """Launches of several processes start first: they take longest."""
+    """Launches of several processes start first: they take longest. Tests of a GPU are skipped without one."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not shutil.which("nvidia-smi"):
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is no nvidia-smi"))
     items.sort(key=lambda item: item.get_closest_marker("distributed") is None)
 
 

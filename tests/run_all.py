@@ -33,9 +33,9 @@ def main() -> int:
         start = time.monotonic()
         log = STATE / (name.replace("/", "_") + ".log")
         with open(log, "w") as file:
-            command = [sys.executable, "-m", "pytest", name, "-m", "not gpu", "-o", "timeout=1800"]
+            command = [sys.executable, "-m", "pytest", name, "-o", "timeout=1800"]
             code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
-        passed = code in (0, 5)  # 5: every test of the file needs a GPU
+        passed = code in (0, 5)  # 5: the file has no test
         last = log.read_text().strip().splitlines()[-1]
         results[name] = {"passed": passed, "commit": now, "seconds": round(time.monotonic() - start), "summary": last}
         part = results_file.with_suffix(".part")

@@ -4,11 +4,12 @@ usage: joint_step.py OUT MODEL [JSON of config keys]
 
 OUT gets, as JSON: the step logs; `streams`, what each rank's engine samples first for one fixed prompt; and, over all
 ranks, how far the engine's log-probabilities of its own samples are from the trainer's, before (`stale`) and after
-(`synced`) a weight push that follows an optimizer step.
+(`synced`) a weight push that follows an optimizer step, and how many seconds that took.
 """
 
 import json
 import sys
+import time
 
 import torch
 from accelerate.utils import gather_object
@@ -30,12 +31,12 @@ def distance(trainer, prompts: list[list[int]]) -> tuple[float, float]:
     prompts = [ids for ids in prompts for _ in range(4)]
     differences = []
     for prompt, completion, engine in zip(prompts, completions, logprobs, strict=True):
-        ids = torch.tensor([prompt + list(completion)])
+        ids = torch.tensor([prompt + list(completion)], device=trainer.accelerator.device)
         with torch.no_grad():
             ours, _, _ = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, torch.ones_like(ids), len(completion)
             )
-        differences += (ours[0] - torch.tensor(engine)).abs().tolist()
+        differences += (ours[0].cpu() - torch.tensor(engine)).abs().tolist()
     everyone = torch.tensor(gather_object(differences))
     return everyone.mean().item(), everyone.max().item()
 
@@ -88,12 +89,15 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
     trainer.train()
     trainer._last_loaded_step = trainer.state.global_step  # keep `sample` from pushing the new weights by itself
     stale = distance(trainer, [prompt])
+    start = time.perf_counter()
     trainer.vllm_generation.sync_weights()
+    seconds = time.perf_counter() - start
     synced = distance(trainer, [prompt])
     if trainer.accelerator.is_main_process:
         logs = [log for log in trainer.state.log_history if "loss" in log]
         with open(out, "w") as file:
-            json.dump({"logs": logs, "streams": streams, "stale": stale, "synced": synced}, file)
+            found = {"logs": logs, "streams": streams, "stale": stale, "synced": synced, "push_seconds": seconds}
+            json.dump(found, file)
 
 
 if __name__ == "__main__":
