@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TARGET ?= $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 REQUIREMENTS := requirements/$(TARGET).txt
 
-.PHONY: help install demo paper test test-all lint docs smollm2 tiny-models clean
+.PHONY: help install demo paper test test-all gpu-check lint docs smollm2 tiny-models clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,11 +31,14 @@ lint: install ## ruff: lint and format
 WORKERS ?= 2
 
 test: install lint ## lint, format and the tests, one case an axis; those that assert seconds run alone at the end
-	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder -m "not slow and not gpu and not clock"
-	$(BIN)/python -m pytest -m "clock and not slow and not gpu" $$(grep -rl 'mark\.clock' tests)
+	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder -m "not slow and not clock"
+	$(BIN)/python -m pytest -m "clock and not slow" $$(grep -rl 'mark\.clock' tests)
 
 test-all: install lint ## the full matrix; resumes where it stopped, results in .test-all/
 	$(BIN)/python tests/run_all.py
+
+gpu-check: ## what a GPU must show, in ten minutes: speed, memory, parity, then vLLM; results in results/gpu
+	$(BIN)/python benchmarks/gpu_check.py --out results/gpu/$$(hostname)
 
 docs: $(VENV)/.installed-docs ## the documentation as ./site, which needs no network to be read
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

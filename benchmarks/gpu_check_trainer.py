@@ -148,27 +148,12 @@ def memory(small: bool) -> None:
 
 
 def break_even(small: bool) -> None:
-    """From how many prompt tokens on two completions are faster with one prompt than with two."""
-    from step_time import in_turn, make_rows, one_pass_a_part, our_step
+    """From how many prompt tokens on it pays to share a prompt."""
+    from cost_of_length import G, measure_break_even
 
-    from gsr_rl.training.packing.shared_prefix import least_saving
-
-    ours = trainer_of("small" if small else "qwen2-0.5b", 64, checkpointing=False)
-
-    def with_saving(batch, tokens: int) -> None:
-        ours.least_saving = tokens
-        our_step(ours, batch)
-
-    first = None
-    for prompt in (8, 64) if small else (1, 4, 16, 64, 128, 256, 512, 1024):
-        rows = make_rows(prompt, 64, 2, ours.model.config.vocab_size)
-        rows["completion_mask"][1, 50:] = 0  # ragged, so that packing is not left out
-        batch = one_pass_a_part([rows])
-        shared, alone = in_turn(3, *(partial(with_saving, batch, tokens) for tokens in (0, 1 << 30)))
-        tell(f"prompt of {prompt}: shared, over each row its own", shared / alone)
-        first = first or (prompt if shared < alone else None)
-    tell("sharing pays from, tokens", first or "none of these")
-    tell("the trainer's least saving, tokens", least_saving(ours.model))
+    figures = measure_break_even("small" if small else "qwen2-0.5b", 1 if small else 3)
+    tell(f"a shared prompt pays from, tokens (of {G} completions)", figures["break_even_saving"] / (G - 1))
+    tell("as operations of a layer (SHARING_COST)", figures["sharing_cost"])
 
 
 LOGGED = {"loss": 1e-3, "grad_norm": 0.1, "candidate/entropy": 0.05, "refinement/entropy": 0.05}

@@ -65,11 +65,13 @@ PACKAGED = (
 )
 WHEEL = "tests/test_requirements.py::test_the_four_programs_of_a_wheel_run_from_any_folder"
 BENCHMARK = "tests/test_benchmark_scripts.py::test_a_benchmark_ends_with_positive_figures"
+GPU_CHECK = "tests/test_gpu_check.py::test_a_part_runs_to_its_end_in_small"
 PARTS = "tests/distillation/test_distill.py::test_parts_may_share_a_folder_and_the_last_command_does_what_is_left"
 RUN_BY = {
     **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
     **dict.fromkeys(DRY_RUNS, DRY),
     "python benchmarks/distill.py": BENCHMARK,
+    **{f"python benchmarks/gpu_check.py {part} --small": GPU_CHECK for part in "ab"},
     "gsr-distill --config tiny/distill.yaml": WHEEL,
     "gsr-sft --config tiny/sft.yaml": WHEEL,
     PACKAGED: WHEEL,
@@ -97,10 +99,12 @@ RUN_BY = {
         "tests/rewards/test_rewards_for_trl.py::test_the_command_says_why",
 }  # fmt: skip
 SET_UP = {"make install", "source .venv/bin/activate", "export HF_TOKEN=..."}
+SET_UP |= {"python benchmarks/gpu_check.py --make_wheels wheels --python 3.12"}
 ARE_THE_TESTS = {"make test", "make test-all"}
 BY_HAND = {"make demo"}  # minutes on a quiet machine; results/README.md holds what came out
 NEEDS_GPUS = re.compile(
-    r"zero[23](_offload)?\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1|Qwen2\.5-7B-Instruct/(distill|eval)\.yaml(?!.*dry_run)"
+    r"zero[23](_offload)?\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1|gpu-check|--wheels wheels|"
+    r"Qwen2\.5-7B-Instruct/(distill|eval)\.yaml(?!.*dry_run)"
 )
 
 
