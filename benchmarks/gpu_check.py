@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+import uuid
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # gsr_rl, where it is not installed
 PARTS = {"a": ("gpu_check_attention", "gpu_check_trainer"), "b": ("gpu_check_whole",)}  # each module has CHECKS
+MARK = "GSR_GPU_CHECK"  # in the environment of what a check starts
 ROW = "GPU-CHECK-ROW "  # what a check prints before a result's JSON
 WHEELS_LIMIT = 60 * 2**20  # bytes
 # What a machine with torch, transformers and peft may lack for part A; pins are of requirements/cpu.txt.
@@ -138,22 +140,23 @@ def command_of(part: str, check: Check, small: bool) -> list[str]:
 
 def run_check(part: str, check: Check, small: bool, limit: float, environment: dict) -> Outcome:
     """A check in a process of its own, which is killed with all that it started after so many seconds."""
-    start = time.monotonic()
+    start, mark = time.monotonic(), uuid.uuid4().hex
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
             command_of(part, check, small),
             cwd=ROOT,
-            env=environment,
+            env=environment | {MARK: mark},
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         try:
             code = child.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            end_group(child)
+            end_marked(mark)
+            child.wait()
         log.seek(0)
         lines = log.read().splitlines()
     rows = [json.loads(line.removeprefix(ROW)) for line in lines if line.startswith(ROW)]
@@ -176,11 +179,31 @@ def _last(lines: list[str]) -> str:
     return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no output")
 
 
-def end_group(child: subprocess.Popen) -> None:
-    """End a process and those that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+def end_marked(mark: str) -> None:
+    """End all processes with this mark in their environment: launchers give ranks sessions of their own."""
+    for number in [path.parent.name for path in Path("/proc").glob("[0-9]*/environ")]:
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in Path(f"/proc/{number}/environ").read_bytes():
+                os.kill(int(number), signal.SIGKILL)
+
+
+def run_python(*words, **environment: str) -> str:
+    """Output of `python WORDS` in the repository, printed as it comes, so that a limit shows what it ended.
+
+    Raises:
+        SystemExit: An exit code other than 0.
+    """
+    child = subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=os.environ | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    lines = []
+    for line in child.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    if child.wait():
+        raise SystemExit(f"{' '.join(map(str, words[:4]))} ended with exit code {child.returncode}")
+    return "".join(lines)
 
 
 def table(outcomes: list[Outcome]) -> str:

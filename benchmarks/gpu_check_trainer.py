@@ -1,16 +1,13 @@
 """Part A of gpu_check.py, its second half: the trainer on random weights. TRL is imported inside the checks."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_check import ROOT, Check, tell
+from gpu_check import Check, run_python, tell
 from gpu_check_attention import DEVICE, HALF, ON_GPU, G
 
 K = 4  # candidates that a refinement's prompt holds
@@ -163,10 +160,7 @@ def launch_fixed(folder: Path, name: str, launcher: list[str], keys: dict, envir
     """Three steps of tests/programs/train_fixed.py, whose rollouts are the same everywhere: their logs."""
     out, model = folder / f"{name}.pt", "recipes/tiny/models/base"
     keys = {"max_steps": 3, "learning_rate": 0.1} | keys
-    command = [sys.executable, *launcher, "tests/programs/train_fixed.py", str(out), model, json.dumps(keys)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    run_python(*launcher, "tests/programs/train_fixed.py", out, model, json.dumps(keys), **environment)
     return torch.load(out, weights_only=False)["logs"]
 
 

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from gpu_check import ROOT, Check, end_group, tell
+from gpu_check import ROOT, Check, run_python, tell
 
 GPUS = torch.cuda.device_count()
 ON_GPU = GPUS > 0
@@ -37,24 +37,13 @@ if __name__ == "__main__":
 """
 
 
-def run(*words, deadline: float = 600, **environment: str) -> str:
-    """Output of `python WORDS` in the repository; its last lines are the error where it fails."""
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=os.environ | environment, timeout=deadline, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{done.stdout[-4000:]}\n{words[0]} ended with exit code {done.returncode}")
-    return done.stdout
-
-
 def engines(what: str, turns: int = 1, environment: dict | None = None, **keys) -> None:
     """Open engines from a script of a user's own, sample with top_p < 1, close, and open again."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "own_script.py"
         script.write_text(SCRIPT)
         keys |= {"turns": turns} | ({"gpu_memory_utilization": 0.3} if ON_GPU else {})
-        output = run(script, json.dumps(keys), **(environment or {}))
+        output = run_python(script, json.dumps(keys), **(environment or {}))
     found = re.findall(r"^ENGINE (.*)$", output, re.MULTILINE)
     tell(f"{what}: engines that sampled", len(found), (">=", turns), must=True)
     for number, line in enumerate(found, 1):
@@ -107,7 +96,9 @@ def pushed(model: str, name: str, **keys) -> None:
     on_gpu = {"use_cpu": False, "bf16": True, "vllm_dtype": "bfloat16", "vllm_gpu_memory_utilization": 0.3}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        run(*launcher(), "tests/programs/joint_step.py", out, model, json.dumps((on_gpu if ON_GPU else {}) | keys))
+        run_python(
+            *launcher(), "tests/programs/joint_step.py", out, model, json.dumps((on_gpu if ON_GPU else {}) | keys)
+        )
         found = json.loads(out.read_text())
     tell(f"{name}: log-probability difference before a push, mean", found["stale"][0])
     tell(f"{name}: after it, mean", found["synced"][0], ("<=", NEAR), must=True)
@@ -137,7 +128,7 @@ def joint(folder: Path, name: str, steps: int = 3, **keys) -> list[dict]:
     words = [word for key, value in (values | keys).items() for word in (f"--{key}", str(value))]
     words += recipe_options(ON_GPU, with_vllm=True)
     program = launcher() if keys.get("vllm_mode") != "server" else []
-    output = run(*program, "recipes/grpo_gsr.py", *words, VLLM_LOGGING_LEVEL="INFO", OMP_NUM_THREADS="1")
+    output = run_python(*program, "recipes/grpo_gsr.py", *words, VLLM_LOGGING_LEVEL="INFO", OMP_NUM_THREADS="1")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logs = [line for line in lines if "loss" in line]
     worst = max(log[f"{stage}/{DRIFT}"] for log in logs for stage in ("candidate", "refinement"))
@@ -187,7 +178,7 @@ def resume(small: bool) -> None:
 def solve(small: bool) -> None:
     program = "from gsr_rl.serving.solve_cli import main; main()"
     start = time.monotonic()
-    output = run("-c", program, "--model", BASE, "--prompt_template", "tiny", "--engine", "vllm", "47+5*3-8")
+    output = run_python("-c", program, "--model", BASE, "--prompt_template", "tiny", "--engine", "vllm", "47+5*3-8")
     tell("gsr-solve: answers", len(re.findall(r"^\s*Answer: ", output, re.MULTILINE)), (">=", 1), must=True)
     tell("gsr-solve: s", time.monotonic() - start)
 
@@ -201,7 +192,7 @@ def server(small: bool) -> None:
     command += ["--host", "127.0.0.1", "--max-model-len", "256", "--logprobs-mode", "processed_logprobs"]
     command += ["--gpu-memory-utilization", "0.3", "--weight-transfer-config", '{"backend":"nccl"}']
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "1", "VLLM_SERVER_DEV_MODE": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
         while not _answers(f"{address}/health"):
@@ -212,7 +203,8 @@ def server(small: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             joint(Path(folder), "server, NCCL", vllm_mode="server", vllm_server_base_url=address)
     finally:
-        end_group(process)
+        process.kill()  # its own processes end with the check
+        process.wait()
 
 
 def _answers(address: str) -> bool:

@@ -1,7 +1,6 @@
 """Shared fixtures. Tests that need several processes launch the small programs in tests/programs."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from gsr_rl.engines.local import has_gpu  # noqa: E402
 from tests.support.paths import for_cpu  # noqa: E402
 from tests.support.programs import FORKED_RANKS, Program, environment  # noqa: E402
 
@@ -122,9 +122,9 @@ def launch(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Launches of several processes start first: they take longest. Tests of a GPU are skipped without one."""
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if on_gpu and not shutil.which("nvidia-smi"):
+    if on_gpu and not has_gpu():
         for item in on_gpu:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is no nvidia-smi"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     items.sort(key=lambda item: item.get_closest_marker("distributed") is None)
 
 

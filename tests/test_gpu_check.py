@@ -44,7 +44,7 @@ def test_what_comes_of_a_check(gpu_check, monkeypatch, program, state, reason):
 def test_a_check_that_hangs_is_ended_with_its_children_and_what_it_measured_is_kept(gpu_check, monkeypatch, tmp_path):
     alive = tmp_path / "alive"
     beat = f"import time\nwhile True: open({str(alive)!r}, 'w').write(str(time.time())); time.sleep(0.05)"
-    program = f"import subprocess, time\nsubprocess.Popen([sys.executable, '-c', {beat!r}])\n"
+    program = f"import subprocess, time\nsubprocess.Popen([sys.executable, '-c', {beat!r}], start_new_session=True)\n"
     outcome = outcome_of(
         gpu_check, monkeypatch, program + "tell('first', 1)\nprint('now it waits', flush=True)\ntime.sleep(60)", 3.0
     )
