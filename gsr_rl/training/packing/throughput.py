@@ -107,7 +107,7 @@ def unique_tokens(batch: Batch) -> int:
 def least_saving(model, device: str) -> int:
     """Tokens that sharing a prompt must save to pay for the further attention calls of a layer.
 
-    On a CPU 78 tokens of a model with 0.2 M parameters a layer, 4 of SmolLM2-135M, none of a 7B model; on a GPU 448 of
+    On a CPU 78 tokens of a model with 0.2 M parameters a layer, 4 of SmolLM2-135M, none of a 7B model; on a GPU 447 of
     Qwen2.5-0.5B, 28 of a 7B model.
 
     Args:
