@@ -1,6 +1,7 @@
 """Configuration of the evaluation: which problems, which methods, how candidates are grouped."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,11 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
     flat_sizes: list[int] | None = key(None, "With flat: sizes of the set in place of num_candidates.")
     refinement_rounds: int = key(2, "With rounds: how often K refinements are made over the K texts before them.")
     order_repeats: int = key(2, "With orders: refinements of a set in other orders, and as many in its own order.")
+    verdict_pattern: str | None = key(
+        None,
+        "Regular expression: a candidate in which it is found says that its check held. Adds the vote among those, "
+        "verdict@K, as a control.",
+    )
     reward_model: str | None = key(None, "Path or Hub name of a sequence-classification model that scores candidates.")
     reward_batch_size: int = key(8, "Candidates scored at once.")
     grouping: str = key(
@@ -287,7 +293,7 @@ def _check_methods(c) -> list[str]:
     for method in ("orders", "select", "tree"):
         if method in methods and c.num_candidates < 2:
             messages.append(f"methods: {method} needs num_candidates of at least 2, got {c.num_candidates}")
-    messages += _check_sizes(c, methods)
+    messages += _check_sizes(c, methods) + _check_pattern(c)
     scored = [method for method in methods if method in SCORED]
     if scored and not c.reward_model:
         messages.append(
@@ -296,6 +302,14 @@ def _check_methods(c) -> list[str]:
     if c.reward_model and not scored:
         messages.append(f"reward_model={c.reward_model} is not used: add {' or '.join(SCORED)} to methods")
     return messages + (_check_reward_model(c) if c.reward_model and scored else [])
+
+
+def _check_pattern(c) -> list[str]:
+    try:
+        re.compile(c.verdict_pattern or "")
+    except re.error as error:
+        return [f"verdict_pattern={c.verdict_pattern!r} is no regular expression: {error}"]
+    return []
 
 
 def _check_sizes(c, methods: list[str]) -> list[str]:

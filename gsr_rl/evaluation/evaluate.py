@@ -7,6 +7,7 @@ eval.json         made from samples.parquet alone (gsr_rl/report/tables.py)
 """
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -358,4 +359,6 @@ def _all_samples(run: StoredRun) -> Iterator[dict]:
                 continue
             for sample in run.units[kind][unit]["samples"]:
                 scored = {"score": scores[sample["index"]]} if scores and kind == "candidates" else {}
+                if config.verdict_pattern and kind == "candidates":
+                    scored["verdict"] = bool(re.search(config.verdict_pattern, sample["text"]))
                 yield about | sample | scored

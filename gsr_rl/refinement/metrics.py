@@ -22,6 +22,11 @@ def is_scored(correct: float | None) -> bool:
     return correct is not None and not math.isnan(correct)
 
 
+def rounded(value: float, digits: int = DIGITS) -> float | None:
+    """As it is written to a file: None for NaN."""
+    return None if math.isnan(value) else round(value, digits)
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate of the probability that any of `k` samples is right, with `c` of `n` samples right.
 

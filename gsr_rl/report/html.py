@@ -4,6 +4,7 @@ Everything that a model or a data set wrote is escaped by the template engine, a
 scripts and anything from elsewhere.
 """
 
+import json
 from base64 import b64encode
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.metrics import is_scored
 from gsr_rl.report import markdown
-from gsr_rl.report.plots import png, svgs
+from gsr_rl.report.plots import png, scaling_png, svgs
 from gsr_rl.run_folder import atomic_write
 
 SHOWN_CHARACTERS = 6000  # of a text: its start and its end
@@ -113,12 +114,23 @@ K = {{ summary.k }}, seed {{ summary.seed }}. Percent with 95 % {{ intervals }}.
 {% if section.num_correct %}
 <h3>By the number of right candidates</h3>
 <table>
-<thead><tr><th>right candidates</th><th>sets</th><th>selfref</th><th>maj</th><th>selfref - maj</th></tr></thead>
+<thead><tr>{% for cell in num_correct %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in section.num_correct %}
 <tr>{% for cell in row %}<td class="number">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table>
+{% endif %}
+{% if section.scaling %}
+<h3>More candidates</h3>
+<p class="soft">{{ about_scaling }}</p>
+<div class="wide"><table>
+<thead><tr>{% for cell in scaling %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in section.scaling %}
+<tr>{% for cell in row %}<td class="number">{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
 {% endif %}
 {% if section.spread %}
 <h3>Spread and power</h3>
@@ -183,14 +195,16 @@ def report_html(summary: dict, samples: list[dict], num_examples: int = 3) -> st
             "rows": markdown.metric_rows(summary, name),
             "differences": [row[:2] for row in markdown.difference_rows(summary, name)],
             "num_correct": markdown.num_correct_rows(summary, name),
+            "scaling": markdown.scaling_table(summary.get("scaling", {}).get(name, [])),
             "spread": markdown.spread_lines(summary, name),
             "examples": examples(by_benchmark[name], num_examples) if name in by_benchmark else [],
         }
         for name in summary["benchmarks"]
     ]
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEXT + PAGE)
-    settings = markdown.settings_lines(summary)
-    return page.render(summary=summary, settings=settings, intervals=markdown.INTERVALS, sections=sections)
+    texts = {"settings": markdown.settings_lines(summary), "intervals": markdown.INTERVALS}
+    texts |= {name.lower(): getattr(markdown, name) for name in ("NUM_CORRECT", "SCALING", "ABOUT_SCALING")}
+    return page.render(summary=summary, sections=sections, **texts)
 
 
 def examples(samples: list[dict], number: int) -> list[dict]:
@@ -258,8 +272,17 @@ def _shortened(text: str) -> str:
 
 
 def write_report(folder: str | Path, summary: dict, samples: list[dict] | None = None, num_examples: int = 3) -> None:
-    """Write report.md and report.html (arguments as `report_html`), and report.png if matplotlib is installed."""
+    """Write report.md and report.html (arguments as `report_html`), and report.png if matplotlib is installed.
+
+    Of a run with a scaling report also scaling.json, its settings and rows by benchmark, and scaling.png.
+    """
     atomic_write(Path(folder) / "report.md", markdown.report_markdown(summary))
     atomic_write(Path(folder) / "report.html", report_html(summary, samples or [], num_examples))
     if image := png(summary):
         atomic_write(Path(folder) / "report.png", image)
+    if summary.get("scaling"):
+        settings = ("model", "k", "seed", "num_problems", "num_samples", "pools", "sampling", "versions")
+        content = {key: summary.get(key) for key in settings} | {"scaling": summary["scaling"]}
+        atomic_write(Path(folder) / "scaling.json", json.dumps(content, indent=1) + "\n")
+        if image := scaling_png(summary["scaling"]):
+            atomic_write(Path(folder) / "scaling.png", image)

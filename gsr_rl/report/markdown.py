@@ -4,6 +4,14 @@ from gsr_rl.report.problem_values import about, metric_name
 from gsr_rl.report.samples import OLD_SETTINGS
 from gsr_rl.run_folder import machine
 
+NUM_CORRECT = ["right candidates", "sets", "selfref", "maj", "selfref - maj", "unseen", "selfref - unseen", "copied",
+               "novel"]  # fmt: skip
+SCALING = ["method", "candidates", "refinements", "tokens", "prompt tokens", "of different prompts", "right",
+           "vote, equal tokens", "capped", "above that vote"]  # fmt: skip
+ABOUT_SCALING = (
+    "Means over problems. Vote, equal tokens: of as many candidates as take the method's completion tokens on the "
+    "problem, between two whole numbers linearly; capped: problems on which that is more than there are."
+)
 INTERVALS = "bootstrap intervals over problems, at least Wilson's or Newcombe's where few problems tell"
 
 
@@ -94,10 +102,23 @@ def strict_differences(summary: dict, name: str) -> dict[str, dict]:
 
 def num_correct_rows(summary: dict, name: str) -> list[list[str]]:
     """Rows of the table by number of right candidates; [] without refinements."""
-    table = summary["by_num_correct"].get(name) or {}
+    table = summary["by_num_correct"].get(name) or {}  # older eval.json files lack the last four
     return [
         [number, str(row["n"]), points(row["selfref"]), points(row["maj"]), figure(row.get("gap"))]
+        + [points(row.get("unseen")), figure(row.get("over_unseen"))]
+        + [points(row.get(name)) for name in ("copied", "novel")]
         for number, row in table.items()
+    ]
+
+
+def scaling_table(rows: list[dict]) -> list[list[str]]:
+    """Rows of the scaling table (`SCALING`), from `scaling.scaling_rows`."""
+    tokens = ("tokens", "prompt_tokens", "distinct_prompt_tokens")
+    return [
+        [row["method"], str(row["candidates"]), str(row["refinements"])]
+        + ["-" if row[name] is None else f"{row[name]:,.0f}" for name in tokens]
+        + [figure(row), points(row.get("maj")), points(row.get("capped")), figure(row.get("difference"))]
+        for row in rows
     ]
 
 
@@ -133,7 +154,9 @@ def report_markdown(summary: dict) -> str:
         rows = metric_rows(summary, name) + difference_rows(summary, name)
         lines += ["", f"## {name}", "", markdown_table(["", "any final answer", "boxed only", "n", ""], rows)]
         if rows := num_correct_rows(summary, name):
-            lines += ["", markdown_table(["right candidates", "sets", "selfref", "maj", "selfref - maj"], rows)]
+            lines += ["", markdown_table(NUM_CORRECT, rows)]
+        if rows := summary.get("scaling", {}).get(name):
+            lines += ["", markdown_table(SCALING, scaling_table(rows)), "", ABOUT_SCALING]
         if spread := spread_lines(summary, name):
             lines += ["", *(f"- {line}" for line in spread)]
     return "\n".join(lines) + "\n"

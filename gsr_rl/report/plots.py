@@ -9,6 +9,11 @@ from gsr_rl.report.problem_values import NO_ACCURACY
 COLOURS = {"selfref": "#009E73", "maj": "#0072B2", "pass": "#999999"}
 OTHERS = ("#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "sD^vP*X"
+SCALING = {  # colour and marker of each way to use more candidates
+    "refine and vote": ("#D55E00", "s"), "flat": ("#009E73", "o"), "tree": ("#CC79A7", "D"), "vote": ("#0072B2", "o"),
+    "best of n": ("#E69F00", "^"), "verdict": ("#999999", "v"), "rounds": ("#56B4E9", "P"),
+    "rounds, vote": ("#000000", "X"),
+}  # fmt: skip
 
 
 def _styles(metrics: list[str]) -> dict[str, dict[str, str]]:
@@ -103,12 +108,72 @@ def draw_by_num_correct(axes, summary: dict, name: str) -> None:
     axes.set_title("by the number of right candidates")
 
 
+def draw_scaling(axes, summary: dict, name: str) -> None:
+    """Accuracy against completion tokens, of every way to use more candidates."""
+    draw_scaling_rows(axes, summary["scaling"][name])
+    axes.set_title("more candidates")
+
+
+def draw_scaling_rows(axes, rows: list[dict]) -> None:
+    """A line for each method, from few candidates to many; tokens on a logarithmic axis.
+
+    That of refine and vote joins the points of all refinements of each pool; thin ones lead there from fewer.
+    """
+    known = [row for row in rows if row["value"] is not None and row["tokens"]]
+    for method, (colour, marker) in SCALING.items():
+        shown = [row for row in known if row["method"] == method]
+        if method == "refine and vote":
+            pools: dict[int, list[dict]] = {}
+            for row in shown:
+                pools.setdefault(row["candidates"], []).append(row)
+            for pool in pools.values():
+                axes.plot(*_places(pool), color=colour, linewidth=0.7, marker=".", markersize=3, alpha=0.7)
+            shown = [pool[-1] for pool in pools.values()]
+        if shown:
+            ends = [_interval(row) if row["low"] is not None else [[0.0], [0.0]] for row in shown]
+            sides = [[end[side][0] for end in ends] for side in (0, 1)]
+            how = {"color": colour, "marker": marker, "capsize": 2, "markersize": 5, "label": method}
+            axes.errorbar(*_places(shown), yerr=sides, **how)
+    tokens = [row["tokens"] for row in known] or [1]
+    ticks = [round(min(tokens)) << power for power in range(int(max(tokens) / min(tokens)).bit_length())]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.set(xlabel="completion tokens a problem", ylabel="problems right, %")
+
+
+def _places(rows: list[dict]) -> tuple[list[float], list[float]]:
+    return [row["tokens"] for row in rows], [100 * row["value"] for row in rows]
+
+
+def scaling_png(scaling: dict[str, list[dict]]) -> bytes | None:
+    """The rows of each benchmark and part beside each other; None without matplotlib."""
+    if not find_spec("matplotlib"):
+        return None
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(5.2 * len(scaling), 4.4), layout="constrained")
+    for axes, (name, rows) in zip(canvas.subplots(1, len(scaling), squeeze=False)[0], scaling.items(), strict=True):
+        draw_scaling_rows(axes, rows)
+        axes.set_title(name, parse_math=False)
+    shown = {}
+    for axes in canvas.axes:
+        shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    canvas.legend(shown.values(), shown, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 PLOTS = {
     "all methods with their 95 % intervals": draw_accuracies,
     "accuracy against the number of candidates": draw_against_k,
     "accuracy against the tokens spent": draw_against_tokens,
     "refinement and vote by the number of right candidates": draw_by_num_correct,
+    "accuracy against the tokens spent, more candidates": draw_scaling,
 }
+NEEDS = {draw_by_num_correct: "by_num_correct", draw_scaling: "scaling"}  # tables of the benchmark that are drawn
 
 
 def svgs(summary: dict, name: str) -> dict[str, str]:
@@ -121,7 +186,7 @@ def svgs(summary: dict, name: str) -> dict[str, str]:
     images = {}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gsr", "font.family": "sans-serif"}):
         for title, draw in PLOTS.items():
-            if draw is draw_by_num_correct and not summary["by_num_correct"].get(name):
+            if draw in NEEDS and not summary.get(NEEDS[draw], {}).get(name):
                 continue
             canvas = Figure(figsize=(5.6, 4.4), layout="constrained")
             axes = canvas.subplots()

@@ -21,7 +21,7 @@ import numpy as np
 
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.metrics import Ratio, is_scored
-from gsr_rl.report import intervals, scaling
+from gsr_rl.report import scaling
 from gsr_rl.report.samples import (
     COLUMNS,
     GRADINGS,
@@ -91,6 +91,9 @@ VOTES = (
     Metric("maj@K", "the vote over the same candidates, ties by expectation", lambda p: mean(s.maj for s in p.sets),
            runs=lambda p: [s.maj for s in p.sets]),
 )  # fmt: skip
+VERDICT = Metric("verdict@K", "the vote among candidates that say their check held, of all where none does",
+                 lambda p: mean(s.verdict for s in p.sets), tokens=lambda p: mean(s.tokens for s in p.sets),
+                 needs="verdicts")  # fmt: skip
 REFINEMENT = (
     Metric("selfref@K", "the refinement over the k candidates", lambda p: mean(s.selfref for s in p.sets),
            tokens=lambda p: mean(s.refined_tokens for s in p.sets), runs=lambda p: [s.selfref for s in p.sets],
@@ -136,7 +139,7 @@ REWARD_MODEL = (
            lambda p: mean(s.weighted_maj() for s in p.sets), tokens=lambda p: mean(s.tokens for s in p.sets),
            needs="scores"),
 )  # fmt: skip
-METRICS = (*VOTES, *REFINEMENT, *CONTROLS, *SELECTION, *ORDERS, *REWARD_MODEL)
+METRICS = (*VOTES, VERDICT, *REFINEMENT, *CONTROLS, *SELECTION, *ORDERS, *REWARD_MODEL)
 RATES = (
     Rate("fix_rate", "refinements right where the vote is wrong", lambda s: s.selfref, lambda s: 1 - s.maj,
          is_optional=False),
@@ -199,7 +202,9 @@ def metrics_of(problem: Problem) -> dict[str, Metric]:
     """By name, the metrics that a problem has samples for, in the order of the reports."""
     rounds = chain.from_iterable(of_round(number) for number in problem.rounds)
     named: dict[str, Metric] = {}
-    for metric in (*VOTES, *REFINEMENT, *composed_of(problem), *CONTROLS, *SELECTION, *rounds, *ORDERS, *REWARD_MODEL):
+    composed = composed_of(problem)
+    refined = (*VOTES, VERDICT, *REFINEMENT, *composed, *CONTROLS)
+    for metric in (*refined, *SELECTION, *rounds, *ORDERS, *REWARD_MODEL):
         if metric.needs in problem.kinds:
             named.setdefault(metric_name(metric.template, problem.k), metric)  # pass@1 is pass@K too where K is 1
     return named
@@ -229,6 +234,7 @@ class ProblemValues:
         curves: `pass@n` and `maj@n` for several n.
         tokens: By metric, completion tokens.
         runs: By metric, its values run by run.
+        points: For the scaling report (gsr_rl/report/scaling.py); {} without its methods, and under strict grading.
     """
 
     identity: str
@@ -237,6 +243,7 @@ class ProblemValues:
     tokens: dict[str, float]
     runs: dict[str, list[float]]
     sets: list[CandidateSet]
+    points: dict[scaling.Key, scaling.Point]
 
     @classmethod
     def of(cls, problem: Problem, num_samples: int) -> "ProblemValues":
@@ -248,7 +255,9 @@ class ProblemValues:
         values = {name: metric.value(problem) for name, metric in table.items()}
         tokens |= {name: metric.tokens(problem) for name, metric in table.items() if metric.tokens}
         runs = {name: metric.runs(problem) for name, metric in table.items() if metric.runs}
-        return cls(problem.identity, values, curves, tokens, runs, problem.sets)
+        scales = problem.grading == "lenient" and scaling.COMPOSED & problem.kinds
+        points = scaling.points_of(problem) if scales else {}
+        return cls(problem.identity, values, curves, tokens, runs, problem.sets, points)
 
 
 @dataclass
@@ -314,34 +323,6 @@ class Problems:
         """These problems, in this order."""
         known = dict(zip(self.ids, self.problems, strict=True))
         return Problems(self.k, [known[identity] for identity in ids])
-
-    def by_num_correct(self, weights) -> dict:
-        """The table by number of right candidates; a set whose candidates are not all scored is left out.
-
-        Returns the rows of `metrics.by_num_correct`, and in each `gap`: selfref - maj over its sets, with its interval
-        over problems by `weights` (resamples, P) of `intervals.bootstrap_weights`; None without sets.
-        """
-        sets = [candidate_set for problem in self.problems for candidate_set in problem.sets]
-        figures = ([getattr(s, name) for s in sets] for name in ("num_correct", "selfref", "maj"))
-        table = metrics.by_num_correct(*figures, self.k)
-        for number, row in table.items():
-            row["gap"] = self._gap(int(number), weights) if row["n"] else None
-        return table
-
-    def _gap(self, num_correct: int, weights) -> dict:
-        """selfref - maj over the sets with so many right candidates; problems weigh by how many they have.
-
-        A vote that is the same in all of them takes nothing from the interval.
-        """
-        groups = [[s for s in p.sets if s.num_correct == num_correct and s.is_scored] for p in self.problems]
-        counts = np.array([len(sets) for sets in groups], float)
-        votes = {candidate_set.maj for sets in groups for candidate_set in sets}
-        if len(votes) > 1:
-            gaps = np.array([sum(s.selfref - s.maj for s in sets) for sets in groups], float)
-            return intervals.estimate(Ratio(gaps, counts), weights, signed=True)
-        refined = np.array([sum(s.selfref for s in sets) for sets in groups], float)
-        share, maj = intervals.estimate(Ratio(refined, counts), weights), votes.pop()
-        return share | {key: round(share[key] - maj, metrics.DIGITS) for key in ("value", "low", "high")}
 
 
 def takes_part(rate: Rate, candidate_set: CandidateSet) -> bool:

@@ -20,10 +20,10 @@ from gsr_rl.run_folder import atomic_path, hardware, versions
 GRADINGS = ("lenient", "strict")
 TEXTS = ("benchmark", "part", "problem_id", "problem", "gold", "stage", "method", "candidates_of", "text")
 NUMBERS = ("index", "round", "order", "pool", "repeat", "chosen", "tokens", "prompt_tokens")
-FLAGS = ("finished", "skipped", "copied")
+FLAGS = ("finished", "skipped", "copied", "verdict")
 METHODS_WITH_SETS = ("selfref", "select", "rounds")  # their samples say which candidate sets there are
 FIELDS = ("index", "tokens", "prompt_tokens", "candidates", "round", "order", "pool", "chosen", "copied", "skipped",
-          "score")  # fmt: skip
+          "score", "verdict")  # fmt: skip
 COLUMNS = ["benchmark", "part", "problem_id", "problem", "gold", "method", "repeat", "finished"]
 COLUMNS += [*FIELDS, *(f"{kind}_{grading}" for grading in GRADINGS for kind in ("correct", "class"))]
 # settings that older files lack
@@ -47,7 +47,7 @@ def schema(header: dict):
     `candidates_of`, the problem that they belong to; `order` 0 for the set's own order; `repeat` among samples of one
     prompt; `pool`, of how many candidates sets of K are made, or the set's size where that is not K; `chosen` by a
     selection; `class_*` groups equal answers of a problem, candidates' classes first; `score` of a reward model, as a
-    logit; `copied`, word by word from a candidate.
+    logit; `copied`, word by word from a candidate; `verdict`, whether a candidate says that its check held.
     """
     import pyarrow as pa
 
@@ -187,6 +187,7 @@ class Sample:
     copied: bool | None
     skipped: bool
     score: float | None
+    verdict: bool | None
     correct: float  # NaN if unscored
     answer: int | None  # its class of equal answers
 
@@ -201,15 +202,19 @@ class CandidateSet:
         tokens: Completion tokens of the candidates.
         copied: 1 if the refinement is a candidate word by word, else 0; NaN if it was not asked for, or not looked at.
         novel: 1 if its answer is no candidate's, else 0; NaN without an answer, and where `copied` is NaN.
+        verdict: Correctness of the vote among candidates with a `verdict`, of all where none has one.
+        unseen: The share of right ones among the problem's candidates that are not in the set; NaN without any.
     """
 
     candidates: list[Sample]
     samples: dict[str, list[Sample]]
+    unseen: float = math.nan
 
     def __post_init__(self):
         correct = [candidate.correct for candidate in self.candidates]
         self.num_correct = sum(value == 1.0 for value in correct) if all(map(is_scored, correct)) else None
         self.maj = vote(self.candidates)
+        self.verdict = vote([candidate for candidate in self.candidates if candidate.verdict] or self.candidates)
         self.tokens = sum(candidate.tokens for candidate in self.candidates)
         self.refinement = refinement = next(iter(self.samples["selfref"]), None)
         self.selfref = refinement.correct if refinement else math.nan
@@ -259,7 +264,7 @@ class Problem:
     Attributes:
         samples: By method.
         rounds: Numbers of the rounds of refinement.
-        kinds: What there is: methods, and `scores` of a reward model.
+        kinds: What there is: methods, `scores` of a reward model, and `verdicts` of the candidates.
         candidates: All of them, by index; and of each `correct`, `answers` and `tokens`.
         sets: The candidate sets. With a `selfref` sample, every set has one.
         pools: Of `refine_and_vote`, by N, the refinements in the order of their sets.
@@ -271,7 +276,7 @@ class Problem:
     """
 
     def __init__(self, identity: str, rows: list[dict], header: dict, grading: str):
-        self.identity, self.k = identity, header["k"]
+        self.identity, self.k, self.grading = identity, header["k"], grading
         self.samples: dict[str, list[Sample]] = defaultdict(list)
         over: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))  # by set and method
         for row in rows:
@@ -287,14 +292,13 @@ class Problem:
         self.tokens = [candidate.tokens for candidate in self.candidates]
         self.num_scored = sum(map(is_scored, self.correct))
         chosen = self._chosen(header)
-        self.sets = [
-            CandidateSet([self.candidates[i] for i in chosen[index]], over[index]) for index in sorted(chosen)
-        ]
+        self.sets = [self._set(chosen[index], over[index]) for index in sorted(chosen)]
         self.rounds = sorted({sample.round for sample in self.samples["rounds"]})
         self.pools = self._by("refine_and_vote", "pool")
         self.flat, self.tree = self._by("flat", "pool"), self._by("tree", "round")
         self.kinds = {method for method, samples in self.samples.items() if samples}
-        self.kinds |= {"scores"} if any(candidate.score is not None for candidate in self.candidates) else set()
+        self.kinds |= {"scores"} if any(c.score is not None for c in self.candidates) else set()
+        self.kinds |= {"verdicts"} if any(c.verdict is not None for c in self.candidates) else set()
 
     def _chosen(self, header: dict) -> dict[int, list[int]]:
         """The candidates of each set: as a method was shown them, or as they would have been chosen."""
@@ -314,6 +318,10 @@ class Problem:
                 f"sets hold {sorted(held)}: take the file as the evaluation wrote it"
             )
         return chosen
+
+    def _set(self, chosen: list[int], over: dict[str, list[Sample]]) -> CandidateSet:
+        unseen = mean(c.correct for c in self.candidates if c.index not in chosen)
+        return CandidateSet([self.candidates[index] for index in chosen], over, unseen)
 
     def _by(self, method: str, key: str) -> dict[int, list[Sample]]:
         groups: dict[int, list[Sample]] = defaultdict(list)

@@ -8,9 +8,11 @@ as they are sent; `distinct_prompt_tokens` once for all completions of one promp
 
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from gsr_rl.refinement import metrics
+from gsr_rl.refinement.metrics import is_scored
+from gsr_rl.report import intervals
 from gsr_rl.report.samples import Problem, Sample, mean, vote
 
 COMPOSED = {"flat", "refine_and_vote", "tree"}  # methods with which a run has a scaling report
@@ -43,15 +45,34 @@ def mean_spent(spent: Iterable[Spent]) -> Spent:
 
 @dataclass(frozen=True)
 class Point:
-    """What a method comes to on a problem: its expected correctness in [0, 1], NaN if unscored, and its tokens."""
+    """What a method comes to on a problem: its expected correctness in [0, 1], NaN if unscored, and its tokens.
+
+    Attributes:
+        maj: The vote over candidates of as many completion tokens (`vote_at_tokens`); NaN for a vote.
+        capped: 1 where all candidates take fewer tokens, so that this vote has fewer, else 0; NaN for a vote.
+    """
 
     value: float
     spent: Spent
+    maj: float = math.nan
+    capped: float = math.nan
 
 
 def of_vote(p: Problem, n: int) -> Point:
     """The vote over n candidates."""
     return Point(p.maj_at(n), Spent.on(p.candidates, n / len(p.candidates), one_prompt=True))
+
+
+def of_verdict(p: Problem, n: int) -> Point:
+    """Of n candidates the vote among those with a `verdict`, of all n where none has one."""
+    scored = [candidate for candidate in p.candidates if is_scored(candidate.correct)]
+    held, rest = ([c for c in scored if bool(c.verdict) is has_one] for has_one in (True, False))
+    groups, total = math.comb(len(scored), n), 0.0
+    for drawn in range(max(0, n - len(rest)), min(n, len(held)) + 1):
+        voters = held if drawn else rest
+        share = math.comb(len(held), drawn) * math.comb(len(rest), n - drawn) / groups
+        total += share * metrics.maj_at_k([c.answer for c in voters], [c.correct for c in voters], drawn or n)
+    return Point(total if groups else math.nan, of_vote(p, n).spent)
 
 
 def of_best(p: Problem, n: int) -> Point:
@@ -130,9 +151,11 @@ def powers(last: int) -> list[int]:
 
 def points_of(p: Problem) -> dict[Key, Point]:
     """All points that the samples of a problem give, by method, candidates and refinements."""
-    points = {("vote", n, 0): of_vote(p, n) for n in powers(len(p.candidates))}
-    if "scores" in p.kinds:
-        points |= {("best of n", n, 0): of_best(p, n) for n in powers(len(p.candidates))}
+    votes = {("vote", n, 0): of_vote(p, n) for n in powers(len(p.candidates))}
+    points: dict[Key, Point] = {}
+    for kind, method, point in (("scores", "best of n", of_best), ("verdicts", "verdict", of_verdict)):
+        if kind in p.kinds:
+            points |= {(method, n, 0): point(p, n) for n in powers(len(p.candidates))}
     flat = [*p.flat, p.k] if "selfref" in p.kinds else p.flat
     points |= {("flat", n, 1): of_flat(p, n) for n in sorted(flat)}
     for number in p.rounds:
@@ -143,7 +166,12 @@ def points_of(p: Problem) -> dict[Key, Point]:
         points["tree", n, sum(_level_sizes(n, p.k))] = of_tree(p, n)
     for n, refined in p.pools.items():
         points |= {("refine and vote", n, r): of_pool(p, n, r) for r in powers(len(refined))}
-    return points
+    return votes | {key: _beside_vote(p, point) for key, point in points.items()}
+
+
+def _beside_vote(p: Problem, point: Point) -> Point:
+    tokens = point.spent.tokens
+    return replace(point, maj=vote_at_tokens(p, tokens).value, capped=p.is_capped(tokens))
 
 
 def _level_sizes(number: int, k: int) -> Iterable[int]:
@@ -151,3 +179,32 @@ def _level_sizes(number: int, k: int) -> Iterable[int]:
     while number > 1:
         number = -(-number // k)
         yield number
+
+
+def scaling_rows(problems: list[dict[Key, Point]], weights) -> list[dict]:
+    """The rows of scaling.json over these problems, from `points_of` each.
+
+    Args:
+        weights: (resamples, P) of `intervals.bootstrap_weights`.
+
+    Returns:
+        Of each point `method`, `candidates`, `refinements`; `value`, `low`, `high`; `tokens`, `prompt_tokens` and
+        `distinct_prompt_tokens`, means over problems; and of all but votes `maj`, `capped` and `difference`, what it
+        is above the vote of as many tokens, paired by problem, `{"value", "low", "high"}`.
+    """
+    rows, missing = [], Point(math.nan, Spent(*[math.nan] * 3))
+    for key in dict.fromkeys(key for points in problems for key in points):
+        points = [of_problem.get(key, missing) for of_problem in problems]
+        value, maj = (metrics.share([getattr(point, name) for point in points]) for name in ("value", "maj"))
+        row = dict(zip(("method", "candidates", "refinements"), key, strict=True))
+        row |= intervals.estimate(value, weights)
+        spent = mean_spent(point.spent for point in points)
+        row |= {name: metrics.rounded(tokens, 3) for name, tokens in vars(spent).items()}
+        if maj.count:
+            row |= {
+                "maj": metrics.rounded(maj.value),
+                "capped": metrics.rounded(mean(point.capped for point in points)),
+            }
+            row["difference"] = intervals.estimate_difference(value, maj, weights)
+        rows.append(row)
+    return rows

@@ -4,8 +4,10 @@ import math
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from gsr_rl.refinement import metrics
-from gsr_rl.report import intervals
+from gsr_rl.report import intervals, scaling
 from gsr_rl.report.intervals import of_two_models, power_note, variance
 from gsr_rl.report.problem_values import (
     METRICS,
@@ -17,7 +19,7 @@ from gsr_rl.report.problem_values import (
     metric_name,
     metrics_from_samples,
 )
-from gsr_rl.report.samples import GRADINGS, check_same_problems
+from gsr_rl.report.samples import GRADINGS, CandidateSet, check_same_problems, mean
 
 # By grading, the keys of its figures and of their paired differences in eval.json and seeds.json.
 TABLES = {"lenient": ("benchmarks", "differences"), "strict": ("strict", "strict_differences")}
@@ -46,7 +48,7 @@ SHARED = ("num_samples", "num_candidate_sets", "grouping", "engine", "sampling")
 
 def summarise(results: Results) -> dict:
     """The content of eval.json: figures and paired differences under both gradings, what else is lenient, settings."""
-    tables = (*chain.from_iterable(TABLES.values()), "by_num_correct", "by_k", "tokens", "runs", "power")
+    tables = (*chain.from_iterable(TABLES.values()), "by_num_correct", "by_k", "tokens", "runs", "power", "scaling")
     summary = results.header | {"names": results.names} | {table: {} for table in tables}
     for grading, (target, paired) in TABLES.items():
         for name, values in results.problems[grading].items():
@@ -65,9 +67,9 @@ def summarise(results: Results) -> dict:
 
 
 def _add_details(summary: dict, name: str, values: Problems, ratios: dict, weights) -> None:
-    """What is given under lenient grading only: by number of right candidates, curves, tokens, spread, power."""
+    """What is given under lenient grading only: by right candidates, scaling, curves, tokens, spread, power."""
     if "refinement_gap" in ratios:
-        summary["by_num_correct"][name] = values.by_num_correct(weights)
+        summary["by_num_correct"][name] = by_num_correct(values, weights)
     summary["by_k"][name] = {
         kind: {
             curve.removeprefix(f"{kind}@"): intervals.estimate(metrics.share(points), weights)
@@ -76,6 +78,8 @@ def _add_details(summary: dict, name: str, values: Problems, ratios: dict, weigh
         }
         for kind in ("pass", "maj")
     }
+    if rows := scaling.scaling_rows([problem.points for problem in values.problems], weights):
+        summary["scaling"][name] = rows
     means = {metric: [t for t in tokens if not math.isnan(t)] for metric, tokens in values.tokens.items()}
     summary["tokens"][name] = {m: round(math.fsum(t) / len(t), 3) for m, t in means.items() if t}
     apart = summary["num_candidate_sets"] * values.k <= summary["num_samples"]  # then sets share no candidate
@@ -85,6 +89,46 @@ def _add_details(summary: dict, name: str, values: Problems, ratios: dict, weigh
     notes = {"refinement_gap": power_note(parts.get("refinement_gap"))}
     notes |= {f"{metric} of two models": power_note(of_two_models(of_one)) for metric, of_one in parts.items()}
     summary["power"][name] = {key: note for key, note in notes.items() if note}
+
+
+def by_num_correct(values: Problems, weights) -> dict:
+    """The table by number of right candidates; a set whose candidates are not all scored is left out.
+
+    Args:
+        weights: (resamples, P) of `intervals.bootstrap_weights`.
+
+    Returns:
+        The rows of `metrics.by_num_correct`, and in each, None without sets: `gap`, selfref - maj; `unseen`, the share
+        of right ones among the candidates that are not in the set, and `over_unseen`, selfref - unseen over sets that
+        have such; `copied` and `novel`, shares of refinements (`CandidateSet`).
+    """
+    sets = [candidate_set for problem in values.problems for candidate_set in problem.sets]
+    figures = ([getattr(s, name) for s in sets] for name in ("num_correct", "selfref", "maj"))
+    table = metrics.by_num_correct(*figures, values.k)
+    for number, row in table.items():
+        groups = [[s for s in p.sets if s.num_correct == int(number) and s.is_scored] for p in values.problems]
+        row["gap"] = _gap(groups, weights) if row["n"] else None
+        beside = [[s for s in of_problem if metrics.is_scored(s.unseen)] for of_problem in groups]
+        over = _over_sets(beside, lambda s: s.selfref - s.unseen)
+        row["over_unseen"] = intervals.estimate(over, weights, signed=True) if over.count else None
+        for name in ("unseen", "copied", "novel"):
+            row[name] = metrics.rounded(mean(getattr(s, name) for of_problem in groups for s in of_problem))
+    return table
+
+
+def _over_sets(groups: list[list[CandidateSet]], value) -> metrics.Ratio:
+    """The mean of a value over candidate sets; a problem weighs by how many it has."""
+    sums = np.array([sum(map(value, sets)) for sets in groups], float)
+    return metrics.Ratio(sums, np.array([len(sets) for sets in groups], float))
+
+
+def _gap(groups: list[list[CandidateSet]], weights) -> dict:
+    """selfref - maj over sets, by problem. A vote that is the same in all takes nothing from the interval."""
+    votes = {candidate_set.maj for sets in groups for candidate_set in sets}
+    if len(votes) > 1:
+        return intervals.estimate(_over_sets(groups, lambda s: s.selfref - s.maj), weights, signed=True)
+    share, maj = intervals.estimate(_over_sets(groups, lambda s: s.selfref), weights), votes.pop()
+    return share | {key: round(share[key] - maj, metrics.DIGITS) for key in ("value", "low", "high")}
 
 
 def wanted_pairs(k: int, known) -> list[tuple[str, str]]:

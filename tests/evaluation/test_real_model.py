@@ -10,6 +10,7 @@ from tests.support.fixed_engine import run_recipe
 from tests.support.paths import ROOT
 
 METHODS = ["selfref", "selfref_none", "selfref_foreign", "rounds", "select", "best_of_n", "weighted_vote", "orders"]
+COMPOSED = {"flat_sizes": [2], "pool_sizes": [5]}  # with K = 4: a tree of two refinements and one over both
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,12 @@ def reward_model(tmp_path_factory):
 @pytest.mark.vllm
 def test_every_method_through_vllm_in_the_tiny_world(reward_model, tmp_path, monkeypatch):
     keys = {"config": ROOT / "recipes/tiny/eval.yaml", "output_dir": tmp_path, "max_problems": 40}
-    keys |= {"model": ROOT / "recipes/tiny/models/base", "methods": METHODS, "reward_model": reward_model}
+    keys |= {"model": ROOT / "recipes/tiny/models/base", "reward_model": reward_model} | COMPOSED
+    keys |= {"methods": [*METHODS, "flat", "refine_and_vote", "tree"]}
     run_recipe(monkeypatch, "eval", **keys)
     header, rows = read_samples(tmp_path / "samples.parquet")
     orders = sum(row["method"] == "orders" for row in rows)  # of problems whose set can be shown in another one
-    assert header["versions"]["vllm"] and len(rows) - orders == 40 * (5 + 3 + 2 * 4 + 1)
+    assert header["versions"]["vllm"] and len(rows) - orders == 40 * (5 + 3 + 2 * 4 + 1 + 1 + 5 + 3)
     assert 30 * 4 < orders <= 40 * 4 and orders % 4 == 0
     assert {row["tokens"] > 0 for row in rows if not row["skipped"]} == {True}
     assert sum(row["score"] is not None for row in rows) == 200
@@ -39,7 +41,9 @@ def test_every_method_through_vllm_in_the_tiny_world(reward_model, tmp_path, mon
     wanted = {"pass@1", "pass@4", "maj@4", "maj@5", "maj@tokens", "selfref@4", "refinement_gap", "selfref_none"}
     wanted |= {"selfref_foreign", "rounds_1", "rounds_2", "select@4", "best_of@4", "weighted_maj@4", "fix_rate"}
     wanted |= {"order_disagreement", "resample_disagreement", "copy_rate", "novel_answer"}
+    wanted |= {"selfref@2", "refine_and_vote@5", "maj@tokens@5", "tree@5", "verdict@4"}
     assert wanted <= set(values) and 0.2 < values["pass@1"]["value"] < 0.7
+    assert all((tmp_path / f"scaling.{kind}").is_file() for kind in ("json", "png"))
     assert summary["power"]["tiny/mix"] and (tmp_path / "report.html").stat().st_size > 20_000
 
 

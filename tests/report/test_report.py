@@ -22,7 +22,7 @@ from gsr_rl.report.markdown import comparison_markdown, figure, report_markdown,
 from gsr_rl.report.plots import png, svgs
 from gsr_rl.report.problem_values import Problems, metrics_from_samples
 from gsr_rl.report.samples import read_samples, write_samples
-from gsr_rl.report.tables import compare, comparison, over_seeds, runs_of, summarise
+from gsr_rl.report.tables import by_num_correct, compare, comparison, over_seeds, runs_of, summarise
 from tests.support.fixed_engine import run_recipe
 from tests.support.made_samples import HEADER, HOSTILE, made_samples, write_run
 from tests.support.paths import ROOT
@@ -350,21 +350,32 @@ def test_sets_overlap_only_where_candidates_run_out(tmp_path, sets, grouping, ap
 
 
 def test_the_gap_by_number_of_right_candidates_has_an_interval_over_problems():
-    """Six problems of two sets each: the four sets with one right candidate are of two problems, which differ."""
+    """Six problems of two sets each: the four sets with one right candidate are of two problems, which differ.
+
+    Of three of these four, so many of the candidates not shown are right: 0.5, 0.2, 0.2; their refinements: 1, 0, 0.
+    """
     sets = {0: [(1, 1.0, 0.5)] * 2, 1: [(1, 0.0, 0.5)] * 2} | {number: [(3, 1.0, 1.0)] * 2 for number in (2, 3, 4)}
     sets[5] = [(2, math.nan, 1.0), (None, 1.0, 1.0)]
     problems = [
         SimpleNamespace(sets=[
-            SimpleNamespace(num_correct=right, selfref=selfref, maj=maj, is_scored=not math.isnan(selfref))
+            SimpleNamespace(num_correct=right, selfref=selfref, maj=maj, is_scored=not math.isnan(selfref),
+                            unseen=math.nan, copied=float(maj == 1), novel=math.nan)
             for right, selfref, maj in of
         ])
         for of in sets.values()
     ]  # fmt: skip
+    problems[0].sets[0].unseen, problems[0].sets[0].novel = 0.5, 1.0
+    problems[1].sets[0].unseen = problems[1].sets[1].unseen = 0.2
     values = Problems(3, problems)
-    table = values.by_num_correct(bootstrap_weights(6))
+    table = by_num_correct(values, bootstrap_weights(6))
     assert table["1"]["n"] == 4 and (table["1"]["selfref"], table["1"]["maj"]) == (0.5, 0.5)
     assert table["1"]["gap"]["value"] == 0 and table["1"]["gap"]["low"] <= -0.5 <= 0.5 <= table["1"]["gap"]["high"]
     assert table["3"]["gap"]["value"] == 0 and table["0"]["gap"] is None and table["2"]["gap"] is None
+    assert (table["1"]["unseen"], table["1"]["copied"], table["1"]["novel"]) == (0.3, 0.0, 1.0)
+    over = table["1"]["over_unseen"]
+    assert over["value"] == pytest.approx((0.5 - 0.2 - 0.2) / 3, abs=1e-6) and over["low"] < 0 < over["high"]
+    assert table["3"]["unseen"] is table["3"]["over_unseen"] is table["0"]["copied"] is None
+    assert table["3"]["copied"] == 1.0
     assert table["3"]["gap"]["low"] < -0.3 and table["3"]["gap"]["high"] == 0, "nothing is above a vote that is right"
 
 
