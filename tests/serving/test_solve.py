@@ -37,8 +37,10 @@ class Record(Watcher):
         self.stages, self.texts, self.attempts = [], {}, {}
 
     def started(self, stage, number, count):
+        again = any((stage, number) == before[:2] for before in self.stages)
         self.stages.append((stage, number, count))
-        self.texts[stage] = [""] * count
+        texts = self.texts[stage] if again else []
+        self.texts[stage] = texts + [""] * (count - len(texts))
 
     def text(self, stage, index, text):
         self.texts[stage][index] += text
