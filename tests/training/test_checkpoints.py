@@ -222,7 +222,7 @@ def test_ranks_end_when_their_launcher_is_killed_and_the_folder_is_free_for_the_
     while ranks() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not ranks(), "orphaned ranks train on"
-    resumed = launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu")
+    resumed = launch("recipes/grpo_gsr.py", *keys, accelerate="zero2_cpu", timeout=1500)
     assert re.search(rf"Resuming from {out}/checkpoint-\d+", resumed)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert steps == list(range(1, 101))
