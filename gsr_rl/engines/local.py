@@ -186,12 +186,12 @@ class TransformersEngine(Engine):
 
     streams = True
 
-    def __init__(self, model, seed=0, max_model_length=None, dtype="auto", max_num_seqs=None):
+    def __init__(self, model, seed=0, max_model_length=None, dtype="auto", max_num_seqs=None, tokenizer=None):
         super().__init__()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()

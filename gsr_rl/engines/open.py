@@ -1,10 +1,29 @@
 """Open the engine that a configuration asks for: here, as copies in processes of their own, or as endpoints."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 from gsr_rl.engines.base import KINDS, Engine
 from gsr_rl.engines.data_parallel import DataParallelEngine
 from gsr_rl.engines.endpoints import EndpointEngine, EndpointSettings
 from gsr_rl.engines.local import has_gpu, open_local
 from gsr_rl.refinement.settings import with_chat_template
+
+SMALL_BYTES = 100_000_000  # of weights: with more, vLLM makes up for its start within some hundred tokens
+
+
+def automatic_kind(model: str, problems: int | None = None) -> str:
+    """`vllm` where it is installed, else `transformers`; for one problem of a small model on a CPU `transformers` too.
+
+    vLLM samples faster, but takes longer to start there than such a problem takes.
+
+    Args:
+        model: Path or Hub name. Only a local folder can be small.
+        problems: How many there are to solve. None: nobody knows, or many.
+    """
+    size = sum(path.stat().st_size for path in Path(model).glob("model*.safetensors"))
+    quick = problems == 1 and 0 < size <= SMALL_BYTES
+    return "transformers" if not find_spec("vllm") or (quick and not has_gpu()) else "vllm"
 
 
 def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int | None = None, dtype: str = "auto",
@@ -33,7 +52,9 @@ def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int |
     else:
         from transformers import AutoTokenizer
 
-        with_chat_template(AutoTokenizer.from_pretrained(model), chat_template, model)  # before the weights load
+        tokenizer = with_chat_template(
+            AutoTokenizer.from_pretrained(model), chat_template, model
+        )  # before the weights
         options = {"seed": seed, "max_model_length": max_model_length, "dtype": dtype, "max_num_seqs": max_num_seqs}
         if kind == "vllm":
             options |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
@@ -42,7 +63,7 @@ def open_engine(kind: str, model: str, *, seed: int = 0, max_model_length: int |
         if copies > 1:
             engine = DataParallelEngine(kind, model, options, copies, tensor_parallel_size)
         else:
-            engine = open_local(kind, model, **options)
+            engine = open_local(kind, model, **options | ({} if kind == "vllm" else {"tokenizer": tokenizer}))
     with_chat_template(engine.tokenizer, chat_template, model)
     return engine
 

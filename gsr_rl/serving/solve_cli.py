@@ -143,12 +143,15 @@ def run(rows: list[dict], config: SolveConfig, *, json_lines: bool) -> int:
     warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its lines would go through the live display
 
+    from gsr_rl.engines.open import automatic_kind
     from gsr_rl.serving.display import plain, terminal_console
     from gsr_rl.serving.solver import Solver
 
     console = None if json_lines else terminal_console()
     if console:
         console.print(f"loading {config.model} ...", style="dim", markup=False)
+    if config.engine == "auto" and not config.endpoints:
+        config = dataclasses.replace(config, engine=automatic_kind(config.model, len(rows)))
     solver = Solver(**{name: value for name, value in vars(config).items() if value is not None})
     failed = 0
     try:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import rewards
 from gsr_rl.engines.base import Engine, EngineError, Request, Result, is_unicode
 from gsr_rl.engines.endpoints import EndpointSettings
-from gsr_rl.engines.open import open_configured, open_engine
+from gsr_rl.engines.open import automatic_kind, open_configured, open_engine
 from gsr_rl.refinement.prompts import Messages
 from gsr_rl.serving.config import SolveConfig
 from gsr_rl.serving.steps import Ask, Attempt, SamplingFailed, Solution, Told, Usage, Vote, solving
@@ -180,8 +180,7 @@ class _Running:
 def _open(config: SolveConfig) -> Engine:
     kind = config.engine
     if kind == "auto":
-        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-        kind = "endpoint" if config.endpoints else kind
+        kind = "endpoint" if config.endpoints else automatic_kind(config.model)
     if kind == "vllm" and not importlib.util.find_spec("vllm"):
         raise ValueError("engine=vllm, but vLLM is not installed: install it, or use engine=transformers")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from gsr_rl.engines import open as open_module
 from gsr_rl.engines.base import Request, Sampling
 from gsr_rl.engines.data_parallel import _devices
 from gsr_rl.engines.local import set_vllm_environment
@@ -68,6 +70,39 @@ def test_engines_agree_on_the_greedy_completion(tiny_model):
 def test_an_unknown_engine_names_the_known_ones():
     with pytest.raises(ValueError, match="engine='sglang' is not known: use one of"):
         open_engine("sglang", "model")
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "problems", "size", "kind"),
+    [
+        (True, False, 1, 10, "transformers"),
+        (True, False, 2, 10, "vllm"),
+        (True, False, None, 10, "vllm"),  # a `Solver`, which does not know how many come
+        (True, True, 1, 10, "vllm"),
+        (True, False, 1, 11, "vllm"),
+        (True, False, 1, None, "vllm"),  # on the Hub, or an adapter of a model whose size nobody knows
+        (False, True, 2, 11, "transformers"),
+    ],
+)
+def test_the_engine_that_is_chosen_starts_soon_for_one_problem_of_a_small_model_on_a_cpu(
+    installed, gpu, problems, size, kind, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(open_module, "find_spec", lambda name: installed)
+    monkeypatch.setattr(open_module, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(open_module, "SMALL_BYTES", 10)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"few")
+    for part in range(2 if size else 0):
+        (tmp_path / f"model-0000{part}-of-00002.safetensors").write_bytes(b"." * (size - 4 if part else 4))
+    assert open_module.automatic_kind(str(tmp_path), problems) == kind
+
+
+def test_the_tokenizer_is_loaded_once_for_transformers(tiny_model, monkeypatch):
+    loads, load = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *words, **keys: loads.append(words) or load(*words, **keys)
+    )
+    with open_engine("transformers", tiny_model):
+        assert len(loads) == 1
 
 
 def test_importing_the_seam_imports_no_engine():

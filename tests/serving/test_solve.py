@@ -526,3 +526,20 @@ def test_sixteen_candidates_are_right_more_often_than_four(demo_model, tmp_path,
     early, fewer = solve("--num_candidates", "16", "--stop_when_agreed", "0.8")
     assert sixteen > four and early > four, (four, sixteen, early)
     assert fewer < 0.75 * tokens
+
+
+@pytest.mark.parametrize(("words", "chosen"), [([], "transformers"), (["--engine", "vllm"], "vllm")])
+def test_gsr_solve_says_how_many_problems_it_has_where_the_engine_is_chosen(words, chosen, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "gsr_rl.engines.open.automatic_kind", lambda model, problems: "transformers" if problems == 1 else "vllm"
+    )
+
+    def solver(**keys):
+        opened.append(keys["engine"])
+        raise ValueError("enough")
+
+    monkeypatch.setattr("gsr_rl.serving.solver.Solver", solver)
+    with pytest.raises(SystemExit):
+        main(["--model", str(TINY), *words, "1+1"])
+    assert opened == [chosen]
