@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import uuid
 import zipfile
 from dataclasses import asdict, dataclass, field
@@ -38,6 +37,7 @@ sys.path.insert(0, str(ROOT))  # gsr_rl, where it is not installed
 PARTS = {"a": ("gpu_check_attention", "gpu_check_trainer"), "b": ("gpu_check_whole",)}  # each module has CHECKS
 MARK = "GSR_GPU_CHECK"  # in the environment of what a check starts
 ROW = "GPU-CHECK-ROW "  # what a check prints before a result's JSON
+LACKS = 77  # exit code of a check that lacks the package which it names at last
 WHEELS_LIMIT = 60 * 2**20  # bytes
 # What a machine with torch, transformers and peft may lack for part A; pins are of requirements/cpu.txt.
 WHEELS = (
@@ -54,7 +54,8 @@ WHEELS = (
         "multiprocess",
     ),
     *("xxhash", "einops", "hjson", "msgpack", "ninja", "py-cpuinfo", "pydantic", "pydantic_core"),
-    *("annotated-types", "typing-inspection", "psutil"),
+    *("annotated-types", "typing-inspection", "psutil", "aiohttp", "aiohappyeyeballs", "aiosignal", "attrs"),
+    *("frozenlist", "multidict", "propcache", "yarl", "idna"),
 )
 NOT_NEEDED = re.compile(  # two thirds of pyarrow: its RPC, headers, tests and copies of libraries under other names
     r"pyarrow/(include|tests)/|pandas/tests/|pyarrow/.*flight|pyarrow/libarrow_python\w*\.so(\.\d+\.\d+\.\d+)?$"
@@ -109,9 +110,12 @@ def run_here(part: str, name: str, small: bool) -> int:
     check = next(check for check in checks_of(part) if check.name == name)
     try:
         check.run(small)
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
+        if (ROOT / name).exists() or (HERE / f"{name}.py").exists():
+            raise
+        print(f"needs {name}")
+        return LACKS
     return 0
 
 
@@ -166,6 +170,8 @@ def run_check(part: str, check: Check, small: bool, limit: float, environment: d
     if code is None:
         after = f", after `{rows[-1]['what']}`" if rows else ", before its first result"
         outcome.state, outcome.reason = "FAILED", f"not done within its {limit:.0f} s{after}: {_last(text)}"
+    elif code == LACKS:
+        outcome.state, outcome.reason = "not run", _last(text)
     elif code:
         outcome.state, outcome.reason = "FAILED", f"exit code {code}: {_last(text)}"
     elif wrong:

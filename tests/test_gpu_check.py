@@ -1,5 +1,6 @@
 """benchmarks/gpu_check.py: checks that hang, crash or are wrong end alone, with a table and a line of JSON."""
 
+import importlib
 import json
 import re
 import sys
@@ -33,6 +34,7 @@ def outcome_of(gpu_check, monkeypatch, program: str, limit: float = 30.0):
         ("tell('error', 3.0, ('<=', 2.0), must=True)", "FAILED", "wrong: error"),
         ("tell('error', float('nan'), ('<=', 2.0), must=True)", "FAILED", "wrong: error"),
         ("tell('first', 1)\nraise ValueError('no room')", "FAILED", "exit code 1: ValueError: no room"),
+        ("print('needs aiohttp')\nsys.exit(77)", "not run", "needs aiohttp"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "FAILED", "exit code -9: no output"),
     ],
 )
@@ -97,6 +99,18 @@ def test_wheels_are_trimmed_and_only_what_is_lacking_is_unpacked(gpu_check, tmp_
     assert gpu_check.unpack(tmp_path, tmp_path / "site-packages") == ["unheard_of"]
     unpacked = {str(path.relative_to(tmp_path / "site-packages")) for path in (tmp_path / "site-packages").rglob("*")}
     assert unpacked == {"pyarrow", *names[:2]}
+
+
+def test_a_check_that_lacks_a_package_names_it_and_one_of_our_modules_fails(gpu_check, monkeypatch, capsys):
+    for name, error in (("no_such_package", None), ("gsr_rl.no_such_module", ModuleNotFoundError)):
+        check = gpu_check.Check("it", lambda small, name=name: importlib.import_module(name), 1)
+        monkeypatch.setattr(gpu_check, "checks_of", lambda part, check=check: [check])
+        if error is None:
+            assert gpu_check.run_here("a", "it", True) == gpu_check.LACKS
+            assert capsys.readouterr().out == "needs no_such_package\n"
+        else:
+            with pytest.raises(error):
+                gpu_check.run_here("a", "it", True)
 
 
 def test_attended_pairs_by_hand(gpu_check):
