@@ -107,6 +107,7 @@ def main() -> None:
 
     # The model as one would load it: weights gathered, tokenizer, chat template, refinement settings, card.
     trainer.save_model(args.output_dir)
+    trainer.merge_or_not()
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_or_exit()

@@ -33,11 +33,11 @@ def arithmetic(rows: list[dict], args) -> dict[str, object]:
 
 def save(trainer, tokenizer, args) -> None:
     """The model as one would load it: weights gathered, tokenizer, end of sequence, refinement settings, card."""
-    ends = trainer.model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    if tokenizer.eos_token_id not in ends:
-        trainer.model.generation_config.eos_token_id = [tokenizer.eos_token_id, *(e for e in ends if e is not None)]
+    from gsr_rl.hub.__main__ import add_end_of_sequence
+
+    add_end_of_sequence(trainer.model, tokenizer)
     trainer.save_model(args.output_dir)
+    trainer.merge_or_not()
     trainer.create_model_card()
 
 

@@ -80,16 +80,8 @@ MERGE = """
 These weights are a LoRA adapter, which gsr-rl runs with transformers. For vLLM and `gsr-serve` merge it with its base
 model; `merged` is a model as any other then:
 
-```python
-import shutil
-
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-from transformers.utils import cached_file
-
-AutoPeftModelForCausalLM.from_pretrained("{name}", dtype="auto").merge_and_unload().save_pretrained("merged")
-AutoTokenizer.from_pretrained("{name}").save_pretrained("merged")
-shutil.copy(cached_file("{name}", "gsr_config.json"), "merged")
+```bash
+gsr-merge {name} --output_dir merged
 ```"""
 
 
@@ -186,6 +178,9 @@ def _facts(config: dict, start: str) -> str:
         split = (problems or training).get("dataset_split")
         local = Path(dataset).suffix in LOCAL_SUFFIXES
         rows.append(["data", f"local file {Path(dataset).name}" if local else f"{dataset}, split {split}"])
+    model = config.get("model") or {}
+    if model.get("use_peft"):
+        rows.append(["trained", f"LoRA of rank {model.get('lora_r')} on {model.get('lora_target_modules')}"])
     rows += [[key, training[key]] for key in SHOWN_SETTINGS if training.get(key) is not None]
     return markdown_table(["", ""], [[key, str(value)] for key, value in rows if str(value)])
 

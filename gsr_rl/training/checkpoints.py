@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint
 
 from gsr_rl.hub import push
+from gsr_rl.hub.__main__ import merge_adapter
 from gsr_rl.hub.model_card import MARK, card_of
 from gsr_rl.refinement.settings import write_refinement_settings
 from gsr_rl.run_folder import atomic_write
@@ -206,6 +207,12 @@ class PushesToHub:
     def save_model(self, output_dir=None, _internal_call=False):
         """transformers pushes at every call of this; ours saves, and pushes when it is asked to."""
         super().save_model(output_dir, _internal_call=True)
+
+    def merge_or_not(self) -> None:
+        """With `merge_adapter` the output folder's adapter becomes a whole model, on the main process."""
+        if self.args.merge_adapter and self.is_world_process_zero():
+            merge_adapter(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL writes its own card; ours is made from the run folder, and leaves alone what somebody has written."""

@@ -48,7 +48,9 @@ def check_grpo(c) -> list[str]:
     messages = check_refinement(c) + check_hub(c) + check_trained_for(c, "model_name_or_path") + _check_named_model(c)
     messages += _check_groups(c) + _check_objectives(c) + _check_choice(c) + check_rewards(c)
     messages += check_generation_kwargs(c) + check_importance_sampling(c) + check_best_checkpoint(c)
-    messages += check_resuming(c) + check_quantization(c) + _check_micro_batch_terms(c) + _check_token_budget(c)
+    messages += (
+        check_resuming(c) + check_adapter_and_quantization(c) + _check_micro_batch_terms(c) + _check_token_budget(c)
+    )
     model, refines = getattr(c, "model_name_or_path", None), c.refinement_weight > 0
     messages += check_context(c, "vllm_max_model_length", model, refines=refines)
     return messages + _check_servers(c) + _check_batch(c)
@@ -75,7 +77,7 @@ def check_sft(c) -> list[str]:
     if when(c.eval_strategy) != "no" or c.eval_on_start:
         name = "eval_on_start" if c.eval_on_start else "eval_strategy"
         messages.append(f"{name}={getattr(c, name)}: {fix}")
-    return messages + check_resuming(c) + check_quantization(c)
+    return messages + check_resuming(c) + check_adapter_and_quantization(c)
 
 
 def _check_named_model(c) -> list[str]:
@@ -338,8 +340,10 @@ def check_resuming(c) -> list[str]:
     ]
 
 
-def check_quantization(c) -> list[str]:
-    """The recipes build no quantized model; a trainer's own configuration does not have these keys."""
+def check_adapter_and_quantization(c) -> list[str]:
+    """The recipes build no quantized model, and merge LoRA alone; a trainer's own configuration lacks these keys."""
+    if c.merge_adapter and not getattr(c, "use_peft", True):
+        return ["merge_adapter=true needs an adapter: set use_peft to true, or leave merge_adapter out"]
     return [
         f"{name}=true: quantized weights are not supported, the model would be loaded whole: leave {name} out"
         for name in ("load_in_4bit", "load_in_8bit")

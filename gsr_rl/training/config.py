@@ -31,7 +31,16 @@ def _read_as_yaml(config, *mappings: str) -> None:
 
 
 @dataclass
-class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
+class AdapterConfig:
+    """What becomes of a LoRA adapter."""
+
+    merge_adapter: bool = key(
+        False, "With use_peft: at the end add the adapter to its base model, so that output_dir holds a whole model."
+    )
+
+
+@dataclass
+class GSRConfig(RefinementConfig, ChatTemplateConfig, AdapterConfig, GRPOConfig):
     """Joint GRPO on candidates and refinements. Every key of TRL's GRPOConfig keeps its meaning.
 
     `num_generations` is G, the rollouts per problem and stage; `max_completion_length` limits candidates.
@@ -151,7 +160,7 @@ class GSRConfig(RefinementConfig, ChatTemplateConfig, GRPOConfig):
 
 
 @dataclass
-class GSRSFTConfig(RefinementConfig, ChatTemplateConfig, SFTConfig):
+class GSRSFTConfig(RefinementConfig, ChatTemplateConfig, AdapterConfig, SFTConfig):
     """Supervised warm start on solve rows and refine rows. Every key of TRL's SFTConfig keeps its meaning."""
 
     min_num_candidates: int | None = key(

@@ -1,13 +1,18 @@
 """A model's card tells the truth: where the model comes from, what it was trained on, and how it is used."""
 
 import json
+import os
 import re
+import shutil
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from gsr_rl.hub.__main__ import merge_adapter, merge_command
 from gsr_rl.hub.model_card import card_of, evaluation_of, with_results, write_provenance
+from gsr_rl.hub.push import Target, files_of
 from tests.support.hub_folders import BASE, model_folder
 
 
@@ -127,18 +132,98 @@ def adapter(tmp_path):
     return folder
 
 
+def solved(code: str):
+    """The solution that a card's Python makes."""
+    scope: dict = {"__name__": "__main__"}
+    exec(code, scope)
+    return scope["solution"]
+
+
 def test_the_cards_way_to_use_an_adapter_runs_as_it_stands(adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card = card_of(adapter, str(adapter))
     assert f"gsr-solve --model {adapter} --engine transformers" in card
-    solve, merge = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    scope: dict = {"__name__": "__main__"}
-    exec(solve, scope)
-    assert len(scope["solution"].candidates) == 3
-    exec(merge, {})
-    from gsr_rl import Solver
-
+    (solve,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(solved(solve).candidates) == 3
+    (merge,) = re.findall(r"gsr-merge (.*)\n", card)
+    merge_command(merge.split())
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"model.safetensors", "config.json", "gsr_config.json"} <= names and "adapter_config.json" not in names
-    with Solver("merged", engine="transformers", max_completion_length=8) as solver:
-        assert len(solver.solve("1+2").candidates) == 3
+    assert (adapter / "adapter_config.json").is_file()
+    card = (tmp_path / "merged/README.md").read_text()
+    (solve,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert "LoRA adapter" not in card and 'Solver("merged")' in solve
+    assert len(solved(solve.replace('"merged"', '"merged", engine="transformers"')).candidates) == 3
+
+
+def logits(folder, adapter=None):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = PeftModel.from_pretrained(model, adapter) if adapter else model
+    return model(torch.arange(12)[None]).logits
+
+
+def test_a_merged_run_computes_what_its_adapter_does_and_its_card_is_true(adapter, tmp_path, monkeypatch):
+    """In the run's folder, from another working folder than the one that its base model is named from."""
+    base = shutil.copytree(BASE, tmp_path / "runs/sft")
+    run = shutil.copytree(adapter, tmp_path / "runs/grpo")
+    write_provenance(run, "someone/base-model", "openai/gsm8k")
+    settings = json.loads((run / "adapter_config.json").read_text()) | {"base_model_name_or_path": "runs/sft"}
+    (run / "adapter_config.json").write_text(json.dumps(settings))
+    config = {"problems": {"dataset_name": "openai/gsm8k", "dataset_split": "train"}, "training": {}}
+    config["model"] = {"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with torch.no_grad():
+        expected, plain = logits(base, run), logits(base)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    merge_command(["../runs/grpo"])
+    assert {"adapter_config.json", "adapter_model.safetensors"} == {path.name for path in (run / "adapter").iterdir()}
+    with torch.no_grad():
+        assert torch.allclose(logits(run), expected, atol=1e-4) and not torch.allclose(plain, expected, atol=1e-2)
+    card = ModelCard((run / "README.md").read_text())
+    assert (card.data.base_model, card.data.library_name) == ("someone/base-model", "transformers")
+    assert "Trained by joint GRPO" in card.text and "LoRA of rank 2 on all-linear" in card.text
+    files = files_of(run, Target("me/mine"))
+    assert {"model.safetensors", "config.json", "gsr_config.json"} <= files.keys()
+    assert not any("adapter" in name for name in files)
+    with pytest.raises(ValueError, match=r"holds no LoRA adapter .* merged already"):
+        merge_adapter(run)
+
+
+@pytest.mark.parametrize("moves", [0, 3, 7])
+def test_a_merge_that_was_cut_off_is_done_again(adapter, moves, monkeypatch):
+    """After any number of files that have been moved into place."""
+    with torch.no_grad():
+        expected = logits(BASE, adapter)
+    left = [True] * moves
+    move = os.replace
+
+    def cut_off(*paths):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        move(*paths)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", cut_off)
+        merge_adapter(adapter)
+    merge_adapter(adapter)
+    with torch.no_grad():
+        assert torch.allclose(logits(adapter), expected, atol=1e-4)
+    assert not (adapter / "merging").exists() and not (adapter / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["someone/adapter"], "someone/adapter: there is no such folder; of an adapter on the Hub say where to"),
+        ([str(BASE)], f"{BASE} holds no LoRA adapter (adapter_config.json): give the output_dir of such a run"),
+    ],
+)
+def test_what_cannot_be_merged_is_named(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        merge_command(words)
+    assert end.value.code == 2 and message in capsys.readouterr().err
