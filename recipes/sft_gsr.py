@@ -9,6 +9,7 @@
 """
 
 from gsr_rl.cli import clear_errors, log_in_lines, parse
+from gsr_rl.keys import is_still_to_come
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:
@@ -19,7 +20,7 @@ def arithmetic(rows: list[dict], args) -> dict[str, object]:
     steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * steps_an_epoch)
     completions = sum(len(message["content"]) for row in rows for message in row["completion"])
     return {
-        "rows": len(rows),
+        "rows": len(rows) or f"{args.dataset_name} is not there yet: distill_gsr.py writes it",
         "solve rows": len(rows) - refine,
         "refine rows": refine,
         "characters in completions": completions,
@@ -49,7 +50,7 @@ def main() -> None:
     from gsr_rl.training.sft_trainer import load_sft_rows
 
     with clear_errors("sft"):
-        rows = load_sft_rows(args)
+        rows = [] if args.dry_run and is_still_to_come(args.dataset_name) else load_sft_rows(args)
     if args.dry_run:
         from gsr_rl.run_folder import print_dry_run
 

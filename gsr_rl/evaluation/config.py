@@ -14,7 +14,7 @@ from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list, file_kind
 from gsr_rl.engines.config import EngineConfig, check_sampling
 from gsr_rl.engines.local import reward_model_messages
 from gsr_rl.hub.config import ResultsHubConfig, check_hub, check_update_model_card
-from gsr_rl.keys import at_least, check_model, check_output, key, mapping, one_of, raise_if_any
+from gsr_rl.keys import at_least, check_model, check_output, is_still_to_come, key, mapping, one_of, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig, check_chat_template, check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path
 
@@ -379,7 +379,7 @@ def _check_compared(c) -> list[str]:
     if not c.compare_with:
         return []
     runs, other = as_list(c.from_samples) or as_list(c.output_dir), samples_path(c.compare_with)
-    if not other.is_file():
+    if not other.is_file() and not (c.dry_run and is_still_to_come(c.compare_with)):
         return [f"compare_with={c.compare_with}: there is no samples.parquet, run eval_gsr.py first"]
     if len(runs) > 1:
         return [f"compare_with={c.compare_with}: from_samples names {len(runs)} runs: name one to compare"]

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from gsr_rl.data.sources import as_list, from_hub
 from gsr_rl.hub.config import check_hub
-from gsr_rl.keys import at_least, check_address, check_context, check_model, check_shares, finite, one_of, positive
+from gsr_rl.keys import (
+    at_least,
+    check_address,
+    check_context,
+    check_model,
+    check_shares,
+    finite,
+    is_still_to_come,
+    one_of,
+    positive,
+)
 from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
 from gsr_rl.refinement.settings import check_chat_template, check_refinement, check_trained_for
 
@@ -67,7 +77,7 @@ def check_sft(c) -> list[str]:
     name = c.dataset_name
     if not name:
         messages.append("dataset_name is not set: give the rows that distill_gsr.py wrote, or a Hub data set")
-    elif not from_hub(name) and not Path(name).is_file():
+    elif not from_hub(name) and not Path(name).is_file() and not (c.dry_run and is_still_to_come(name)):
         messages.append(f"dataset_name={name}: there is no such file, run distill_gsr.py first or give another file")
     stages = [c.stages] if isinstance(c.stages, str) else c.stages
     if not stages or set(stages) - {"candidate", "refinement"}:

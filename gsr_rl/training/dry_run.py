@@ -7,6 +7,7 @@ from gsr_rl.training.launch import Launch, ModelShape, adapter_parameters, check
 from gsr_rl.training.problem_order import sampling_limit
 
 GIB = 2**30
+USUAL_GIB = (24, 48, 80)  # of GPUs
 USABLE = 0.95  # of a GPU's memory
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768  # of the fused head: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
 LIVE_PARAMETERS = 1_000_000_000  # gathered at once under ZeRO-3: DeepSpeed's stage3_max_live_parameters
@@ -286,15 +287,26 @@ def pass_bytes(
 
 
 def _verdict(shape: ModelShape, launch: Launch, args, held: float, update: float) -> dict[str, str]:
-    """The engine's share of a GPU, and whether the larger of sampling and update fits.
+    """The engine's share of a GPU, and whether the larger of sampling and update fits, on GPUs of other sizes too.
 
     Args:
         held: Bytes that stay on the GPU from step to step: nothing takes them away while the engine samples.
         update: Bytes of the update.
     """
+    text = _peak(shape, launch, args, held, update, args.gpu_memory_gib)
+    others = [gib for gib in USUAL_GIB if gib != args.gpu_memory_gib]
+    peaks = [_peak(shape, launch, args, held, update, gib)["GPU memory: peak"] for gib in others]
+    fits = [f"{peak.split(' (')[0]}: {peak.rsplit(': ', 1)[1]}" for peak in peaks]
+    text["GPU memory: peak on other GPUs"] = "; ".join(fits)
+    left = f"{1 - USABLE:.0%} of the GPU are left for them"
+    return text | {"GPU memory: not counted": f"CUDA's context, NCCL's buffers, what is free in pieces: {left}"}
+
+
+def _peak(shape: ModelShape, launch: Launch, args, held: float, update: float, gib: float) -> dict[str, str]:
+    """What `_verdict` says of a GPU with so many `gib`."""
     stages = ["candidate", *(["refinement"] if "refinement" in args.stages else [])]
     longest = max(sum(_limits(args, stage)) for stage in stages)
-    memory, text, room = args.gpu_memory_gib * GIB, {}, True
+    memory, text, room = gib * GIB, {}, True
     if not args.use_vllm:  # transformers: all completions of a rank at once, sharded weights gathered
         rows = args.per_device_train_batch_size * args.steps_per_generation // len(args.stages)
         gathered = shape.parameters * _width(args) if launch.zero_stage == 3 else 0
@@ -318,6 +330,4 @@ def _verdict(shape: ModelShape, launch: Launch, args, held: float, update: float
     text["GPU memory: sampling together"] = f"{sampling / GIB:.1f} GiB"
     peak = max(sampling, update)
     fits = "fits" if room and peak < USABLE * memory else "DOES NOT FIT"
-    text["GPU memory: peak"] = f"{peak / GIB:.1f} of {args.gpu_memory_gib:g} GiB ({when}): {fits}"
-    left = f"{1 - USABLE:.0%} of the GPU are left for them"
-    return text | {"GPU memory: not counted": f"CUDA's context, NCCL's buffers, what is free in pieces: {left}"}
+    return text | {"GPU memory: peak": f"{peak / GIB:.1f} of {gib:g} GiB ({when}): {fits}"}
