@@ -30,6 +30,7 @@ from gsr_rl.command_line import (
     read,
 )
 from gsr_rl.data.config import ProblemConfig, check_problems_and_held_out, check_training_problems
+from gsr_rl.data.sources import from_hub
 from gsr_rl.distillation.config import check_distill
 from gsr_rl.evaluation.config import check_eval, check_eval_problems
 from gsr_rl.keys import SHIPPED, raise_if_any, shipped
@@ -47,6 +48,10 @@ PROGRAMS = {
     "grpo": (("ProblemConfig", "GSRConfig", "ModelConfig"), (check_problems_and_held_out, check_grpo)),
     "eval": (("EvalProblemConfig", "EvalConfig"), (check_eval_problems, check_eval)),
 }
+
+# Keys of a YAML file that describe its data set, and say nothing of another.
+OF_ITS_SET = ("dataset_config", "dataset_split", "dataset_kwargs", "row_filters", "problem_column", "answer_column")
+OF_ITS_SET += ("expected",)
 
 
 @cache
@@ -72,7 +77,32 @@ def read_values(program: str, argv: list[str]) -> dict[str, object]:
     values, stray = read(argv, keys_of(program), "--help all")
     if stray:
         raise ValueError(f"stray argument {stray[0]!r}: write --key value")
+    if "--config" in argv:
+        at = argv.index("--config")
+        stated, given = (
+            read(words, keys_of(program), "")[0] for words in (argv[at : at + 2], argv[:at] + argv[at + 2 :])
+        )
+        if others := keys_of_another_set(stated, given):
+            name = f"dataset_name={given['dataset_name']}"
+            _print_once(
+                f"{name}: what {argv[at + 1]} sets for {stated['dataset_name']} is left out: {', '.join(others)}"
+            )
+            values = {name: value for name, value in values.items() if name not in others}
     return values
+
+
+def keys_of_another_set(stated: dict[str, object], given: dict[str, object]) -> list[str]:
+    """Which keys of a file (`stated`) describe its data set of the Hub, where the command line has `given` another."""
+    name = stated.get("dataset_name")
+    if not name or given.get("dataset_name", name) == name or not from_hub(str(name)):
+        return []
+    return [key for key in stated if key in OF_ITS_SET and key not in given]
+
+
+def _print_once(line: str) -> None:
+    """A line on stderr; of several processes, from the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def print_config_paths(argv: list[str] | None = None) -> None:

@@ -13,14 +13,16 @@ from gsr_rl.keys import is_still_to_come
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:
-    """How much is trained on."""
+    """How much is trained on, where the rows are there."""
+    if not rows:
+        return {"rows": f"{args.dataset_name} is not there yet: distill_gsr.py writes it"}
     refine = sum(row["stage"] == "refinement" for row in rows)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps_an_epoch = -(-len(rows) // batch)
     steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * steps_an_epoch)
     completions = sum(len(message["content"]) for row in rows for message in row["completion"])
     return {
-        "rows": len(rows) or f"{args.dataset_name} is not there yet: distill_gsr.py writes it",
+        "rows": len(rows),
         "solve rows": len(rows) - refine,
         "refine rows": refine,
         "characters in completions": completions,

@@ -3,7 +3,15 @@
 import math
 from dataclasses import dataclass, replace
 
-from gsr_rl.training.launch import Launch, ModelShape, adapter_parameters, check_numbers, read_launch, read_shape
+from gsr_rl.training.launch import (
+    Launch,
+    ModelShape,
+    adapter_parameters,
+    check_named_size,
+    check_numbers,
+    read_launch,
+    read_shape,
+)
 from gsr_rl.training.problem_order import sampling_limit
 
 GIB = 2**30
@@ -66,6 +74,7 @@ def batch_arithmetic(args, model=None) -> dict[str, int | str]:
     shape = read_shape(model and model.model_name_or_path, args.model_shape)
     if shape is None:
         return figures | {"GPU memory": "not estimated: the model is not a local folder, set model_shape"}
+    check_named_size(model and model.model_name_or_path, shape)
     return figures | memory_arithmetic(shape, launch, args, model)
 
 

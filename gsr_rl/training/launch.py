@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from gsr_rl.engines.local import has_gpu
+from gsr_rl.hub.config import is_repo_name
 
 logger = logging.getLogger(__name__)
 
@@ -111,12 +112,12 @@ class Launch:
 
 
 def read_shape(model: str | None, stated: dict | str | None) -> ModelShape | None:
-    """The shape from a local model folder, else from the key `model_shape`; None where neither tells.
+    """The shape from a local model folder or the Hub's cache, else from the key `model_shape`; None where none tells.
 
     Raises:
         ValueError: Sizes that are missing or no whole numbers above 0.
     """
-    path = Path(str(model)) / "config.json"
+    path = _config_of(model)
     needed = [size.name for size in fields(ModelShape) if size.default is MISSING]
     if path.is_file():
         name, fix = f"model_name_or_path={model}", "set model_shape to the sizes by Llama's names"
@@ -136,6 +137,29 @@ def read_shape(model: str | None, stated: dict | str | None) -> ModelShape | Non
     tied = bool(values.get("tie_word_embeddings", False))
     sizes = {size: _whole(values[size], f"{name}: {size}", 1) for size in given if size != "tie_word_embeddings"}
     return ModelShape(**sizes, tie_word_embeddings=tied)
+
+
+def _config_of(model: str | None) -> Path:
+    """Where the config.json of a model is, if it is here: in its folder, or of a Hub name in the cache."""
+    path = Path(str(model)) / "config.json"
+    if path.is_file() or not model or not is_repo_name(model):
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    return Path(str(try_to_load_from_cache(model, "config.json") or path))
+
+
+def check_named_size(model: str | None, shape: ModelShape) -> None:
+    """`model_shape` is that of the model, as far as a name such as Qwen2.5-7B tells. Raises `ValueError`."""
+    named = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![a-z])", Path(str(model)).name, re.IGNORECASE)
+    if not named or _config_of(model).is_file():
+        return
+    stated = float(named[1]) * (1e9 if named[2].upper() == "B" else 1e6)
+    if not 0.6 * stated < shape.parameters < 1.6 * stated:
+        raise ValueError(
+            f"model_shape has {shape.parameters / 1e9:.2f} billion parameters, which is another model than "
+            f"model_name_or_path={model}: set model_shape to its sizes, or to null to leave the memory out"
+        )
 
 
 def read_launch(path: str | None, processes: int) -> Launch:

@@ -449,7 +449,7 @@ def test_the_lora_recipe_is_the_full_one_with_what_lora_needs_and_fits_one_gpu(t
     folder = Path("recipes/Qwen2.5-7B-Instruct")
     full, lora = (yaml.safe_load((folder / name).read_text()) for name in ("grpo.yaml", "grpo_lora.yaml"))
     changed = {key for key in full.keys() | lora.keys() if full.get(key) != lora.get(key)}
-    adapter = {key for key in lora if key.startswith("lora_")} | {"use_peft"}
+    adapter = {key for key in lora if key.startswith("lora_")} | {"use_peft", "merge_adapter"}
     assert changed == adapter | {"learning_rate", "output_dir", "launch_config"}
     assert float(lora["learning_rate"]) == pytest.approx(10 * float(full["learning_rate"]))
     assert float(lora["learning_rate"]) >= LEAST_LORA_RATE > float(full["learning_rate"])
@@ -458,7 +458,7 @@ def test_the_lora_recipe_is_the_full_one_with_what_lora_needs_and_fits_one_gpu(t
             "vllm_max_model_length", "vllm_enable_sleep_mode", "gradient_checkpointing", "gpu_memory_gib",
             "model_shape")}  # fmt: skip
     args = GSRConfig(output_dir=str(tmp_path), report_to="none", bf16=True, **keys)
-    options = {key: lora[key] for key in adapter if key != "lora_dropout"}
+    options = {key: lora[key] for key in adapter - {"lora_dropout", "merge_adapter"}}
     figures = batch_arithmetic(args, model(model_name_or_path=None, **options))
     assert figures["problems per optimizer step"] == 8
     assert figures["GPU memory: peak"].endswith("fits")
