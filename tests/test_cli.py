@@ -386,3 +386,34 @@ def test_a_row_that_only_the_loader_sees_ends_with_one_message_too(tmp_path, mon
     errors = capsys.readouterr().err
     assert end.value.code == 2, errors[-2000:]
     assert "answer" in errors.splitlines()[-1] and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "left", "said"),
+    [
+        ([], {"row_filters", "expected", "dataset_split"}, ""),
+        (["--dataset_name", "nvidia/OpenMathReasoning"], {"row_filters", "expected", "dataset_split"}, ""),
+        (["--dataset_name", "openai/gsm8k"], set(), "dataset_split, row_filters, expected"),
+        (["--dataset_name", "mine.jsonl", "--row_filters", "{}"], {"row_filters"}, "dataset_split, expected"),
+    ],
+)
+def test_what_a_file_says_of_its_data_set_does_not_hold_for_another(words, left, said, capsys):
+    path = "recipes/Qwen2.5-7B-Instruct/distill.yaml"
+    values = cli.read_values("distill", [*words, "--config", path])
+    assert values.keys() & {"row_filters", "expected", "dataset_split"} == left
+    stderr = capsys.readouterr().err
+    assert stderr == (
+        f"dataset_name={words[1]}: what {path} sets for nvidia/OpenMathReasoning is left out: {said}\n" if said else ""
+    )
+
+
+def test_keys_beside_a_set_that_is_not_the_hubs_hold_for_another_too(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("dataset_name: a.jsonl\nanswer_column: final\n")
+    values = cli.read_values("grpo", ["--config", str(path), "--dataset_name", "b.jsonl"])
+    assert values == {"dataset_name": "b.jsonl", "answer_column": "final"}
+
+
+def test_a_merged_adapter_needs_one():
+    assert "merge_adapter=true needs an adapter: set use_peft to true" in findings(merge_adapter=True)
+    assert "merge_adapter" not in findings(merge_adapter=True, use_peft=True, num_candidate_sets=3)

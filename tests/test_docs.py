@@ -104,7 +104,7 @@ ARE_THE_TESTS = {"make test", "make test-all"}
 BY_HAND = {"make demo"}  # minutes on a quiet machine; results/README.md holds what came out
 NEEDS_GPUS = re.compile(
     r"zero[23](_offload)?\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1|gpu-check|--wheels wheels|"
-    r"Qwen2\.5-7B-Instruct/(distill|eval)\.yaml(?!.*dry_run)"
+    r"Qwen2\.5-7B-Instruct/(distill|eval)\.yaml(?!.*dry_run)|-1\.5B-Instruct/"
 )
 
 
@@ -180,9 +180,9 @@ def test_the_pages_build_without_a_warning_and_ask_nobody(tmp_path):
     assert "seed0.json" in html["results.html"] and (site / "results/demo/seed0.json").is_file()
 
 
-def _run(command: str, folder: Path, environment: dict[str, str] | None = None) -> str:
+def _run(command: str, folder: Path, environment: dict[str, str] | None = None, link: bool = True) -> str:
     """A command of the docs in a folder that has the repository's programs, with this environment's Python."""
-    for name in ("recipes", "accelerate_configs", "gsr_rl", "rewards", "benchmarks"):
+    for name in ("recipes", "accelerate_configs", "gsr_rl", "rewards", "benchmarks") if link else ():
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -219,6 +219,52 @@ def test_the_dry_runs_run(tmp_path):
     for command in DRY_RUNS:
         assert "num_candidates: 4" in _run(command, tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_dry_runs_of_the_chain_for_one_gpu_need_no_override_and_nothing_that_ran(tmp_path):
+    """In a folder without runs/: what one program leaves for the next is not there yet."""
+    chain = [command for page, command in COMMANDS if page == "docs/hardware.md" and "1.5B-Instruct/" in command]
+    texts = [_run(f"{command} --dry_run true", tmp_path) for command in chain]
+    assert len(chain) == 5 and all(re.fullmatch(r"python \S+ --config \S+", command) for command in chain)
+    assert "sft_rows.jsonl is not there yet: distill_gsr.py writes it" in texts[1]
+    assert re.search(r"GPU memory: peak +\S+ of 24 GiB .*: fits\n", texts[2])
+    assert re.search(r"GPU memory: peak on other GPUs +\S+ of 48 GiB: fits; \S+ of 80 GiB: fits\n", texts[2])
+    assert all("gsm8k  " in text and "1319 from openai/gsm8k" in text for text in texts[3:])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_a_lora_chain_ends_in_a_model_that_is_evaluated_solves_and_is_pushed(tmp_path):
+    """The chain for one GPU in the tiny world, from a working folder that is no clone."""
+    lora = "--use_peft true --lora_r 4 --lora_target_modules all-linear --merge_adapter true --max_steps 2"
+    few = "--per_device_train_batch_size 16"
+    recipes = f"python {ROOT}/recipes"
+    for command in (
+        f"{recipes}/distill_gsr.py --config tiny/distill.yaml --max_problems 40 --refinements_per_set 2",
+        f"{recipes}/sft_gsr.py --config tiny/sft.yaml {lora} {few}",
+        f"{recipes}/grpo_gsr.py --config tiny/grpo.yaml {lora} --max_problems 40 --num_generations 4 {few}",
+        f"{recipes}/eval_gsr.py --config tiny/eval.yaml --output_dir runs/tiny/plain --max_problems 10",
+        f"{recipes}/eval_gsr.py --config tiny/eval.yaml --model runs/tiny/grpo --compare_with runs/tiny/plain "
+        "--max_problems 10 --update_model_card true",
+    ):
+        _run(command, tmp_path, link=False)
+    assert (tmp_path / "runs/tiny/eval/compare.md").is_file()
+    run = tmp_path / "runs/tiny/grpo"
+    card = (run / "README.md").read_text()
+    assert "Trained by joint GRPO" in card and "LoRA of rank 4" in card and "### tiny/mix, K = 4" in card
+    assert not (run / "adapter_config.json").exists() and (run / "adapter/adapter_model.safetensors").is_file()
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace('Solver("grpo"', 'Solver("tiny/grpo"')
+    (tmp_path / "use.py").write_text(snippet)
+    (tmp_path / "runs/elsewhere").mkdir()
+    _run(f"python {tmp_path}/use.py", tmp_path / "runs", link=False)
+    (tmp_path / "home").mkdir()
+    with HubStandIn("hf_" + "TokenOfTheDocs") as hub:
+        push = f"python -m gsr_rl.hub push {run} --repo_id me/name"
+        _run(push, tmp_path / "runs/elsewhere", hub.environment(tmp_path / "home"), link=False)
+        assert "model.safetensors" in hub.files("me/name") and "adapter_config.json" not in hub.files("me/name")
 
 
 @pytest.mark.slow

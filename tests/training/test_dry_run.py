@@ -29,6 +29,7 @@ from gsr_rl.training.launch import (
     Launch,
     ModelShape,
     adapter_parameters,
+    check_named_size,
     read_launch,
     read_shape,
 )
@@ -544,3 +545,47 @@ def test_the_dry_run_of_the_tiny_world_imports_no_library():
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and "problems per optimizer step" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-7B-Instruct", "runs/Qwen2.5-7B-Instruct-sft", "mine", "a/b7b", "x/v1.5"]
+)
+def test_a_shape_that_the_models_name_does_not_contradict_is_taken(name):
+    check_named_size(name, QWEN7B)
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-1.5B-Instruct", "runs/Qwen2.5-14B", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+)
+def test_a_shape_of_another_model_is_refused(name):
+    with pytest.raises(
+        ValueError, match=f"model_shape has 7.62 billion parameters, .* model_name_or_path={name}: set"
+    ):
+        check_named_size(name, QWEN7B)
+
+
+def test_sizes_are_those_of_the_model_in_the_hubs_cache_before_the_configurations(tmp_path, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    cache = tmp_path / "models--me--mine-70B"
+    (cache / "snapshots/abc").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("abc")
+    Qwen2Config(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=100,
+                num_key_value_heads=1, tie_word_embeddings=True).save_pretrained(cache / "snapshots/abc")  # fmt: skip
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    shape = read_shape("me/mine-70B", vars(QWEN7B))
+    assert (shape.hidden_size, shape.vocab_size, shape.tie_word_embeddings) == (64, 100, True)
+    check_named_size("me/mine-70B", shape)  # it is the model's own
+    assert read_shape("me/other", vars(QWEN7B)) == QWEN7B
+
+
+def test_the_peak_is_told_for_gpus_of_other_sizes():
+    figures = memory_arithmetic(QWEN7B, Launch(8, 3), training(), model())
+    others = dict(text.split(" of ")[::-1] for text in figures["GPU memory: peak on other GPUs"].split("; "))
+    for gib in (24.0, 48.0):
+        alone = memory_arithmetic(QWEN7B, Launch(8, 3), training(gpu_memory_gib=gib), model())
+        name = next(name for name in others if name.startswith(f"{gib:g} GiB"))
+        assert alone["GPU memory: peak"].startswith(f"{others[name]} of {gib:g} GiB")
+        assert alone["GPU memory: peak"].endswith(name.split(": ")[1])
+    assert "DOES NOT FIT" in figures["GPU memory: peak on other GPUs"]
