@@ -104,11 +104,6 @@ def check_model(c, name: str) -> list[str]:
     return [f"{name}={value}: there is no such folder, {fix}"]
 
 
-def is_still_to_come(name: str | None) -> bool:
-    """Whether a path is one that an earlier program leaves in runs/, and is not there: a dry run goes on without."""
-    return Path(str(name)).parts[:1] == ("runs",) and not Path(str(name)).exists()
-
-
 def model_context_length(model: str | None) -> int | None:
     """The context length that a local model folder states, stretched as its rotary embedding is; None for others."""
     path = Path(str(model)) / "config.json"

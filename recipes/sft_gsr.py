@@ -9,7 +9,7 @@
 """
 
 from gsr_rl.cli import clear_errors, log_in_lines, parse
-from gsr_rl.keys import is_still_to_come
+from gsr_rl.data.sources import is_still_to_come
 
 
 def arithmetic(rows: list[dict], args) -> dict[str, object]:

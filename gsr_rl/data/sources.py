@@ -79,6 +79,11 @@ def from_hub(name: str) -> bool:
     return not local and not name.startswith(GENERATED)
 
 
+def is_still_to_come(name: str | None) -> bool:
+    """Whether a path is one that an earlier program leaves in runs/, and is not there: a dry run goes on without."""
+    return Path(str(name)).parts[:1] == ("runs",) and not Path(str(name)).exists()
+
+
 def as_list(value: str | list | None) -> list:
     """A key that may be left out, or be one value without brackets."""
     return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from gsr_rl.data.config import check_problems
-from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list, file_kind
+from gsr_rl.data.sources import LOCAL_SUFFIXES, as_list, file_kind, is_still_to_come
 from gsr_rl.engines.config import EngineConfig, check_sampling
 from gsr_rl.engines.local import reward_model_messages
 from gsr_rl.hub.config import ResultsHubConfig, check_hub, check_update_model_card
-from gsr_rl.keys import at_least, check_model, check_output, is_still_to_come, key, mapping, one_of, raise_if_any
+from gsr_rl.keys import at_least, check_model, check_output, key, mapping, one_of, raise_if_any
 from gsr_rl.refinement.settings import RefinementConfig, check_chat_template, check_refinement, check_trained_for
 from gsr_rl.report.samples import read_samples, samples_path
 

@@ -6,19 +6,9 @@ it imports TRL) and returns a list of messages, each with the field, its value a
 
 from pathlib import Path
 
-from gsr_rl.data.sources import as_list, from_hub
+from gsr_rl.data.sources import as_list, from_hub, is_still_to_come
 from gsr_rl.hub.config import check_hub
-from gsr_rl.keys import (
-    at_least,
-    check_address,
-    check_context,
-    check_model,
-    check_shares,
-    finite,
-    is_still_to_come,
-    one_of,
-    positive,
-)
+from gsr_rl.keys import at_least, check_address, check_context, check_model, check_shares, finite, one_of, positive
 from gsr_rl.refinement.candidates import check_candidate_choice, check_random_number
 from gsr_rl.refinement.settings import check_chat_template, check_refinement, check_trained_for
 
