@@ -37,7 +37,7 @@ test: install lint ## lint, format and the tests, one case an axis; those that a
 test-all: install lint ## the full matrix; resumes where it stopped, results in .test-all/
 	$(BIN)/python tests/run_all.py
 
-gpu-check: ## what a GPU must show, in ten minutes: speed, memory, parity, then vLLM; results in results/gpu
+gpu-check: ## what a GPU must show, in two parts of ten minutes; results in results/gpu
 	$(BIN)/python benchmarks/gpu_check.py --out results/gpu/$$(hostname)
 
 docs: $(VENV)/.installed-docs ## the documentation as ./site, which needs no network to be read

@@ -1,4 +1,4 @@
-"""What a GPU must show, in ten minutes: `a`, the trainer alone, and `b`, the whole with vLLM.
+"""What a GPU must show, in ten minutes a part: `a`, the trainer alone, and `b`, the whole with vLLM.
 
     python benchmarks/gpu_check.py [a] [b] [--out results/gpu/NAME]
     python benchmarks/gpu_check.py a --wheels DIR                  # a bare machine without a network
@@ -305,9 +305,10 @@ def unpack(folder: Path | None, target: Path) -> list[str]:
 
 
 def run_all(options, environment: dict) -> list[Outcome]:
-    """Every check of the parts, in turn, until the minutes are used up."""
-    end, outcomes = time.monotonic() + 60 * options.minutes, []
+    """Every check of the parts, in turn, until a part's minutes are used up."""
+    outcomes = []
     for part in options.parts:
+        end = time.monotonic() + 60 * options.minutes
         for check in checks_of(part):
             left = end - time.monotonic()
             outcome = Outcome(part, check.name, "not run", reason=missing(check, options.small))
@@ -326,7 +327,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="a: trainer alone, b: whole; default: both")
     parser.add_argument("--small", action="store_true", help="small enough for a CPU; no goal of speed is judged")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all checks together (default %(default)g)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each part (default %(default)g)")
     parser.add_argument("--patience", type=float, default=1.0, help="times each check's own limit (slow machines)")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="take what is not installed from these wheels")
     parser.add_argument("--out", type=Path, metavar="PATH", help="write PATH.json and PATH.md")

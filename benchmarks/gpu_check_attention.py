@@ -159,15 +159,16 @@ def timed(step) -> float:
 
 
 def attention_step(heads: tuple[int, int, int], tokens: int, rows: int, attend):
-    """Forward and backward of an attention over random (rows, heads, tokens, D)."""
+    """Forward and backward of an attention over random (rows, heads, tokens, D), laid out as a model's are."""
     of_query, of_key, width = heads
-    shapes = [(rows, n, tokens, width) for n in (of_query, of_key, of_key)]
+    shapes = [(rows, tokens, n, width) for n in (of_query, of_key, of_key)]
     states = [torch.randn(shape, device=DEVICE, dtype=HALF, requires_grad=True) for shape in shapes]
-    output = attend(*states)
+    by_head = [state.transpose(1, 2) for state in states]
+    output = attend(*by_head)
     grad = torch.randn_like(output)
 
     def step():
-        attend(*states).backward(grad)
+        attend(*by_head).backward(grad)
 
     return step
 
