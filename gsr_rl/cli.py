@@ -259,6 +259,7 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in str(record.msg))
 
 
