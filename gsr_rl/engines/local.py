@@ -181,7 +181,20 @@ class _Streamed:
                 self._on_text(piece.index, piece.text)
 
 
-class TransformersEngine(Engine):
+class _HoldsModel:
+    """Mixin of what holds a model of transformers as `_model`."""
+
+    def close(self) -> None:
+        """Free the weights."""
+        import torch
+
+        self._model = None
+        gc.collect()
+        if has_gpu():
+            torch.cuda.empty_cache()
+
+
+class TransformersEngine(_HoldsModel, Engine):
     """transformers' own generation: slower, and everywhere."""
 
     streams = True
@@ -238,15 +251,6 @@ class TransformersEngine(Engine):
                 streamer=streamer,
             )
         return [_until_end(row, self._ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
-
-    def close(self) -> None:
-        """Free the weights."""
-        import torch
-
-        self._model = None
-        gc.collect()
-        if has_gpu():
-            torch.cuda.empty_cache()
 
 
 class _Streamer:
@@ -307,7 +311,7 @@ def check_reward_model(name: str) -> None:
         raise ValueError(message)
 
 
-class RewardModel:
+class RewardModel(_HoldsModel):
     """Scores solutions.
 
     Args:
@@ -364,15 +368,6 @@ class RewardModel:
             return f"{problem}\n\n{solution}"
         chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": solution}]
         return self.tokenizer.apply_chat_template(chat, tokenize=False)
-
-    def close(self) -> None:
-        """Free the weights."""
-        import torch
-
-        self._model = None
-        gc.collect()
-        if has_gpu():
-            torch.cuda.empty_cache()
 
 
 def reward_model_messages(name: str, config: dict) -> list[str]:
