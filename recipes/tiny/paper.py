@@ -97,6 +97,8 @@ def write(target: Path, evaluation: Path, training: Path, model: str, about: dic
     settings = ("k", "num_problems", "num_samples", "seed", "sampling", "versions", "hardware")
     content = {key: summary.get(key) for key in settings} | about
     content["by_num_correct"] = summary["by_num_correct"]
+    if summary.get("scaling"):
+        content |= {key: summary[key] for key in ("pools", "scaling")}
     content["parameters"] = sum(rows * (columns[0] if columns else 1) for rows, *columns in shapes)
     content["optimizer_steps"] = int(max((log.get("step", 0) for log in steps), default=0))
     content["training_tokens"] = int(max((log.get("num_tokens", 0) for log in steps), default=0))

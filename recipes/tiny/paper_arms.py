@@ -12,8 +12,8 @@ from gsr_rl.report.problem_values import metric_name
 
 # K is an arm's number of candidates per set.
 COLUMNS = ["pass@1", "maj@K", "selfref@K", "pass@K", "refinement_gap", "selfref_frozen", "selfref_foreign"]
-COLUMNS += ["selfref_none", "maj@K+1", "maj@tokens"]
-SHOWN = COLUMNS[:8]
+COLUMNS += ["selfref_none", "maj@K+1", "maj@tokens", "verdict@K"]
+SHOWN = [*COLUMNS[:8], "verdict@K"]
 
 
 @dataclass
@@ -31,9 +31,8 @@ class Arm:
 
     def shares(self, column: str, part: str | None = None) -> list:
         """A column as a ratio for each seed, over one part of the problems or over all."""
-        return [
-            share(frame[column] if part is None else frame[frame["part"] == part][column]) for frame in self.frames
-        ]
+        rows = [frame if part is None else frame[frame["part"] == part] for frame in self.frames]
+        return [share(frame.get(column, [float("nan")] * len(frame))) for frame in rows]  # older files lack some
 
     def estimate(self, column: str, part: str | None = None) -> dict:
         """A column over all seeds, `{"value", "low", "high", "seeds"}`."""
@@ -58,6 +57,8 @@ def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
     for name, paths in started.items() if run else ():
         frames = [pd.read_parquet(paths[place].with_suffix(".parquet")).set_index("problem_id") for place in run]
         settings = [json.loads(paths[place].read_text(encoding="utf-8")) for place in run]
+        for frame, of_seed in zip(frames, settings, strict=True):  # by its number too, as other sizes of the set are
+            frame[f"selfref@{of_seed['k']}"] = frame["selfref@K"]
         arms[name] = Arm(name, [seeds[place] for place in run], [f.loc[frames[0].index] for f in frames], settings)
     told = [claim for claim in config["claims"] if {claim["new"][0], claim["old"][0]} <= set(arms)]
     return arms if told else {}

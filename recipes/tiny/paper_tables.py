@@ -4,8 +4,10 @@ Intervals over seeds hold both the spread of the seeds and the choice of the pro
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import paper_scaling
 from paper_arms import COLUMNS, SHOWN, Arm, load, titles
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +17,7 @@ AGAINST_THE_VOTE = (
     "Against the vote: on which side of the vote's share, taken as exact, all of refinement's interval lies. Sets "
     "count as if each were of a problem of its own."
 )
+SCALING = "scaling.png"
 RESULTS, SEEDS = ROOT / "results" / "paper", [0, 1, 2]  # what README shows
 
 
@@ -28,6 +31,8 @@ def write(tables: dict, results: Path) -> None:
         for against in config.get("plots", []):
             if arms := load(config, results, seeds_of(results)):
                 draw(against, arms, results / plot_name(name, against))
+        if config.get("scaling") and paper_scaling.with_pools(arms := load(config, results, seeds_of(results))):
+            paper_scaling.draw(arms, results / SCALING)
     print(text)
     if why := not_for_readme(tables["demo"], results):
         return print(f"README is left as it is: {why}")
@@ -74,7 +79,8 @@ def about_intervals(seeds: int) -> str:
         return "One seed: the intervals say nothing of the spread between seeds."
     return (
         "Intervals hold the bootstrap over problems and Student's t of the seeds' values; in simulations they cover "
-        "93 to 99 of 100 (tests/report/test_intervals.py). They are not corrected for the number of claims."
+        "93 to 99 of 100 (tests/report/test_intervals.py). They are not corrected for the number of claims. Not "
+        "settled: an end is so near the claim's bound that the bootstrap's seed decides."
     )
 
 
@@ -92,10 +98,13 @@ def section(config: dict, arms: dict[str, Arm]) -> list[str]:
     head = f"{len(arm.frames[0])} problems, seeds {names}; percent with 95 % intervals over {over}."
     if missing := [name for name in config["arms"] if name not in arms]:
         head += f" Not run yet: {', '.join(missing)}."
-    lines = [f"## {config['title']}", "", head, "", arms_table(arms, config.get("columns", SHOWN)), ""]
+    stored = {column for arm in arms.values() for column in arm.frames[0]}
+    columns = config.get("columns") or [column for column in SHOWN if column in stored]  # older files lack some
+    lines = [f"## {config['title']}", "", head, "", arms_table(arms, columns), ""]
     if config.get("by_num_correct"):
         lines += [right_candidates_table(arms), "", AGAINST_THE_VOTE, ""]
-    return [*lines, claims_table(config["claims"], arms), ""]
+    lines += [claims_table(config["claims"], arms), ""]
+    return lines + (paper_scaling.section(arms, SCALING) if config.get("scaling") else [])
 
 
 def arms_table(arms: dict[str, Arm], columns: list[str]) -> str:
@@ -129,8 +138,9 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
         if not {claim["new"][0], claim["old"][0]} <= set(arms):
             continue
         each, over, word = difference(claim, arms)
-        holding = sum(verdict(claim, estimate) == "reproduced" for estimate in each)
-        cells = [*map(figure, each), figure(over), f"{word}, {holding} of {len(each)} seeds alone"]
+        holding = sum(of_seed == "reproduced" for _, of_seed in each)
+        cells = [*(figure(estimate) for estimate, _ in each), figure(over)]
+        cells.append(f"{word}, {holding} of {len(each)} seeds alone")
         for part in parts:
             _, over, word = difference(claim, arms, part)
             cells.append(f"{figure(over)} {word}" if word else "-")
@@ -140,10 +150,10 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
     return markdown_table(["claim (difference in points)", *seeds, "all", "", *families], rows)
 
 
-def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tuple[list[dict], dict, str]:
-    """A claim's new - old on each seed and over all, over one part of the problems or all, and its verdict.
+def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tuple[list[tuple], dict, str]:
+    """A claim's new - old with its verdict on each seed, then both over all seeds; of one part or of all problems.
 
-    The verdict is empty where the arm has no such part.
+    The verdict over all is empty where the arm has no such part.
     """
     from gsr_rl.refinement.metrics import share
     from gsr_rl.report.intervals import bootstrap_weights, estimate, estimate_over_seeds
@@ -155,10 +165,26 @@ def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tu
         ratios.append(share(rows[high] - b.loc[rows.index][low]))
     if not len(rows):
         return [], {}, ""
-    weights = bootstrap_weights(len(rows))
-    each = [estimate(ratio, weights, signed=True) for ratio in ratios]
-    over = estimate_over_seeds(ratios, signed=True)
-    return each, over, verdict(claim, over)
+
+    def of_seed(ratio):
+        return lambda seed: estimate(ratio, bootstrap_weights(len(rows), seed=seed), signed=True)
+
+    each = [settled(claim, of_seed(ratio)) for ratio in ratios]
+    return each, *settled(claim, lambda seed: estimate_over_seeds(ratios, seed=seed, signed=True))
+
+
+def bound_of(claim: dict) -> float:
+    """What the interval is compared with, as a share."""
+    return claim.get("at_most", claim.get("at_least", 0)) / 100
+
+
+def settled(claim: dict, estimate: Callable[[int], dict]) -> tuple[dict, str]:
+    """An interval and the claim's verdict; `not settled` where that depends on the seed of the bootstrap."""
+    from gsr_rl.report.intervals import redrawn
+
+    drawn = redrawn(estimate, bound_of(claim))
+    words = {verdict(claim, interval) for interval in drawn}
+    return drawn[0], words.pop() if len(words) == 1 else "not settled"
 
 
 def verdict(claim: dict, estimate: dict) -> str:
@@ -166,18 +192,20 @@ def verdict(claim: dict, estimate: dict) -> str:
     low, high = estimate["low"], estimate["high"]
     if low is None:
         return "not reproduced"
+    bound = bound_of(claim)
     if "at_most" in claim:
-        bound = claim["at_most"] / 100
         return "reproduced" if high <= bound else "opposite" if low > bound else "not reproduced"
-    bound = claim.get("at_least", 0) / 100
     return "reproduced" if low > bound else "opposite" if high < bound else "not reproduced"
 
 
 def right_candidates_table(arms: dict[str, Arm]) -> str:
     """Refinement and vote by number of right candidates, the sets of all seeds together."""
-    from gsr_rl.report.markdown import figure, markdown_table
+    from gsr_rl.report.markdown import figure, markdown_table, points
 
-    rows = []
+    rows, header = [], ["problems", "arm", "right candidates", "sets", "selfref@K", "maj@K", "against the vote"]
+    tables = [settings["by_num_correct"] for arm in arms.values() for settings in arm.settings]
+    stored = {key for table in tables for part in table.values() for row in part.values() for key in row}
+    controls = [control for control in ("unseen", "copied", "novel") if control in stored]  # older files lack them
     for name, arm in arms.items():
         tables = [settings["by_num_correct"] for settings in arm.settings]
         for part in tables[0]:
@@ -190,10 +218,16 @@ def right_candidates_table(arms: dict[str, Arm]) -> str:
                 selfref = share_of_sets(of_seeds)
                 word = "above" if selfref["low"] > maj else "below" if selfref["high"] < maj else "level"
                 cells = [f"{sets:g}", figure(selfref), f"{100 * maj:.1f}", word]
+                cells += [points(mean_of_sets(of_seeds, control)) for control in controls]
                 rows.append([part.rsplit("/", 1)[-1], name, number, *cells])
-    return markdown_table(
-        ["problems", "arm", "right candidates", "sets", "selfref@K", "maj@K", "against the vote"], rows
-    )
+    return markdown_table([*header, *controls], rows)
+
+
+def mean_of_sets(seeds: list[dict], key: str) -> float | None:
+    """A share over the sets of all seeds; None without any."""
+    known = [row for row in seeds if row.get(key) is not None]
+    sets = sum(row["n"] for row in known)
+    return sum(row["n"] * row[key] for row in known) / sets if sets else None
 
 
 def share_of_sets(seeds: list[dict]) -> dict:

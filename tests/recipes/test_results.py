@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gsr_rl.report.markdown import comparison_markdown, report_markdown
-from gsr_rl.report.problem_values import metrics_from_samples
+from gsr_rl.report.problem_values import SIZED, metrics_from_samples
 from gsr_rl.report.tables import comparison, summarise
 from tests.support.paths import ROOT
 
@@ -90,6 +90,25 @@ def test_a_verdict_says_on_which_side_of_the_bound_the_interval_lies(tables, bou
     assert tables["verdict"](bound, {"low": low, "high": high}) == word
 
 
+def test_a_verdict_that_the_seed_of_the_bootstrap_decides_is_not_settled(tables):
+    """Nine bootstraps: where some end above the bound and some below, no verdict; a clear one is drawn once."""
+    drawn = []
+
+    def interval(lows):
+        return lambda seed: drawn.append(seed) or {"value": 0.05, "low": lows[seed % len(lows)], "high": 0.1}
+
+    assert tables["settled"]({}, interval([0.001, -0.001])) == (
+        {"value": 0.05, "low": 0.001, "high": 0.1},
+        "not settled",
+    )
+    assert drawn == list(range(9))
+    assert tables["settled"]({}, interval([0.001, 0.002]))[1] == "reproduced"
+    assert tables["settled"]({"at_least": 1}, interval([0.009, 0.011]))[1] == "not settled"
+    drawn.clear()
+    assert tables["settled"]({}, interval([0.03]))[1] == "reproduced" and drawn == [0]
+    assert tables["settled"]({"at_most": 10}, interval([0.03]))[1] == "reproduced" and len(drawn) == 10
+
+
 def test_a_share_of_sets_has_an_interval_over_seeds_and_sets(tables):
     share = tables["share_of_sets"]
     one = share([{"n": 100, "selfref": 0.3}])
@@ -101,19 +120,33 @@ def test_a_share_of_sets_has_an_interval_over_seeds_and_sets(tables):
     assert share([{"n": 7, "selfref": 1.0}])["low"] == pytest.approx(0.646, abs=1e-3)  # Wilson's
 
 
+def test_unseen_candidates_copies_and_novel_answers_are_shown_where_they_are_stored(tables):
+    from types import SimpleNamespace
+
+    old = {"n": 30, "selfref": 0.5, "maj": 0.5}
+    new = [old | {"n": n, "unseen": share, "copied": 0.5, "novel": None} for n, share in ((30, 0.1), (10, 0.5))]
+    arm = lambda *rows: SimpleNamespace(settings=[{"by_num_correct": {"made": {"1": row}}} for row in rows])  # noqa: E731
+    first = tables["right_candidates_table"]({"old": arm(old)})
+    assert "unseen" not in first
+    header, _, *lines = tables["right_candidates_table"]({"old": arm(old), "new": arm(*new)}).splitlines()
+    assert cells(header)[-3:] == ["unseen", "copied", "novel"]
+    assert [cells(line)[-3:] for line in lines] == [["-", "-", "-"], ["20.0", "50.0", "-"]]
+
+
 def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):
     config = yaml.safe_load((TINY / "arms.yaml").read_text())
     arms, rows = config["arms"], config["rows"]
+    is_stored = lambda column: column in tables["COLUMNS"] or SIZED.fullmatch(column)  # noqa: E731
     assert not set(arms) & set(rows), "both are names of steps"
     for arm in arms.values():
         assert ("model" in arm) or arm.get("program") == "base" or arm["from"] in arms
         assert arm.get("program") in (None, "base", "teacher", "sft", "grpo") and arm.get("rows", "distill") in rows
     assert all(spec.get("of", "distill") in rows and spec.get("student", "base") in arms for spec in rows.values())
     for table in config["tables"].values():
-        assert set(table["arms"]) <= set(arms) and set(table.get("columns", [])) <= set(tables["COLUMNS"])
+        assert set(table["arms"]) <= set(arms) and all(map(is_stored, table.get("columns", [])))
         for claim in table["claims"]:
             for arm, column in (claim["new"], claim["old"]):
-                assert arm in table["arms"] and column in tables["COLUMNS"]
+                assert arm in table["arms"] and is_stored(column)
 
 
 @pytest.mark.parametrize(

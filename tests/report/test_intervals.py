@@ -121,7 +121,7 @@ def test_a_share_has_at_least_wilsons_interval_below_15_problems_off_the_rest_an
     for number in (1, 14, 15):
         ratio = share([0.5] * number + [rest] * (100 - number))
         one = intervals.estimate(ratio, weights)
-        bootstrap = intervals._percentiles(intervals._resampled(ratio, weights))
+        bootstrap = intervals._percentiles(intervals._resampled([ratio], weights))
         wilson = intervals.wilson(ratio.value, 100)
         widest = min(bootstrap[0], wilson[0]), max(bootstrap[1], wilson[1])
         assert widest != bootstrap, "halves vary less than wholes"
@@ -193,7 +193,33 @@ def test_sums_do_not_depend_on_the_order_of_the_problems():
     weights = intervals.bootstrap_weights(999, resamples=50)
     one, other = metrics.share(values), metrics.share(values[order])
     assert one.value == other.value
-    assert (intervals._resampled(one, weights) == intervals._resampled(other, weights[:, order])).all()
+    assert (intervals._resampled([one], weights) == intervals._resampled([other], weights[:, order])).all()
+
+
+def on_a_knifes_edge(shift: float):
+    """Differences of 400 problems as a function of the bootstrap's seed; the lower end of seed 0 is at `shift`."""
+    values = np.random.default_rng(5).normal(0.1, 0.2, 400)
+
+    def interval(seed: int, by: float = 0.0) -> dict:
+        return intervals.estimate(share(values + by), intervals.bootstrap_weights(400, seed=seed), signed=True)
+
+    by = shift - interval(0)["low"]  # which moves the bootstrap's ends with it
+    return lambda seed: interval(seed, by)
+
+
+def test_an_interval_with_an_end_near_a_bound_is_drawn_again_and_one_that_is_clear_of_it_is_not():
+    drawn = intervals.redrawn(on_a_knifes_edge(1e-4), 0.0)
+    assert drawn[0]["low"] == pytest.approx(1e-4, abs=2e-6) and len(drawn) == 1 + intervals.REDRAWS
+    assert {one["low"] > 0 for one in drawn} == {True, False}, "the seed decides"
+    width = drawn[0]["high"] - drawn[0]["low"]
+    for shift in (-0.3 * width, 0.06 * width):
+        assert len(intervals.redrawn(on_a_knifes_edge(shift), 0.0)) == 1
+    near = intervals.redrawn(on_a_knifes_edge(0.045 * width), 0.0)
+    assert len(near) > 1 and all(one["low"] > 0 for one in near), "near, and settled"
+    assert len(intervals.redrawn(on_a_knifes_edge(-width), 0.0)) > 1, "the upper end counts too"
+    assert intervals.redrawn(lambda seed: {"value": None, "low": None, "high": None}, 0.0) == [
+        {"value": None, "low": None, "high": None}
+    ]
 
 
 def test_differences_are_paired():
