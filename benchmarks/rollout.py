@@ -56,7 +56,7 @@ class Trainer:
         self.llm, self.engine, self.lengths = llm, llm.llm_engine, lengths
         self.processing_class = llm.get_tokenizer()
         self.eos_token_ids = [self.processing_class.eos_token_id]
-        self.state = SimpleNamespace(global_step=0)
+        self.state, self.weights_step = SimpleNamespace(global_step=0), 0
         self.args = SimpleNamespace(
             prompt_template="gsr",
             max_completion_length=LIMIT,

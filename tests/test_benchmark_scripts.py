@@ -17,6 +17,7 @@ SMALLEST = {
     "distill": ["--model", TEACHER, "--problems", "4", "--rounds", "1"],
     "end_to_end": ["--steps", "1", "--rounds", "1"],
     "engine_cpu": ["--model", BASE, "--rounds", "1", "--only", "no prefix caching"],
+    "overlap": ["--steps", "1", "--rounds", "1", "--problems", "2"],
     "rollout": ["--repeats", "1", "--problems", "2"],
     "serve": ["--model", BASE, "--repeats", "1", "--problems", "4", "--requests", "8", "--at_once", "4"],
     "step_time": ["--model", "small", "--only", "memory"],

@@ -79,6 +79,24 @@ def test_a_servers_deadlines_are_below_that_of_the_waiting_ranks():
     )
 
 
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"vllm_mode": "colocate"}, "rollout_ahead=1 with vllm_mode=colocate: set vllm_mode to server, or"),
+        ({"use_vllm": False}, "rollout_ahead=1 with use_vllm=False: set use_vllm to true, or rollout_ahead to 0"),
+        ({"streamed_rollout": False}, "rollout_ahead=1 with streamed_rollout=False: set streamed_rollout to true"),
+        ({"vllm_importance_sampling_correction": False}, "set vllm_importance_sampling_correction to true"),
+        ({"rollout_ahead": -1}, "rollout_ahead=-1"),
+        ({"vllm_server_base_url": ["a:1"]}, "vllm_server_base_url='a:1' is no address: http://HOST:PORT is expected"),
+        ({"vllm_server_base_url": ["http://a:1", "http://a:1"]}, "an address stands there twice"),
+    ],
+)
+def test_sampling_ahead_needs_servers_streams_and_the_importance_ratio(values, message):
+    sound = {"use_vllm": True, "vllm_mode": "server", "rollout_ahead": 1, "vllm_server_base_url": ["http://a:1"]}
+    cli.check_values("grpo", GRPO | sound)
+    assert message in findings(**(sound | values))
+
+
 def test_the_refinement_budget_fits_the_engines_window():
     message = findings(
         use_vllm=True, vllm_max_model_length=1024, max_refinement_prompt_length=1000, max_completion_length=256

@@ -53,7 +53,7 @@ def check_grpo(c) -> list[str]:
     )
     model, refines = getattr(c, "model_name_or_path", None), c.refinement_weight > 0
     messages += check_context(c, "vllm_max_model_length", model, refines=refines)
-    return messages + _check_servers(c) + _check_batch(c)
+    return messages + _check_servers(c) + _check_ahead(c) + _check_batch(c)
 
 
 def check_sft(c) -> list[str]:
@@ -100,7 +100,7 @@ def _check_ranges(c) -> list[str]:
     messages += at_least(c, 1, "gradient_accumulation_steps", "steps_per_generation", "num_iterations")
     messages += at_least(c, 1, "num_generations_eval", "max_eval_problems", "eval_problems_per_call")
     messages += at_least(c, 0, "learning_rate", "beta", "epsilon", "max_grad_norm", "warmup_steps", "seed")
-    messages += positive(c, "server_request_timeout", "vllm_server_timeout")
+    messages += positive(c, "server_request_timeout", "vllm_server_timeout") + at_least(c, 0, "rollout_ahead")
     limits = ("max_completion_length", "max_refinement_length", "max_refinement_prompt_length")
     if small := [name for name in limits if getattr(c, name) is not None and getattr(c, name) < 1]:
         messages += [f"{name}={getattr(c, name)}: a number of tokens is expected, at least 1" for name in small]
@@ -239,16 +239,24 @@ def _check_servers(c) -> list[str]:
         return []
     urls = as_list(c.vllm_server_base_url)
     messages = [message for url in urls for message in check_address("vllm_server_base_url", url, "http://HOST:PORT")]
-    if len({*urls}) < len(urls):
-        messages.append(f"vllm_server_base_url={urls}: an address stands there twice, leave one out")
-    for name in ("server_request_timeout", "vllm_server_timeout"):
-        if getattr(c, name) >= c.ddp_timeout:
-            messages.append(
-                f"{name}={getattr(c, name):g} is not below ddp_timeout={c.ddp_timeout:g}: the other ranks would give "
-                "up before the one that waits for a server can say what is wrong with it: set "
-                f"{name} to {c.ddp_timeout / 2:g}, or raise ddp_timeout"
-            )
-    return messages
+    messages += [f"vllm_server_base_url={urls}: an address stands there twice"] * (len({*urls}) < len(urls))
+    return messages + [
+        f"{name}={getattr(c, name):g} is not below ddp_timeout={c.ddp_timeout:g}: the other ranks would give up "
+        f"before the one that waits can say what is wrong: set {name} to {c.ddp_timeout / 2:g}, or raise ddp_timeout"
+        for name in ("server_request_timeout", "vllm_server_timeout")
+        if getattr(c, name) >= c.ddp_timeout
+    ]
+
+
+def _check_ahead(c) -> list[str]:
+    """What is sampled while an update runs comes from servers, problem by problem, and is weighed by its age."""
+    needed = {"use_vllm": "true", "vllm_mode": "server", "streamed_rollout": "true"}
+    needed |= {"vllm_importance_sampling_correction": "true"}
+    return [
+        f"rollout_ahead={c.rollout_ahead} with {name}={getattr(c, name)}: set {name} to {value}, or rollout_ahead to 0"
+        for name, value in needed.items()
+        if c.rollout_ahead and str(getattr(c, name)).lower() != value
+    ]
 
 
 def _check_batch(c) -> list[str]:

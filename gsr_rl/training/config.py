@@ -83,6 +83,11 @@ class GSRConfig(RefinementConfig, ChatTemplateConfig, AdapterConfig, GRPOConfig)
         "With vllm_mode server: http://HOST:PORT of one server or several, which share the requests by load. Default: "
         "vllm_server_host and vllm_server_port.",
     )
+    rollout_ahead: int = key(
+        0,
+        "With vllm_mode server: sample the next problems while an update runs, with weights at most so many optimizer "
+        "steps old. 0: sampling and update take turns.",
+    )
     server_request_timeout: float = key(
         900.0,
         "With vllm_mode server: seconds that one answer of a server, or its taking new weights, may last before it is "

@@ -1,18 +1,27 @@
-"""In which order training takes its problems: a shuffle per epoch, or a curriculum by running pass rate.
+"""In which order training takes its problems, and how those that come next are sampled while an update runs.
+
+The order is a shuffle per epoch, or a curriculum by running pass rate.
 
 TRL fixes the order in its sampler, which cannot draw further problems within a step, lags a batch behind, and starts
 every resumed run with the first epoch's order. Here the order is a small state of the trainer, the same on all ranks,
-saved with each checkpoint.
+saved with each checkpoint. What was sampled ahead is not saved, but which problems it was for is: they come first.
 """
 
+import copy
 import json
 import math
+import queue
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
 from gsr_rl.refinement.candidates import choice_seed
 from gsr_rl.run_folder import atomic_write
+from gsr_rl.training.rollout import Block, TwoStageRollout
 
 MEMORY = 0.5  # weight of a problem's newest pass rate in its running one
 FLOOR = 0.05  # weight of a problem that is always or never solved, where one solved half the time has 1
@@ -42,14 +51,34 @@ class ProblemStream:
         self.taken = 0  # problems dealt out since the start of the run
         self.draws = 0
         self.pass_rate = np.full(size, 0.5)
+        self.pending: deque[list[int]] = deque()  # reserved batches
+        self.returned: list[int] = []  # of reserved batches that were not trained on; the next to be dealt out
 
     def take(self, number: int) -> list[int]:
         """The next `number` indices. An epoch's are all different; a batch may reach into the next epoch."""
+        again, self.returned = self.returned[:number], self.returned[number:]
+        number -= len(again)
+        if not number:
+            return again
         self.draws += 1
         start, self.taken = self.taken, self.taken + number
         if self.curriculum:
-            return self._draw(number)
-        return [self._order(place // self.size)[place % self.size] for place in range(start, self.taken)]
+            return again + self._draw(number)
+        return again + [self._order(place // self.size)[place % self.size] for place in range(start, self.taken)]
+
+    def reserve(self, number: int) -> list[int]:
+        """The next `number` indices, of a batch that a saved state deals out again until it is `settle`d."""
+        self.pending.append(self.take(number))
+        return self.pending[-1]
+
+    def settle(self) -> list[int]:
+        """The oldest reserved batch goes into training now. Returns its indices."""
+        return self.pending.popleft()
+
+    def give_back(self) -> None:
+        """Deal out anew what is reserved."""
+        self.returned = [index for batch in self.pending for index in batch] + self.returned
+        self.pending.clear()
 
     def _order(self, epoch: int) -> np.ndarray | range:
         if not self.shuffle:
@@ -78,6 +107,7 @@ class ProblemStream:
         """Write the state to a JSON file."""
         state = {"size": self.size, "seed": self.seed, "taken": self.taken, "draws": self.draws}
         state["pass_rate"] = self.pass_rate.tolist() if self.curriculum else None
+        state["returned"] = [index for batch in self.pending for index in batch] + self.returned
         atomic_write(path, json.dumps(state))
 
     def load(self, path: str | Path) -> None:
@@ -94,5 +124,88 @@ class ProblemStream:
                     "resume with the same problems and seed, or start in a new output_dir"
                 )
         self.taken, self.draws = state["taken"], state["draws"]
+        self.pending.clear()
+        self.returned = state.get("returned", [])
         if self.curriculum and state["pass_rate"] is not None:
             self.pass_rate = np.array(state["pass_rate"])
+
+
+class RolloutsAhead:
+    """Samples the next generation batches in a thread of its own, while the trainer updates (`rollout_ahead`).
+
+    The trainer calls `order` when an optimizer step begins, and `take` when it needs a batch. All ranks order the same
+    at the same time, so the thread holds no collective: it only asks the servers, and grades.
+
+    Args:
+        trainer: A `GSRTrainer` with `vllm_mode: server`.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.driver = TwoStageRollout(trainer, copy.deepcopy(trainer.processing_class))
+        self._ordered: deque[Future] = deque()  # of batches that were not taken yet, as `_roll_out` returns them
+        self._next_step: int | None = None  # optimizer step that first uses the next batch to be ordered
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="rollout-ahead").start()
+
+    def start_anew(self) -> None:
+        """A training begins: what an earlier one has ordered is dealt out again."""
+        while self._ordered:
+            self._ordered.popleft().cancel()
+        self.trainer.problem_stream.give_back()
+        self._next_step = None
+
+    def order(self) -> None:
+        """Push the newest weights and order what may be sampled from them: the batches of the next steps.
+
+        A batch is used from its first step on for `used_for` of them; its weights are at most `rollout_ahead` steps
+        older than that first one.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        with trainer.engine_ready():
+            step = trainer.state.global_step
+        self._next_step = step if self._next_step is None else self._next_step
+        used_for = args.num_windows * args.num_iterations
+        number = args.per_device_train_batch_size * args.steps_per_generation // args.block_size
+        while self._next_step <= min(step + args.rollout_ahead, trainer.state.max_steps - 1):
+            indices = trainer.problem_stream.reserve(number * world)[rank * number : (rank + 1) * number]
+            rows = [trainer.train_dataset[index] for index in indices]
+            self._ordered.append(Future())
+            self._jobs.put((self._ordered[-1], rows, indices, self._next_step))
+            self._next_step += used_for
+
+    def take(self) -> list[Block]:
+        """The batch that was ordered for this step. What has become too old is dropped, and sampled now instead.
+
+        Raises:
+            RuntimeError: On all ranks, if sampling has failed on any.
+        """
+        trainer, limit, start = self.trainer, self.trainer.args.rollout_ahead, time.perf_counter()
+        blocks, seconds = trainer.vllm_generation.on_all_ranks("sampling", self._ordered.popleft().result)
+        seconds["waiting"] = time.perf_counter() - start
+        trainer.problem_stream.settle()
+        step = trainer.state.global_step
+        ages = [0 if block.weights_step is None else step - block.weights_step for block in blocks]
+        old = [place for place, age in enumerate(ages) if age > limit]
+        if trainer._largest_over_ranks([len(old)])[0]:
+            rows, indices = [blocks[place].row for place in old], [blocks[place].index for place in old]
+            for place, block in zip(old, trainer.roll_out(rows, trainer.args.plan, indices), strict=True):
+                blocks[place], ages[place] = block, 0
+        trainer.rollout_log.count_ages(ages, len(old))
+        trainer.driver.seconds = seconds
+        return blocks
+
+    def _work(self) -> None:
+        while True:
+            future, *job = self._jobs.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._roll_out(*job))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def _roll_out(self, rows: list[dict], indices: list[int], step: int) -> tuple[list[Block], dict[str, float]]:
+        """Their blocks, for this optimizer step, and what they took in seconds."""
+        blocks = self.driver.run(rows, self.trainer.args.plan, indices, step)
+        return blocks, dict(self.driver.seconds)

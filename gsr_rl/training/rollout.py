@@ -52,6 +52,7 @@ class Rollout:
 
     Attributes:
         logprobs: The engine's, one per completion token; None if it gives none.
+        weights_step: Optimizer step whose weights sampled it, the oldest if they changed meanwhile.
         usable: False for a row that only keeps the batch's shape: one token, masked, outside every mean.
         answer: Its boxed answer; None without one.
         correct: In [0, 1]; None where it could not be graded.
@@ -65,6 +66,7 @@ class Rollout:
     logprobs: list[float] | None
     text: str
     finished: bool
+    weights_step: int = 0
     usable: bool = True
     answer: str | None = None
     correct: float | None = None
@@ -117,6 +119,11 @@ class Block:
     def refinements(self) -> list[Rollout]:
         return [refinement for candidate_set in self.sets for refinement in candidate_set.refinements]
 
+    @property
+    def weights_step(self) -> int | None:
+        """Optimizer step of the oldest weights that sampled any of its rollouts; None if all are unusable."""
+        return min((r.weights_step for r in (*self.candidates, *self.refinements) if r.usable), default=None)
+
     def of_stage(self, stage: str) -> list[Rollout]:
         """The problem's candidates, or its refinements set by set."""
         return self.candidates if stage == "candidate" else self.refinements
@@ -134,24 +141,34 @@ class TwoStageRollout:
         trainer: `sample(prompt_ids, n, max_tokens)` reaches the engine for a whole list of prompts (every rank calls
             it equally often with equally many, because an engine may hold collectives); `stream()` is an engine that
             takes requests one by one, or None; and the tokenizer, limits and settings.
+        tokenizer: Of a driver in a thread of its own, because they are not safe to share. Default: the trainer's.
 
     `seconds` is what the last rollout spent its time on: `rollout` (sampling) and `reward` (grading that sampling
     waited for).
     """
 
-    def __init__(self, trainer):
-        self.trainer = trainer
+    def __init__(self, trainer, tokenizer=None):
+        self.trainer, self._tokenizer = trainer, tokenizer
+        self.step = 0  # the optimizer step that the last rollout is for
         self.seconds: dict[str, float] = {}
+
+    @property
+    def tokenizer(self):
+        return self._tokenizer or self.trainer.processing_class
 
     @property
     def stages(self) -> Stages:
         """How the policy is asked."""
         trainer = self.trainer
-        return Stages.of(trainer.args, trainer.processing_class, trainer.context_length, trainer.chat_template_kwargs)
+        return Stages.of(trainer.args, self.tokenizer, trainer.context_length, trainer.chat_template_kwargs)
 
-    def run(self, rows: list[dict], plan: Plan, indices: list[int] | None = None) -> list[Block]:
-        """Roll out these problems: rows with `problem`, `problem_id` and `answer`, in order."""
+    def run(self, rows: list[dict], plan: Plan, indices: list[int] | None = None, step: int | None = None):
+        """Roll out these problems, rows with `problem`, `problem_id` and `answer`: their blocks, in order.
+
+        `step` is the optimizer step that they are for. Default: the trainer's next one.
+        """
         start, self.seconds = time.perf_counter(), {"reward": 0.0}
+        self.step = self.trainer.state.global_step if step is None else step
         blocks = [Block(row, index) for row, index in zip(rows, indices or range(len(rows)), strict=True)]
         engine = self.trainer.stream()
         if engine is None:
@@ -184,7 +201,7 @@ class TwoStageRollout:
     def _sample(self, prompts: list[list[int] | None], n: int, max_tokens: int) -> list[list[Rollout]]:
         """n completions of each prompt. A prompt that is None keeps its place with unusable one-token rows."""
         # The engine gets a stand-in for a missing prompt, so that every rank sends equally many.
-        stand_in = [self.trainer.eos_token_ids[0]]
+        stand_in, weights = [self.trainer.eos_token_ids[0]], self.trainer.weights_step
         completions, logprobs = self.trainer.sample([ids or stand_in for ids in prompts], n, max_tokens)
         groups = []
         for number, ids in enumerate(prompts):
@@ -192,7 +209,7 @@ class TwoStageRollout:
             if ids is None:
                 groups.append(self.unusable(n, with_logprobs=logprobs is not None))
             else:
-                groups.append(self.rollouts(ids, completions[part], logprobs and logprobs[part]))
+                groups.append(self.rollouts(ids, completions[part], logprobs and logprobs[part], weights))
         return groups
 
     def solve_prompt(self, block: Block) -> list[int] | None:
@@ -201,13 +218,12 @@ class TwoStageRollout:
         return prompt.token_ids if self.stages.room(prompt) >= self.trainer.args.max_completion_length else None
 
     def choose_sets(self, block: Block, plan: Plan) -> list[list[int] | None]:
-        """Choose the problem's candidate sets, by a seed of run, step and problem.
+        """Choose the problem's candidate sets, by a seed of run, step that they are for, and problem.
 
         Returns:
             The token ids of each set's refinement prompt; None where there is none.
         """
-        step = self.trainer.state.global_step
-        seed = choice_seed(self.trainer.args.seed, "candidate set", step, block.problem_id)
+        seed = choice_seed(self.trainer.args.seed, "candidate set", self.step, block.problem_id)
         candidates = [Candidate(rollout.text, rollout.finished, rollout.correct) for rollout in block.candidates]
         prompts = []
         for chosen in self.stages.refine_sets(block.row["problem"], candidates, plan, seed):
@@ -217,15 +233,17 @@ class TwoStageRollout:
             prompts.append(prompt.token_ids if prompt else None)
         return prompts
 
-    def rollouts(self, prompt: list[int], completions: list[list[int]], logprobs: list | None) -> list[Rollout]:
+    def rollouts(
+        self, prompt: list[int], completions: list[list[int]], logprobs: list | None, weights_step: int
+    ) -> list[Rollout]:
         """What was sampled of one prompt."""
-        tokenizer, rollouts = self.trainer.processing_class, []
+        tokenizer, rollouts = self.tokenizer, []
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
         opening = opened_thinking(tokenizer, prompt)
         for row, (ids, text) in enumerate(zip(completions, texts, strict=True)):
             finished = self._finished(ids, text)
             text = completion_text(tokenizer, opening, ids, text)
-            rollouts.append(Rollout(prompt, ids, logprobs[row] if logprobs else None, text, finished))
+            rollouts.append(Rollout(prompt, ids, logprobs[row] if logprobs else None, text, finished, weights_step))
         return rollouts
 
     def _finished(self, completion_ids: list[int], text: str) -> bool:
@@ -277,10 +295,14 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a request to the engine is for: a block's candidates, or the refinements over one of its sets."""
+    """What a request to the engine is for: a block's candidates, or the refinements over one of its sets.
+
+    `weights_step` is of the weights that the engine had when it was sent.
+    """
 
     way: _Way
     prompt: list[int]
+    weights_step: int
     candidate_set: CandidateSet | None = None
 
 
@@ -315,7 +337,7 @@ class _Stream:
         if prompt is None:
             way.block.candidates = self.rollout.unusable(self.plan.generations, with_logprobs=True)
             return self._grade(way, "candidate")
-        self._ask(_Request(way, prompt), self.plan.generations, self.rollout.trainer.args.max_completion_length)
+        self._ask(way, prompt, self.plan.generations, self.rollout.trainer.args.max_completion_length)
 
     def _refine(self, way: _Way) -> None:
         """The candidates are graded: ask for the refinements over each set."""
@@ -328,15 +350,16 @@ class _Stream:
             if prompt is None:
                 candidate_set.refinements = self.rollout.unusable(per_set, with_logprobs=True)
             else:
-                length = self.rollout.trainer.args.max_refinement_length
-                self._ask(_Request(way, prompt, candidate_set), per_set, length)
+                self._ask(way, prompt, per_set, self.rollout.trainer.args.max_refinement_length, candidate_set)
         self._end_if_refined(way)
 
-    def _ask(self, request: _Request, n: int, max_tokens: int) -> None:
-        self.requests[self.engine.add(request.prompt, n, max_tokens)] = request
+    def _ask(self, way: _Way, prompt: list[int], n: int, max_tokens: int, candidate_set=None) -> None:
+        request = _Request(way, prompt, self.rollout.trainer.weights_step, candidate_set)
+        self.requests[self.engine.add(prompt, n, max_tokens)] = request
 
     def _take(self, request: _Request, completions: list[list[int]], logprobs: list | None) -> None:
-        way, group = request.way, self.rollout.rollouts(request.prompt, completions, logprobs)
+        way = request.way
+        group = self.rollout.rollouts(request.prompt, completions, logprobs, request.weights_step)
         if request.candidate_set is None:
             way.block.candidates = group
             self._grade(way, "candidate")

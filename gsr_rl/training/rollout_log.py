@@ -89,6 +89,11 @@ class RolloutLog:
         self._counts["oversample/sampled"] = [float(sampled), float(wanted)]
         self._counts["oversample/with_signal"] = [float(with_signal), float(wanted)]
 
+    def count_ages(self, ages: list[int], dropped: int) -> None:
+        """Of problems sampled ahead: optimizer steps since their weights, and how many were too old and dropped."""
+        self._counts["rollout/staleness"] = [float(sum(ages)), float(len(ages))]
+        self._counts["rollout/dropped"] = [float(dropped), float(len(ages))]
+
     def training(self, blocks: list[Block]) -> None:
         """Log a batch, trained on `blocks`: what was counted, slowest seconds of a rank, table, examples, warnings."""
         trainer, step = self.trainer, self.trainer.state.global_step
@@ -314,6 +319,7 @@ def rollout_rows(blocks: list[Block], step: int, tokenizer) -> list[dict]:
 def _rollout_columns(rollout: Rollout) -> dict:
     return {
         "completion": rollout.text,
+        "weights_step": rollout.weights_step,
         "usable": rollout.usable,
         "finished": rollout.finished,
         "correct": rollout.correct,

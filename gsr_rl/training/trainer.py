@@ -24,7 +24,7 @@ from gsr_rl.training.packing import batching
 from gsr_rl.training.packing.batching import STAGES, Batch, MicroBatch
 from gsr_rl.training.packing.throughput import clock, unique_tokens
 from gsr_rl.training.packing.trainer import Forward, PackedGRPOTrainer, replaced
-from gsr_rl.training.problem_order import ProblemStream, sampling_limit
+from gsr_rl.training.problem_order import ProblemStream, RolloutsAhead, sampling_limit
 from gsr_rl.training.rollout import Block, Plan, Rollout, TwoStageRollout
 from gsr_rl.training.rollout_log import RolloutLog, evaluate_held_out
 from gsr_rl.training.server_requests import ServerStream
@@ -68,6 +68,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         with engine_in_place(args):
             kwargs |= {"train_dataset": train_dataset, "callbacks": callbacks, "rollout_func": _batch_of_blocks}
             super().__init__(model, reward_funcs, args=args, **kwargs)
+        self.ahead = RolloutsAhead(self) if args.rollout_ahead else None
         warn_of_lost_updates(self)
 
     @property
@@ -76,6 +77,11 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         model_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30)
         server = self.vllm_generation.context_length if self.use_vllm and self.vllm_mode == "server" else None
         return min(self.args.vllm_max_model_length or model_length, server or model_length, model_length)
+
+    @property
+    def weights_step(self) -> int:
+        """The optimizer step whose weights the engine has."""
+        return self._last_loaded_step if self.use_vllm else self.state.global_step
 
     def sample(self, prompt_ids: list[list[int]], n: int, max_tokens: int) -> tuple[list[list[int]], list | None]:
         """n completions of each prompt from TRL's engine, whichever it is, with this stage's limit.
@@ -138,6 +144,8 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         """TRL restores what it saved; we also restore where the problems stand."""
         super()._load_optimizer_and_scheduler(checkpoint)
+        if self.ahead is not None:
+            self.ahead.start_anew()
         if checkpoint is not None:
             self.problem_stream.load(os.path.join(checkpoint, STREAM_STATE))
 
@@ -162,10 +170,15 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     def _prepare_inputs(self, generation_batch) -> MicroBatch:
         """TRL shuffles rows over micro-batches; we keep whole blocks in every optimizer window, stage by stage."""
         per_generation = self.args.steps_per_generation
-        if self._step % (per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+        used_up = self._step % (per_generation * self.num_iterations) == 0 or self._buffered_inputs is None
+        step_begins = self._step % self.args.gradient_accumulation_steps == 0
+        if used_up or (self.ahead is not None and step_begins):
             start = clock(self.accelerator.device)
-            batch = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs = self._micro_batches(batch)
+            if self.ahead is not None:
+                self.ahead.order()
+            if used_up:
+                batch = self._generate_and_score_completions(generation_batch)
+                self._buffered_inputs = self._micro_batches(batch)
             self._seconds["generation"] += clock(self.accelerator.device) - start
         return self._buffered_inputs[self._step % per_generation]
 
@@ -237,8 +250,11 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         seconds: dict[str, float] = defaultdict(float)
         with_signal, number = 0, wanted  # number: of problems per rank in this round
         while number:
-            indices = self.problem_stream.take(number * world)[rank * number : (rank + 1) * number]
-            blocks = self.roll_out([self.train_dataset[index] for index in indices], args.plan, indices)
+            if self.ahead is not None and not sampled:
+                blocks = self.ahead.take()
+            else:
+                indices = self.problem_stream.take(number * world)[rank * number : (rank + 1) * number]
+                blocks = self.roll_out([self.train_dataset[index] for index in indices], args.plan, indices)
             start = time.perf_counter()
             self._reward(blocks)
             seconds["reward"] += time.perf_counter() - start

@@ -4,7 +4,8 @@ usage: killable_run.py OUT MODEL [JSON of config keys]
 
 OUT gets the final weights and the order of problems. KILL in the environment ends the process with SIGKILL: `saving`
 in the middle of the next checkpoint, `moving` when it is written and not yet in its place, `step N` when that step has
-ended, or a number of seconds after training began. DISK_FULL makes writing a checkpoint fail as a full disk does.
+ended, or a number of seconds after training began. DISK_FULL makes writing a checkpoint fail as a full disk does, and
+REWARD_SECONDS is how long the reward takes.
 """
 
 import errno
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +32,7 @@ from gsr_rl.training.trainer import GSRTrainer
 
 
 def reward(completions, **columns):
+    time.sleep(float(os.environ.get("REWARD_SECONDS", 0)))
     return [float(sum(map(ord, completion[0]["content"])) % 3) / 2 for completion in completions]
 
 

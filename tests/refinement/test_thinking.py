@@ -97,6 +97,7 @@ def test_a_rollout_shows_and_pays_no_thinking(tmp_path, kind, closed):
         eos_token_ids=[tokenizer.eos_token_id],
         state=SimpleNamespace(global_step=0),
         stream=lambda: None,
+        weights_step=0,
         sample=lambda prompts, n, _: ([ids] * n * len(prompts), None),
     )
     (block,) = TwoStageRollout(trainer).run([{"problem_id": "p", "problem": "2+2", "answer": "4"}], args.plan)

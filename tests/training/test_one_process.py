@@ -48,6 +48,23 @@ def test_drift_is_logged_by_the_loss_with_and_without_the_correction(tiny_model,
     trainer._compare_with_engine(logps, rows)
     assert trainer._metrics["train"]["sampling_logp_difference/mean"] == [pytest.approx(0.25)]
     assert ("importance_sampling_ratio" in rows) == correction
+    assert ("importance_sampling_ratio/clipped" in trainer._metrics["train"]) == correction
+
+
+@pytest.mark.parametrize(
+    ("mode", "share"), [("sequence_mask", 3 / 5), ("token_truncate", 1 / 5), ("token_mask", 1 / 5)]
+)
+def test_the_share_of_tokens_whose_ratio_is_clipped_is_logged(tiny_model, tmp_path, mode, share):
+    trainer = make(str(tmp_path), tiny_model)
+    trainer.use_vllm, trainer.vllm_importance_sampling_mode = True, mode
+    trainer.vllm_importance_sampling_clip_max = 3.0  # log 3 is 1.099
+    logps = torch.tensor([[1.2, 0.0, 0.0], [0.5, 0.5, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    rows = {"sampling_per_token_logps": torch.zeros(2, 3), "completion_mask": mask}
+    trainer._compare_with_engine(logps, rows)
+    assert trainer._metrics["train"]["importance_sampling_ratio/clipped"] == [pytest.approx(share)]
+    first = {"sequence_mask": 0.0, "token_truncate": 3.0, "token_mask": 0.0}[mode]
+    assert rows["importance_sampling_ratio"][0, 0].item() == pytest.approx(first)
 
 
 def test_drift_that_the_last_steps_loss_found_is_warned_of_after_its_log(tiny_model, tmp_path, caplog):

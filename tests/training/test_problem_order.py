@@ -63,3 +63,42 @@ def test_the_state_of_another_data_set_is_refused(tmp_path):
     ProblemStream(3, 0).save(tmp_path / "stream.json")
     with pytest.raises(ValueError, match="size=3"):
         ProblemStream(4, 0).load(tmp_path / "stream.json")
+
+
+@pytest.mark.parametrize("curriculum", [False, True])
+def test_what_is_reserved_comes_first_after_a_resume_in_its_order(tmp_path, curriculum):
+    stream = ProblemStream(30, 4, curriculum=curriculum)
+    first, second = stream.reserve(4), stream.reserve(4)
+    assert stream.settle() == first
+    third = stream.reserve(4)
+    further = stream.take(3)  # by over-sampling, trained on with `first`
+    stream.save(tmp_path / "stream.json")
+    resumed = ProblemStream(30, 4, curriculum=curriculum)
+    resumed.load(tmp_path / "stream.json")
+    again = resumed.take(3)  # another number of ranks takes other batches
+    resumed.save(tmp_path / "stream.json")  # in the middle of what comes again
+    resumed.load(tmp_path / "stream.json")
+    assert again + resumed.take(7) == second + third + stream.take(2)
+    if not curriculum:
+        assert len({*first, *second, *third, *further}) == 15
+
+
+@given(st.integers(4, 12), st.lists(st.sampled_from(["train", "save", "kill"]), max_size=40), st.integers(0, 2))
+def test_a_run_that_is_killed_anywhere_trains_on_every_problem_of_an_epoch_once(tmp_path_factory, size, events, ahead):
+    path = tmp_path_factory.mktemp("stream") / "state.json"
+    stream, trained = ProblemStream(size, 1), []
+    stream.save(path)
+    saved: list[int] = []
+    for event in [*events, "train"]:
+        if event == "kill":
+            stream = ProblemStream(size, 1)
+            stream.load(path)
+            trained = list(saved)
+        elif event == "save":
+            stream.save(path)
+            saved = list(trained)
+        else:
+            while len(stream.pending) <= ahead:
+                stream.reserve(3)
+            trained += stream.settle()
+    assert trained == ProblemStream(size, 1).take(len(trained))

@@ -68,6 +68,7 @@ class Trainer:
         self.eos_token_ids = [TOKENIZER.eos_token_id]
         self.problems = [{"problem_id": f"p{i}", "problem": "47+5", "answer": "52"} for i in range(rows)]
         self.prompts: list[list[int]] = []
+        self.weights_step = 0
 
     def sample(self, prompt_ids, n, max_tokens):
         self.prompts += prompt_ids

@@ -311,15 +311,18 @@ class PackedGRPOTrainer(GRPOTrainer):
         """
         difference = _difference(logps, rows)
         self._log_drift(difference, rows["completion_mask"])
-        mode = self.vllm_importance_sampling_mode
-        if mode.startswith("sequence"):
+        ratio, outside = self._ratio(difference)
+        if self.vllm_importance_sampling_mode.endswith("truncate"):
+            return ratio.clamp(min=self.vllm_importance_sampling_clip_min, max=self.vllm_importance_sampling_clip_max)
+        return ratio.masked_fill(outside, 0.0)
+
+    def _ratio(self, difference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ratios of tokens (B, T), or of sequences (B, 1), and which of them are outside TRL's limits."""
+        if self.vllm_importance_sampling_mode.startswith("sequence"):
             difference = difference.sum(dim=-1, keepdim=True)
         ratio = difference.exp()
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-        if mode.endswith("truncate"):
-            return ratio.clamp(min=low, max=high)
-        outside = (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
-        return ratio.masked_fill(outside, 0.0)
+        return ratio, (ratio < (low if low is not None else 0.0)) | (ratio > (high if high is not None else torch.inf))
 
     def _log_sampling_drift(self, batch: Batch) -> None:
         """The drift, stage by stage, of a batch whose log-probabilities are known before its loss."""
@@ -331,12 +334,15 @@ class PackedGRPOTrainer(GRPOTrainer):
                     self._log_drift(difference * in_stage, batch["completion_mask"] * in_stage, f"{stage}/")
 
     def _log_drift(self, difference: torch.Tensor, mask: torch.Tensor, prefix: str = "") -> None:
-        """How far the engine's log-probabilities are from the trainer's, over all ranks."""
-        size = difference.abs()
-        sums = self.accelerator.reduce(torch.stack([size.sum(), mask.sum().to(size.dtype)]), reduction="sum")
-        metrics = self._metrics["train"]
-        metrics[f"{prefix}{DRIFT}/mean"].append((sums[0] / sums[1].clamp(min=1)).item())
+        """How far the engine's log-probabilities are from the trainer's, over all ranks, and what that clips."""
+        size, counted = difference.abs(), mask.to(difference.dtype)
+        clipped = self._ratio(difference)[1] * counted  # (B, T): tokens whose ratio is truncated or masked
+        sums = self.accelerator.reduce(torch.stack([size.sum(), clipped.sum(), counted.sum()]), reduction="sum")
+        metrics, tokens = self._metrics["train"], sums[2].clamp(min=1)
+        metrics[f"{prefix}{DRIFT}/mean"].append((sums[0] / tokens).item())
         metrics[f"{prefix}{DRIFT}/max"].append(self.accelerator.gather(size.max()).max().item())
+        if self.vllm_importance_sampling_correction:
+            metrics[f"{prefix}importance_sampling_ratio/clipped"].append((sums[1] / tokens).item())
 
 
 def _difference(logps: torch.Tensor, rows: Batch) -> torch.Tensor:

@@ -1,0 +1,121 @@
+"""What sampling beside the update saves: seconds a step with `rollout_ahead: 1` over those with 0, on two CPU cores.
+
+    python benchmarks/overlap.py [--steps 10] [--rounds 2] [--problems 16] [--ahead 1]
+
+A vLLM server is pinned to one core and the trainer, one process, to another, as if each had a machine of its own; both
+have the tiny world's base model, and the joint recipe runs in turn with and without `rollout_ahead`. The first three
+steps of a run warm up. The ideal is that of two machines which never wait: the longer of sampling and all the rest,
+over their sum, by the medians of the runs without. It can be told only where both take about as long: `--problems`
+changes neither's share, `--set key=value ...` does (such as num_iterations=2 for more of an update). The push of new
+weights is part of the rest, and sampling stands still for it. Ends with one line of JSON.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "recipes/tiny/models/base"
+WARM_UP, G = 3, 8
+PARTS = ("step_time", "time/rollout", "time/waiting", "time/reward", "time/sync", "time/update")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextlib.contextmanager
+def serve(core: int, log: Path) -> Iterator[str]:
+    """The address of a vLLM server of the tiny base that has one core for all its processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core)}
+    command = ["taskset", "-c", str(core), sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", MODEL, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "256", "--max-num-seqs", "256", "--logprobs-mode", "processed_logprobs"]
+    command += ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk", "--disable-uvicorn-access-log"]
+    with log.open("w") as file:
+        environment = os.environ | ENVIRONMENT | more
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 900
+        while True:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{log.read_text()[-3000:]}\nthe server has not started")
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def run_steps(core: int, url: str, ahead: int, args) -> list[dict]:
+    """The logs of a run's steps, without those that warm up."""
+    values = {
+        "config": "recipes/tiny/grpo.yaml", "model_name_or_path": MODEL, "vllm_mode": "server",
+        "vllm_server_base_url": url, "rollout_ahead": ahead, "max_steps": args.steps + WARM_UP, "num_generations": G,
+        "per_device_train_batch_size": 2 * G * args.problems, "num_examples": 0, "save_strategy": "no", "seed": 1,
+    } | dict(word.split("=", 1) for word in args.set)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["taskset", "-c", str(core), sys.executable, "recipes/grpo_gsr.py", "--output_dir", folder]
+        command += [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        environment = os.environ | ENVIRONMENT
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
+        if done.returncode:
+            raise SystemExit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}\n{' '.join(command)} failed")
+        logs = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [log for log in logs if "loss" in log][WARM_UP:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10, help="counted steps a run")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
+    parser.add_argument("--problems", type=int, default=16, help="problems a step")
+    parser.add_argument("--ahead", type=int, default=1, help="rollout_ahead of the other side")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys of both sides")
+    args = parser.parse_args()
+    if importlib.util.find_spec("vllm") is None:
+        parser.error("vLLM is not installed, and the server is its own: pip install vllm")
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        parser.error("this needs two cores, one for the server and one for the trainer")
+    sides: dict[int, list[dict]] = {0: [], args.ahead: []}
+    with tempfile.TemporaryDirectory() as folder, serve(cores[0], Path(folder) / "server.log") as url:
+        for number in range(args.rounds):
+            for ahead in list(sides) if number % 2 else reversed(sides):
+                sides[ahead] += run_steps(cores[1], url, ahead, args)
+    medians = {
+        ahead: {part: statistics.median(log.get(part, 0.0) for log in logs) for part in PARTS}
+        for ahead, logs in sides.items()
+    }
+    print(f"{'median seconds of a step':26}" + "".join(f"{part.removeprefix('time/'):>11}" for part in PARTS))
+    for ahead, seconds in medians.items():
+        print(f"{f'rollout_ahead {ahead}':26}" + "".join(f"{seconds[part]:11.2f}" for part in PARTS))
+    alone, step = medians[0]["time/rollout"], medians[0]["step_time"]
+    ideal = max(alone, step - alone) / step
+    staleness = statistics.mean(log["rollout/staleness"] for log in sides[args.ahead])
+    ratio = medians[args.ahead]["step_time"] / step
+    print(f"ratio {ratio:.3f}, ideal {ideal:.3f}: sampling {alone:.2f} s and all the rest {step - alone:.2f} s a step")
+    print(f"{args.rounds} x {args.steps} steps a side, load of the machine {os.getloadavg()[0]:.1f}")
+    print(json.dumps({"overlap_ratio": round(ratio, 3), "staleness_mean": round(staleness, 3)}))
+
+
+if __name__ == "__main__":
+    main()
