@@ -53,7 +53,7 @@ def check_grpo(c) -> list[str]:
     )
     model, refines = getattr(c, "model_name_or_path", None), c.refinement_weight > 0
     messages += check_context(c, "vllm_max_model_length", model, refines=refines)
-    return messages + _check_servers(c) + _check_ahead(c) + _check_batch(c)
+    return messages + _check_servers(c) + _check_batch(c)
 
 
 def check_sft(c) -> list[str]:
@@ -234,28 +234,24 @@ def _check_token_budget(c) -> list[str]:
 
 
 def _check_servers(c) -> list[str]:
-    """The addresses of vLLM servers, and how long a rank waits for one while the other ranks wait for it."""
+    """What sampling ahead needs; the addresses of vLLM servers, and how long a rank waits for one."""
+    needed = {"use_vllm": "true", "vllm_mode": "server", "streamed_rollout": "true"}
+    needed |= {"vllm_importance_sampling_correction": "true"}
+    messages = [
+        f"rollout_ahead={c.rollout_ahead} with {name}={getattr(c, name)}: set {name} to {value}, or rollout_ahead to 0"
+        for name, value in needed.items()
+        if c.rollout_ahead and str(getattr(c, name)).lower() != value
+    ]
     if not (c.use_vllm and c.vllm_mode == "server"):
-        return []
+        return messages
     urls = as_list(c.vllm_server_base_url)
-    messages = [message for url in urls for message in check_address("vllm_server_base_url", url, "http://HOST:PORT")]
+    messages += [message for url in urls for message in check_address("vllm_server_base_url", url, "http://HOST:PORT")]
     messages += [f"vllm_server_base_url={urls}: an address stands there twice"] * (len({*urls}) < len(urls))
     return messages + [
         f"{name}={getattr(c, name):g} is not below ddp_timeout={c.ddp_timeout:g}: the other ranks would give up "
         f"before the one that waits can say what is wrong: set {name} to {c.ddp_timeout / 2:g}, or raise ddp_timeout"
         for name in ("server_request_timeout", "vllm_server_timeout")
         if getattr(c, name) >= c.ddp_timeout
-    ]
-
-
-def _check_ahead(c) -> list[str]:
-    """What is sampled while an update runs comes from servers, problem by problem, and is weighed by its age."""
-    needed = {"use_vllm": "true", "vllm_mode": "server", "streamed_rollout": "true"}
-    needed |= {"vllm_importance_sampling_correction": "true"}
-    return [
-        f"rollout_ahead={c.rollout_ahead} with {name}={getattr(c, name)}: set {name} to {value}, or rollout_ahead to 0"
-        for name, value in needed.items()
-        if c.rollout_ahead and str(getattr(c, name)).lower() != value
     ]
 
 
