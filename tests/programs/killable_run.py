@@ -29,6 +29,7 @@ from gsr_rl.training.checkpoints import STOPPED, resume_point
 from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.launch import shard_on_cpu
 from gsr_rl.training.trainer import GSRTrainer
+from tests.support.programs import leave
 
 
 def reward(completions, **columns):
@@ -112,4 +113,4 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)
+    leave()
