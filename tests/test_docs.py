@@ -90,6 +90,9 @@ RUN_BY = {
     "gsr-serve --model runs/tiny/grpo --backend http://127.0.0.1:8000/v1 --port 8080": SERVE,
     "python recipes/eval_gsr.py --model MODEL --output_dir OUT --benchmarks aime24 amc23 --dry_run true":
         "tests/evaluation/test_config.py::test_a_dry_run_counts_and_opens_no_engine",
+    "python recipes/eval_gsr.py --config recipes/tiny/eval.yaml --model MODEL --output_dir OUT --num_generations 64 "
+    "--methods selfref refine_and_vote tree --pool_sizes 8 16 64":
+        "tests/evaluation/test_real_model.py::test_every_method_through_vllm_in_the_tiny_world",
     "make smollm2": "tests/engines/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
     "make docs": "tests/test_docs.py::test_the_pages_build_without_a_warning_and_ask_nobody",
     "python recipes/distill_gsr.py --config C.yaml": PARTS,
