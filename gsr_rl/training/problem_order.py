@@ -168,7 +168,8 @@ class RolloutsAhead:
         self._next_step = step if self._next_step is None else self._next_step
         used_for = args.num_windows * args.num_iterations
         number = args.per_device_train_batch_size * args.steps_per_generation // args.block_size
-        while self._next_step <= min(step + args.rollout_ahead, trainer.state.max_steps - 1):
+        last = min(step + args.rollout_ahead, trainer.state.max_steps - 1)
+        while self._next_step <= max(step, last):  # transformers makes a step even where a run is at its end
             indices = trainer.problem_stream.reserve(number * world)[rank * number : (rank + 1) * number]
             rows = [trainer.train_dataset[index] for index in indices]
             self._ordered.append(Future())

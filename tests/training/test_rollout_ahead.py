@@ -82,6 +82,13 @@ def test_batches_come_in_order_from_weights_at_most_so_old_and_none_is_ordered_p
     assert run.problem_stream.taken == 12 and not run.problem_stream.pending
 
 
+def test_a_step_at_the_end_of_a_run_has_a_batch_too(tmp_path):
+    run = Run(tmp_path)
+    run.state.global_step = 6  # a run that has ended is started again
+    run.ahead.order()
+    assert len(run.ahead.take()) == 2 and not run.problem_stream.pending
+
+
 def test_the_next_batch_is_sampled_while_the_caller_updates(tmp_path):
     run = Run(tmp_path)
     run.ahead.order()
