@@ -266,8 +266,15 @@ def test_what_is_made_after_an_install_for_gpus_keeps_its_packages(goal, tmp_pat
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/.installed-gpu").touch()
     os.utime(tmp_path / ".venv/.installed-gpu", (1, 1))  # older than the pins: they are installed anew
-    text = subprocess.run(["make", "-n", goal], cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+    text = subprocess.run(
+        ["make", "--no-print-directory", "-n", goal], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    ).stdout
     assert "requirements/install.sh gpu .venv" in text and "install.sh cpu" not in text
     (tmp_path / ".venv/.installed-gpu").unlink()
-    text = subprocess.run(["make", "-n", "install", "PYTHON=python3.12"], cwd=tmp_path, capture_output=True, text=True)
+    text = subprocess.run(
+        ["make", "--no-print-directory", "-n", "install", "PYTHON=python3.12"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert text.stdout == "PYTHON=python3.12 bash requirements/install.sh cpu .venv\n"

@@ -113,7 +113,7 @@ class Stand:
 
     def __init__(self, signal, oversample, rank=0, others_missing=0):
         self.args = SimpleNamespace(oversample=oversample, curriculum=False, plan=None, stages=["candidate"])
-        self.signal, self.drawn, self.others_missing = signal, [], others_missing
+        self.signal, self.drawn, self.others_missing, self.ahead = signal, [], others_missing, None
         self.accelerator = SimpleNamespace(
             num_processes=2, process_index=rank, device="cpu", gather=lambda x: torch.cat([x, self.others(x)])
         )

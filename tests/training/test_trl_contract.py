@@ -20,6 +20,7 @@ SIGNATURES = {
     "_save_checkpoint": "(self, model, trial)",
     "_get_output_dir": "(self, trial)",
     "_finalize_training": "(self, trial, num_train_samples, start_time)",
+    "log": "(self, logs, start_time)",
     "init_hf_repo": "(self, token)",
     "create_model_card": "(self, model_name, dataset_name, tags)",
     "save_model": "(self, output_dir, _internal_call)",
