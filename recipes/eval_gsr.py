@@ -84,6 +84,8 @@ def remake(args) -> None:
     sources = [samples_path(run) for run in args.from_samples]
     if len(sources) == 1:
         folder = Path(args.output_dir or own_folder(sources[0]))
+        if args.regrade:
+            sources = [regrade(sources[0], folder, args.verdict_pattern)]
         print_report(report(sources[0], folder, args.num_examples))
         return compare(sources[0], folder, args.compare_with)
     runs = [metrics_from_samples(source) for source in sources]
@@ -92,6 +94,18 @@ def remake(args) -> None:
     atomic_write(Path(args.output_dir) / "seeds.json", json.dumps(content, indent=1) + "\n")
     atomic_write(Path(args.output_dir) / "seeds.md", text)
     print(text)
+
+
+def regrade(source: Path, folder: Path, verdict_pattern: str | None) -> Path:
+    """The run's samples, graded anew, as `folder`/samples.parquet."""
+    from gsr_rl.evaluation.evaluate import regraded
+    from gsr_rl.report.samples import read_samples, write_samples
+
+    header, stored = read_samples(source)
+    samples, changed = regraded(stored, verdict_pattern)
+    write_samples(folder / "samples.parquet", samples, header)
+    print(f"{len(samples):,} samples graded anew, strictly and leniently: {changed:,} grades differ", flush=True)
+    return folder / "samples.parquet"
 
 
 def own_folder(source: Path) -> Path:

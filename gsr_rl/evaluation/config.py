@@ -80,6 +80,7 @@ class EvalConfig(RefinementConfig, EngineConfig, ResultsHubConfig):
         "Folders of finished runs: make their tables and reports anew from samples.parquet, without a model. With "
         "several folders, of several seeds, also a table over them.",
     )
+    regrade: bool = key(False, "With one run of from_samples: grade its texts anew first, into output_dir.")
     compare_with: str | None = key(
         None,
         "Folder of another model's run: also paired differences from it on the problems of both, in compare.md and "

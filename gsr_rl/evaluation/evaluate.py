@@ -362,3 +362,33 @@ def _all_samples(run: StoredRun) -> Iterator[dict]:
                 if config.verdict_pattern and kind == "candidates":
                     scored["verdict"] = bool(re.search(config.verdict_pattern, sample["text"]))
                 yield about | sample | scored
+
+
+def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dict], int]:
+    """Stored samples with their texts graded anew; how many of them are right where they were wrong, or the reverse.
+
+    Answers of a problem are numbered anew, its candidates' first. A selection has the grade of its candidate.
+    """
+    problems: dict[tuple, list[dict]] = {}
+    for sample in samples:
+        problems.setdefault((sample["benchmark"], sample["problem_id"]), []).append(dict(sample))
+    order = [sorted(rows, key=lambda row: row["stage"] != "candidate") for rows in problems.values()]
+    texts = [[None if row["skipped"] or row["stage"] == "select" else row["text"] for row in rows] for rows in order]
+    golds, changed = [rows[0]["gold"] for rows in order], 0
+    for grading in GRADINGS:
+        names = (f"answer_{grading}", f"correct_{grading}", f"class_{grading}")
+        for rows, grades in zip(order, grade(texts, golds, require_box=grading == "strict"), strict=True):
+            candidates = {
+                row["index"]: row for row in rows if row["stage"] == "candidate" and row["index"] is not None
+            }
+            for row, text_grade in zip(rows, grades, strict=True):
+                before, fields = row[names[1]], (text_grade.answer, text_grade.correct, text_grade.vote_class)
+                if row["stage"] == "select":
+                    chosen = candidates.get(row["chosen"])
+                    fields = [chosen[name] for name in names] if chosen else (None, 0.0, None)
+                if not row["skipped"]:
+                    row.update(zip(names, fields, strict=True))
+                changed += before != row[names[1]]
+                if verdict_pattern and row["stage"] == "candidate":
+                    row["verdict"] = bool(re.search(verdict_pattern, row["text"]))
+    return [row for rows in problems.values() for row in rows], changed

@@ -330,3 +330,26 @@ def test_a_further_method_of_the_base_leaves_the_runs_over_its_candidates_resuma
     after = [(run(name, **keys) / "eval.json").read_text() for name, keys in (("t", taken), ("f", frozen))]
     assert [json.loads(text)["benchmarks"] for text in after] == [json.loads(text)["benchmarks"] for text in before]
     assert FixedEngine.opened == engines, "nothing was sampled anew"
+
+
+def test_stored_texts_graded_anew_have_their_grades_again(first, samples):
+    """Whatever has become of the stored grades; only what is right or wrong now and was not is counted."""
+    again, changed = evaluation.regraded(samples, None)
+    assert changed == 0 and [s["text"] for s in again] == [s["text"] for s in samples]
+    for sample, new in zip(samples, again, strict=True):
+        assert all(new[f"{field}_strict"] == sample[f"{field}_strict"] for field in ("answer", "correct"))
+    damaged = [sample | {"correct_strict": 1.0 - sample["correct_strict"]} for sample in samples]
+    restored, changed = evaluation.regraded(damaged, r"boxed\{1")
+    assert changed == len(samples) and [s["correct_strict"] for s in restored] == [
+        s["correct_strict"] for s in samples
+    ]
+    candidates = [s for s in restored if s["stage"] == "candidate"]
+    assert all(s["verdict"] == ("boxed{1" in s["text"]) for s in candidates)
+
+
+def test_a_run_regraded_has_the_figures_of_before(first, tmp_path, capsys, monkeypatch):
+    run_recipe(monkeypatch, "eval", from_samples=first, regrade="true", output_dir=tmp_path)
+    assert "0 grades differ" in capsys.readouterr().out
+    assert (tmp_path / "samples.parquet").is_file()
+    old, new = (json.loads((folder / "eval.json").read_text())["benchmarks"] for folder in (first, tmp_path))
+    assert new == old

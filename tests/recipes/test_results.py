@@ -4,11 +4,14 @@ import re
 import runpy
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 
+from gsr_rl.evaluation.evaluate import regraded
 from gsr_rl.report.markdown import comparison_markdown, report_markdown
 from gsr_rl.report.problem_values import SIZED, metrics_from_samples
+from gsr_rl.report.samples import read_samples
 from gsr_rl.report.tables import comparison, summarise
 from tests.support.paths import ROOT
 
@@ -172,3 +175,18 @@ def test_steps_that_stand_in_a_candidate_are_told_from_others():
     assert known(row("47+5=52*3=56\\boxed{56}", chains[:1])) and known(row(chains[1], chains))
     assert not known(row("47+5=52*3=57\\boxed{57}", chains))
     assert known(row("GABBDok\\boxed{G}", ["GABBDok\\boxed{G}"])) and not known(row("HABBDok\\boxed{H}", ["GABBDok"]))
+
+
+@pytest.mark.parametrize("arm", ["sft_k", "sft_k_most", "grpo_k", "grpo_k_pools"])
+def test_a_part_of_the_stored_texts_graded_anew_has_its_grades_and_its_figures(arm):
+    """Of seed 0: 40 problems of its samples, against the figures by problem."""
+    _, samples = read_samples(ROOT / "results" / "paper" / "samples" / f"{arm}.parquet")
+    problems = list(dict.fromkeys(sample["problem_id"] for sample in samples))[:: len(samples) // 9 // 40 or 1][:40]
+    part, changed = regraded([sample for sample in samples if sample["problem_id"] in set(problems)], None)
+    assert changed == 0
+    figures = pd.read_parquet(ROOT / "results" / "paper" / "seed0" / f"{arm}.parquet").set_index("problem_id")
+    for problem in problems:
+        right = [s["correct_lenient"] for s in part if s["problem_id"] == problem and s["stage"] == "candidate"]
+        assert sum(right) / len(right) == pytest.approx(figures.loc[problem, "pass@1"], abs=1e-6)
+        mine = [s["correct_lenient"] for s in part if s["problem_id"] == problem and s["method"] == "selfref"]
+        assert sum(mine) / len(mine) == pytest.approx(figures.loc[problem, "selfref@K"], abs=1e-6)
