@@ -4,7 +4,6 @@ Intervals over seeds hold both the spread of the seeds and the choice of the pro
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import paper_scaling
@@ -137,40 +136,32 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
     for claim in claims:
         if not {claim["new"][0], claim["old"][0]} <= set(arms):
             continue
-        each, over, word = difference(claim, arms)
+        ratios = differences(claim, arms)
+        each = [settled(claim, [ratio]) for ratio in ratios]
+        over, word = settled(claim, ratios)
         holding = sum(of_seed == "reproduced" for _, of_seed in each)
         cells = [*(figure(estimate) for estimate, _ in each), figure(over)]
         cells.append(f"{word}, {holding} of {len(each)} seeds alone")
         for part in parts:
-            _, over, word = difference(claim, arms, part)
-            cells.append(f"{figure(over)} {word}" if word else "-")
+            ratios = differences(claim, arms, part)
+            over, word = settled(claim, ratios) if ratios else (None, "")
+            cells.append(f"{figure(over)} {word}".strip())
         rows.append([claim["text"] + (" (the paper's)" if claim.get("of") == "paper" else ""), *cells])
     seeds = [f"seed {seed}" for seed in next(iter(arms.values())).seeds]
     families = [part.rsplit("/", 1)[-1] for part in parts]
     return markdown_table(["claim (difference in points)", *seeds, "all", "", *families], rows)
 
 
-def difference(claim: dict, arms: dict[str, Arm], part: str | None = None) -> tuple[list[tuple], dict, str]:
-    """A claim's new - old with its verdict on each seed, then both over all seeds; of one part or of all problems.
-
-    The verdict over all is empty where the arm has no such part.
-    """
+def differences(claim: dict, arms: dict[str, Arm], part: str | None = None) -> list:
+    """A claim's new - old as a ratio for each seed, over one part of the problems or all; [] without such a part."""
     from gsr_rl.refinement.metrics import share
-    from gsr_rl.report.intervals import bootstrap_weights, estimate, estimate_over_seeds
 
     (new, high), (old, low) = claim["new"], claim["old"]
     ratios = []
     for a, b in zip(arms[new].frames, arms[old].frames, strict=True):
         rows = a if part is None else a[a["part"] == part]
         ratios.append(share(rows[high] - b.loc[rows.index][low]))
-    if not len(rows):
-        return [], {}, ""
-
-    def of_seed(ratio):
-        return lambda seed: estimate(ratio, bootstrap_weights(len(rows), seed=seed), signed=True)
-
-    each = [settled(claim, of_seed(ratio)) for ratio in ratios]
-    return each, *settled(claim, lambda seed: estimate_over_seeds(ratios, seed=seed, signed=True))
+    return ratios if len(rows) else []
 
 
 def bound_of(claim: dict) -> float:
@@ -178,11 +169,11 @@ def bound_of(claim: dict) -> float:
     return claim.get("at_most", claim.get("at_least", 0)) / 100
 
 
-def settled(claim: dict, estimate: Callable[[int], dict]) -> tuple[dict, str]:
-    """An interval and the claim's verdict; `not settled` where that depends on the seed of the bootstrap."""
-    from gsr_rl.report.intervals import redrawn
+def settled(claim: dict, ratios: list) -> tuple[dict, str]:
+    """The interval over these seeds and the claim's verdict; `not settled` where the bootstrap's seed decides that."""
+    from gsr_rl.report.intervals import estimate_over_seeds, redrawn
 
-    drawn = redrawn(estimate, bound_of(claim))
+    drawn = redrawn(lambda seed: estimate_over_seeds(ratios, seed=seed, signed=True), bound_of(claim))
     words = {verdict(claim, interval) for interval in drawn}
     return drawn[0], words.pop() if len(words) == 1 else "not settled"
 

@@ -39,10 +39,12 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("composed")
     (folder / "model").mkdir()
 
-    def evaluate(name, **more):
+    def evaluate(name, reports=False, **more):
         CountingEngine.asked = 0
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("gsr_rl.engines.open.open_engine", CountingEngine)
+            if not reports:  # plots take seconds
+                patch.setattr("gsr_rl.report.html.write_report", lambda *_: None)
             run_recipe(patch, "eval", **(KEYS | {"model": folder / "model", "output_dir": folder / name} | more))
         return folder / name
 
@@ -51,7 +53,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(run):
-    return run("whole")
+    return run("whole", reports=True)
 
 
 @pytest.fixture(scope="module")

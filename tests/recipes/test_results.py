@@ -4,11 +4,14 @@ import re
 import runpy
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from gsr_rl.evaluation.evaluate import regraded
+from gsr_rl.refinement.metrics import share
+from gsr_rl.report.intervals import estimate_over_seeds
 from gsr_rl.report.markdown import comparison_markdown, report_markdown
 from gsr_rl.report.problem_values import SIZED, metrics_from_samples
 from gsr_rl.report.samples import read_samples
@@ -94,22 +97,20 @@ def test_a_verdict_says_on_which_side_of_the_bound_the_interval_lies(tables, bou
 
 
 def test_a_verdict_that_the_seed_of_the_bootstrap_decides_is_not_settled(tables):
-    """Nine bootstraps: where some end above the bound and some below, no verdict; a clear one is drawn once."""
-    drawn = []
+    """Differences moved so that the lower end of the first bootstrap is a hundredth of a point above the bound."""
+    values = np.random.default_rng(5).normal(0.1, 0.2, 400)
+    low = estimate_over_seeds([share(values)], signed=True)["low"]
 
-    def interval(lows):
-        return lambda seed: drawn.append(seed) or {"value": 0.05, "low": lows[seed % len(lows)], "high": 0.1}
+    def told(above: float, claim: dict):
+        estimate, word = tables["settled"](claim, [share(values + above - low)])
+        assert estimate["low"] == pytest.approx(above, abs=2e-6)
+        return word
 
-    assert tables["settled"]({}, interval([0.001, -0.001])) == (
-        {"value": 0.05, "low": 0.001, "high": 0.1},
-        "not settled",
-    )
-    assert drawn == list(range(9))
-    assert tables["settled"]({}, interval([0.001, 0.002]))[1] == "reproduced"
-    assert tables["settled"]({"at_least": 1}, interval([0.009, 0.011]))[1] == "not settled"
-    drawn.clear()
-    assert tables["settled"]({}, interval([0.03]))[1] == "reproduced" and drawn == [0]
-    assert tables["settled"]({"at_most": 10}, interval([0.03]))[1] == "reproduced" and len(drawn) == 10
+    assert told(0.0001, {}) == told(-0.0001, {}) == "not settled"
+    assert told(0.0101, {"at_least": 1}) == "not settled" and told(0.0101, {}) == "reproduced"
+    assert told(-0.01, {}) == "not reproduced" and told(0.0001, {"at_least": -1}) == "reproduced"
+    two = [share(values + 0.0001 - low)] * 2  # over seeds that are alike
+    assert tables["settled"]({}, two)[1] == "not settled"
 
 
 def test_a_share_of_sets_has_an_interval_over_seeds_and_sets(tables):
