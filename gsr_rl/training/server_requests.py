@@ -98,9 +98,17 @@ class Servers:
         """Run it in the thread of the servers."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def ask(self, server: Server, method: str, path: str, **more) -> dict:
-        """One answer of a server, awaited here; `more` are arguments of aiohttp's request."""
-        return self.start(self._within(self.json(server, method, path, **more))).result()
+    def ask(self, server: Server, method: str, path: str, deadline: float | None = None, **more) -> dict:
+        """One answer of a server, awaited here; `more` are arguments of aiohttp's request.
+
+        Raises:
+            ServerError: There is none, or none within `deadline` seconds (default: that of all requests).
+        """
+        deadline = deadline or self.deadline
+        try:
+            return self.start(self._within(self.json(server, method, path, **more), deadline)).result()
+        except (aiohttp.ClientError, OSError, Failed, ServerError) as error:
+            raise ServerError(f"{server.url}: {reason(error, deadline)}") from None
 
     def lose(self, lost: dict[str, str]) -> None:
         """These servers, by address, are lost for the reasons given: other ranks have found it out."""
@@ -158,8 +166,8 @@ class Servers:
                 )
             return await response.json(content_type=None) or {} if text else {}
 
-    async def _within(self, awaitable):
-        async with asyncio.timeout(self.deadline):
+    async def _within(self, awaitable, deadline: float | None = None):
+        async with asyncio.timeout(deadline or self.deadline):
             return await awaitable
 
     async def connect(self, server: Server, patience: float) -> int | None:

@@ -87,7 +87,11 @@ class ServerVLLM(VLLMGeneration):
             try:
                 self.servers.ask(server, "GET", "/weight_info")
             except ServerError as error:
-                raise ServerError(f"{server.url} does not tell its weights' version ({error}): {START}") from None
+                raise ServerError(f"{error}: it does not tell its weights' version, {START}") from None
+        if self.is_main:  # vLLM looks at its environment for this, which takes seconds
+            how = {"deadline": self.server_timeout, "params": {"config_format": "json"}}
+            answers = [self.servers.ask(server, "GET", "/server_info", **how) for server in self.servers.all]
+            self._configs = [answer["vllm_config"] for answer in answers]
         if self.is_main and not self._by_disk:
             self._groups = [self._open_group(server) for server in self.servers.all]
         return min((length for _, length in contexts if length), default=None)
@@ -107,9 +111,7 @@ class ServerVLLM(VLLMGeneration):
 
     def get_server_info(self) -> dict:
         """The configuration of a server, one with other log-probabilities than of the sampled distribution if any."""
-        ask = partial(self.servers.ask, method="GET", path="/server_info", params={"config_format": "json"})
-        known = [ask(server)["vllm_config"] for server in self.servers.alive]
-        return min(known, key=lambda config: config["model_config"]["logprobs_mode"] == "processed_logprobs")
+        return min(self._configs, key=lambda config: config["model_config"]["logprobs_mode"] == "processed_logprobs")
 
     @contextmanager
     def awake(self):
@@ -223,7 +225,7 @@ class ServerVLLM(VLLMGeneration):
             post("/finish_weight_update", json={"weight_version": version})
             post("/resume")
         except Exception as error:
-            raise self._failure(f"pushing weights: {server.url}: {reason(error, self.request_timeout)}") from error
+            raise self._failure(f"pushing weights: {reason(error, self.request_timeout)}") from error
 
     def on_all_ranks(self, doing: str, action: Callable):
         """What `action` returns here. An error on any rank is raised on all, and which servers are lost is shared."""
