@@ -51,6 +51,11 @@ def atomic_path(path: str | Path):
         Path(temporary).unlink(missing_ok=True)
 
 
+def is_first_rank() -> bool:
+    """Whether this is the first process of a launch, or the only one; by the environment, before ranks have met."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 def take_folder(folder: str | Path) -> None:
     """Make this process the owner of a run's folder until it ends, in whatever way. Only rank 0 of a launch does.
 
@@ -60,7 +65,7 @@ def take_folder(folder: str | Path) -> None:
     Raises:
         ValueError: Another process is the owner.
     """
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+    if not is_first_rank():
         return
     path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +180,7 @@ def write_run_info(folder: str | Path, configs: dict[str, object], launch: dict[
 
 def print_dry_run(configs: dict[str, object], arithmetic: dict[str, object]) -> None:
     """What `--dry_run true` shows: the resolved configuration, then one line per figure; of several processes once."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+    if not is_first_rank():
         return
     print(resolved_yaml(configs))
     width = max(map(len, arithmetic))
@@ -189,12 +194,13 @@ def json_lines_callback(folder: str | Path):
 
     class JsonLines(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            """Steps after this one are made again, or anew: what stands there of them is taken out."""
-            path = Path(folder) / "metrics.jsonl"
+            """Later steps are made again, or anew, and so is the summary of a run at its end: both are taken out."""
+            path, ended = Path(folder) / "metrics.jsonl", state.global_step >= state.max_steps
             if state.is_world_process_zero and path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                complete = (line for line in lines if line.endswith("\n"))
-                atomic_write(path, "".join(x for x in complete if json.loads(x)["step"] <= state.global_step))
+                records = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+                stays = lambda log: log["step"] <= state.global_step and not (ended and "train_runtime" in log)  # noqa: E731
+                atomic_write(path, "".join(line for line, log in records if stays(log)))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if state.is_world_process_zero:

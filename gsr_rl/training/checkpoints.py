@@ -72,6 +72,11 @@ class WholeCheckpoints:
     def save_extra_state(self, folder: str) -> None:
         """What a checkpoint holds beyond transformers' own; called on the main process."""
 
+    def _run_epoch(self, **kwargs):
+        """transformers makes one more step where the checkpoint that it goes on from is of the last."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
     def log(self, logs, *args, **kwargs):
         """transformers' rates at the end are those of all steps; here, of the steps that this run has made."""
         share = (self.state.global_step - self.first_step) / max(1, self.state.max_steps)

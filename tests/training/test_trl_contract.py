@@ -21,6 +21,8 @@ SIGNATURES = {
     "_get_output_dir": "(self, trial)",
     "_finalize_training": "(self, trial, num_train_samples, start_time)",
     "log": "(self, logs, start_time)",
+    "_run_epoch": "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, "
+    "trial, ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)",
     "init_hf_repo": "(self, token)",
     "create_model_card": "(self, model_name, dataset_name, tags)",
     "save_model": "(self, output_dir, _internal_call)",
