@@ -310,7 +310,6 @@ def log_line(step: int, steps: int, left: float | None, logs: dict[str, float]) 
     """
     held_out = any(name.startswith("eval_") for name in logs)
     named = {name.removeprefix("eval_"): value for name, value in logs.items()}
-    value = lambda *names: next((named[name] for name in names if name in named), None)  # noqa: E731
     parts = [f"{step:>{len(str(steps))}}/{steps}" + (f" {clock(left)} left" if left is not None else "")]
     parts.append(("held out: " if held_out else "") + " ".join(_accuracies(named)))
     stages = ("candidate", "refinement")
@@ -319,7 +318,7 @@ def log_line(step: int, steps: int, left: float | None, logs: dict[str, float]) 
         parts.append(" ".join([label, *pair]) if pair else "")
     if "mean_token_accuracy" in named:
         parts.append(f"loss {named['loss']:.4f} tokens right {100 * named['mean_token_accuracy']:.1f}")
-    if (seconds := value("step_time", "seconds")) is not None:
+    if (seconds := named.get("step_time", named.get("seconds"))) is not None:
         halves = [_seconds(named[f"time/{name}"]) for name in ("rollout", "update") if f"time/{name}" in named]
         parts.append(f"{_seconds(seconds)} s" + (f" ({' + '.join(halves)})" if halves else ""))
     if "tokens/per_second" in named:

@@ -7,7 +7,7 @@ import pytest
 
 from gsr_rl.refinement.candidates import choice_seed, pool_sets
 from gsr_rl.report.samples import read_samples
-from tests.support.fixed_engine import FixedEngine, run_recipe
+from tests.support.fixed_engine import FixedEngine, by_problem_and_method, run_recipe
 
 KEYS = {
     "dataset_name": "tiny/mix",
@@ -58,10 +58,7 @@ def whole(run):
 
 @pytest.fixture(scope="module")
 def problems(whole):
-    samples = defaultdict(lambda: defaultdict(list))
-    for sample in read_samples(whole / "samples.parquet")[1]:
-        samples[sample["problem_id"]][sample["method"]].append(sample)
-    return samples
+    return by_problem_and_method(whole)
 
 
 def test_sets_of_a_pool_are_those_of_its_first_candidates_that_can_be_shown(problems):

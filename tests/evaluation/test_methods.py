@@ -13,7 +13,7 @@ from gsr_rl.engines.base import Completion
 from gsr_rl.refinement.prompts import get_template, refinement_prompt, selected_candidate, selection_template
 from gsr_rl.report.problem_values import metrics_from_samples
 from gsr_rl.report.samples import read_samples
-from tests.support.fixed_engine import FixedEngine, run_recipe
+from tests.support.fixed_engine import FixedEngine, by_problem_and_method, run_recipe
 from tests.support.paths import ROOT
 
 KEYS = {
@@ -68,11 +68,7 @@ def whole(run, reward_model):
 
 @pytest.fixture(scope="module")
 def problems(whole):
-    """Samples by problem and method."""
-    found = defaultdict(lambda: defaultdict(list))
-    for sample in read_samples(whole / "samples.parquet")[1]:
-        found[sample["problem_id"]][sample["method"]].append(sample)
-    return found
+    return by_problem_and_method(whole)
 
 
 def test_disjoint_sets_are_all_that_there_are_and_share_no_candidate(problems):

@@ -4,6 +4,7 @@ import random
 import re
 import runpy
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from gsr_rl.data import tiny_world
@@ -84,3 +85,13 @@ def evaluate(folder: Path, name: str, **more) -> Path:
         patch.setattr("gsr_rl.engines.open.open_engine", FixedEngine)
         run_recipe(patch, "eval", **(EVALUATION | {"model": folder / "model", "output_dir": folder / name} | more))
     return folder / name
+
+
+def by_problem_and_method(folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """The samples of a run, by problem and then by method."""
+    from gsr_rl.report.samples import read_samples
+
+    problems = defaultdict(lambda: defaultdict(list))
+    for sample in read_samples(folder / "samples.parquet")[1]:
+        problems[sample["problem_id"]][sample["method"]].append(sample)
+    return problems

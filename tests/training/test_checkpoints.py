@@ -159,19 +159,29 @@ def test_resume_true_means_the_newest_or_a_first_start(tmp_path):
         point(str(tmp_path / "nowhere"))
 
 
+def small_run(out: Path) -> list[str]:
+    """Keys of joint GRPO in the tiny world, on two processes a second a step."""
+    keys = ["--config", "recipes/tiny/grpo.yaml", "--model_name_or_path", "recipes/tiny/models/base"]
+    keys += ["--output_dir", str(out), "--per_device_train_batch_size", "32", "--max_problems", "100"]
+    return [*keys, "--resume_from_checkpoint", "true"]
+
+
+def launched(keys: list[str], **more) -> subprocess.Popen:
+    """`accelerate launch` of two ZeRO-2 processes, at work."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
+    return subprocess.Popen(command, env=environment(), cwd=ROOT, **more)
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.distributed
 def test_sigterm_to_the_launcher_of_two_zero_processes_leaves_a_checkpoint_to_go_on_from(launch, tmp_path):
     """Slurm and torchrun tell the launcher, which tells its processes and waits for them."""
     out = tmp_path / "run"
-    keys = ["--config", "recipes/tiny/grpo.yaml", "--model_name_or_path", "recipes/tiny/models/base"]
-    keys += ["--output_dir", str(out), "--per_device_train_batch_size", "32", "--max_problems", "100"]
-    keys += ["--max_steps", "40", "--save_strategy", "steps", "--save_steps", "1000"]
-    keys += ["--resume_from_checkpoint", "true", "--num_examples", "0"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
-    process = subprocess.Popen(command, env=environment(), cwd=ROOT)
+    keys = [*small_run(out), "--max_steps", "40", "--save_strategy", "steps", "--save_steps", "1000"]
+    keys += ["--num_examples", "0"]
+    process = launched(keys)
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 300
     while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -203,13 +213,9 @@ def test_rates_at_the_end_are_those_of_the_steps_that_this_run_has_made():
 def test_ranks_end_when_their_launcher_is_killed_and_the_folder_is_free_for_the_same_command(launch, tmp_path):
     """Meanwhile a second run in the same folder is refused and names the owner."""
     out = tmp_path / "run"
-    keys = ["--config", "recipes/tiny/grpo.yaml", "--model_name_or_path", "recipes/tiny/models/base"]
-    keys += ["--output_dir", str(out), "--per_device_train_batch_size", "32", "--max_problems", "100"]
-    keys += ["--max_steps", "100", "--save_strategy", "steps", "--save_steps", "5", "--use_vllm", "false"]
-    keys += ["--resume_from_checkpoint", "true"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command = [*launcher, "--config_file", "accelerate_configs/zero2_cpu.yaml", "recipes/grpo_gsr.py", *keys]
-    process = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True)
+    keys = [*small_run(out), "--max_steps", "100", "--save_strategy", "steps", "--save_steps", "5"]
+    keys += ["--use_vllm", "false"]
+    process = launched(keys, start_new_session=True)
     deadline = time.monotonic() + 300
     while not list(out.glob("checkpoint-[0-9]*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
