@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from gpu_check import Check, tell
 
-from gsr_rl.training.packing.throughput import clock, matmul_rate
+from gsr_rl.training.packing.throughput import matmul_rate, synchronized_seconds
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -153,9 +153,9 @@ def pairs_of(prompt: int, lengths: list[int]) -> float:
 
 
 def timed(step) -> float:
-    start = clock(DEVICE)
+    start = synchronized_seconds(DEVICE)
     step()
-    return clock(DEVICE) - start
+    return synchronized_seconds(DEVICE) - start
 
 
 def attention_step(heads: tuple[int, int, int], tokens: int, rows: int, attend):
@@ -220,7 +220,7 @@ def kernels(step) -> str:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]
     with profile(activities=activities) as profiled:
         step()
-        clock(DEVICE)
+        synchronized_seconds(DEVICE)
     names = {event.key[:90] for event in profiled.key_averages() if any(word in event.key.lower() for word in WORDS)}
     return ", ".join(sorted(names)).replace("|", "/") or "none by that name"
 

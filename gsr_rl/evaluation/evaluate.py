@@ -359,9 +359,13 @@ def _all_samples(run: StoredRun) -> Iterator[dict]:
                 continue
             for sample in run.units[kind][unit]["samples"]:
                 scored = {"score": scores[sample["index"]]} if scores and kind == "candidates" else {}
-                if config.verdict_pattern and kind == "candidates":
-                    scored["verdict"] = bool(re.search(config.verdict_pattern, sample["text"]))
-                yield about | sample | scored
+                verdict = verdict_of(sample["text"], config.verdict_pattern) if kind == "candidates" else {}
+                yield about | sample | scored | verdict
+
+
+def verdict_of(text: str, pattern: str | None) -> dict[str, bool]:
+    """The column `verdict` of a candidate: whether it says that its own check held."""
+    return {"verdict": bool(re.search(pattern, text))} if pattern else {}
 
 
 def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dict], int]:
@@ -389,6 +393,6 @@ def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dic
                 if not row["skipped"]:
                     row.update(zip(names, fields, strict=True))
                 changed += before != row[names[1]]
-                if verdict_pattern and row["stage"] == "candidate":
-                    row["verdict"] = bool(re.search(verdict_pattern, row["text"]))
+                if row["stage"] == "candidate":
+                    row.update(verdict_of(row["text"], verdict_pattern))
     return [row for rows in problems.values() for row in rows], changed

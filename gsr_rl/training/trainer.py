@@ -22,7 +22,7 @@ from gsr_rl.training.config import GSRConfig
 from gsr_rl.training.launch import warn_of_lost_updates
 from gsr_rl.training.packing import batching
 from gsr_rl.training.packing.batching import STAGES, Batch, MicroBatch
-from gsr_rl.training.packing.throughput import clock, unique_tokens
+from gsr_rl.training.packing.throughput import synchronized_seconds, unique_tokens
 from gsr_rl.training.packing.trainer import Forward, PackedGRPOTrainer, replaced
 from gsr_rl.training.problem_order import ProblemStream, RolloutsAhead, sampling_limit
 from gsr_rl.training.rollout import Block, Plan, Rollout, TwoStageRollout
@@ -155,10 +155,10 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         TRL's `_step` counts training steps, of which an optimizer window has `gradient_accumulation_steps`.
         """
         device, window = self.accelerator.device, self._step // self.args.gradient_accumulation_steps
-        start, before = clock(device), self._seconds["generation"]
+        start, before = synchronized_seconds(device), self._seconds["generation"]
         output = super().training_step(model, inputs, num_items_in_batch)
         generation = self._seconds["generation"] - before
-        self._seconds["update"] += clock(device) - start - generation
+        self._seconds["update"] += synchronized_seconds(device) - start - generation
         if self.accelerator.sync_gradients:
             update = self.rollout_log.slowest({"update": self._seconds.pop("update")})["time/update"]
             useful = self._useful_tokens[window % self.args.num_windows]
@@ -173,13 +173,13 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         used_up = self._step % (per_generation * self.num_iterations) == 0 or self._buffered_inputs is None
         step_begins = self._step % self.args.gradient_accumulation_steps == 0
         if used_up or (self.ahead is not None and step_begins):
-            start = clock(self.accelerator.device)
+            start = synchronized_seconds(self.accelerator.device)
             if self.ahead is not None:
                 self.ahead.order()
             if used_up:
                 batch = self._generate_and_score_completions(generation_batch)
                 self._buffered_inputs = self._micro_batches(batch)
-            self._seconds["generation"] += clock(self.accelerator.device) - start
+            self._seconds["generation"] += synchronized_seconds(self.accelerator.device) - start
         return self._buffered_inputs[self._step % per_generation]
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:

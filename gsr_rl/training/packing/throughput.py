@@ -140,14 +140,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(4):
-        start = clock(device)
+        start = synchronized_seconds(device)
         for _ in range(products):
             a @ a
-        seconds.append(clock(device) - start)
+        seconds.append(synchronized_seconds(device) - start)
     return products * 2 * size**3 / min(seconds[1:])
 
 
-def clock(device: torch.device) -> float:
+def synchronized_seconds(device: torch.device) -> float:
     """Seconds, once the device has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -9,10 +9,10 @@ from gsr_rl.training.packing.rows import pack_rows
 from gsr_rl.training.packing.throughput import (
     StepAccount,
     attended_pairs,
-    clock,
     layer_operations,
     least_saving,
     matmul_rate,
+    synchronized_seconds,
     unique_tokens,
 )
 
@@ -145,7 +145,7 @@ def test_the_matmul_rate_is_what_a_clock_says():
 def test_the_clock_waits_for_a_device_that_works_on_its_own(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    clock(torch.device("cpu"))
+    synchronized_seconds(torch.device("cpu"))
     assert waited == []
-    clock(torch.device("cuda"))
+    synchronized_seconds(torch.device("cuda"))
     assert waited == [torch.device("cuda")]
