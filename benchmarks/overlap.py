@@ -11,58 +11,23 @@ weights is part of the rest, and sampling stands still for it. Ends with one lin
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "recipes" / "tiny"))
+
+from served import ENVIRONMENT, serve  # noqa: E402
+
 MODEL = "recipes/tiny/models/base"
 WARM_UP, G = 3, 8
 PARTS = ("step_time", "time/rollout", "time/waiting", "time/reward", "time/sync", "time/update")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-@contextlib.contextmanager
-def serve(core: int, log: Path) -> Iterator[str]:
-    """The address of a vLLM server of the tiny base that has one core for all its processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core)}
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", MODEL, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "256", "--max-num-seqs", "256", "--logprobs-mode", "processed_logprobs"]
-    command += ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk", "--disable-uvicorn-access-log"]
-    with log.open("w") as file:
-        environment = os.environ | ENVIRONMENT | more
-        server = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 900
-        while True:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{log.read_text()[-3000:]}\nthe server has not started")
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def run_steps(core: int, url: str, ahead: int, args) -> list[dict]:
@@ -97,7 +62,7 @@ def main() -> None:
     if len(cores) < 2:
         parser.error("this needs two cores, one for the server and one for the trainer")
     sides: dict[int, list[dict]] = {0: [], args.ahead: []}
-    with tempfile.TemporaryDirectory() as folder, serve(cores[0], Path(folder) / "server.log") as url:
+    with tempfile.TemporaryDirectory() as folder, serve(MODEL, Path(folder) / "server.log", cores[0]) as url:
         for number in range(args.rounds):
             for ahead in list(sides) if number % 2 else reversed(sides):
                 sides[ahead] += run_steps(cores[1], url, ahead, args)

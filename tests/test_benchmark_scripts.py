@@ -13,6 +13,7 @@ BASE = "recipes/tiny/models/base"
 TEACHER = "recipes/tiny/models/teacher"
 SMALLEST = {
     "agreement": ["--model", TEACHER, "--problems", "8", "--num_candidates", "8", "--engine", "transformers"],
+    "cluster_plan": ["--gpus", "2", "--steps", "1"],
     "cost_of_length": ["--repeats", "1", "--lengths", "4", "16"],
     "distill": ["--model", TEACHER, "--problems", "4", "--rounds", "1"],
     "end_to_end": ["--steps", "1", "--rounds", "1"],

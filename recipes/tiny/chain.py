@@ -17,7 +17,7 @@ import live
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "recipes/tiny/models/base"
-PLACES = 2  # of steps that run side by side; the training programs run as two processes
+PLACES = 2  # of steps that run side by side; a training runs as two processes, or beside its server
 
 
 def _program(name: str, out: Path, seed: int, more: tuple[str, ...]) -> list[str]:
@@ -44,6 +44,12 @@ def sft(out: Path, seed: int, model: str, rows: str, *more: str) -> list[str]:
 def grpo(out: Path, seed: int, model: str, *more: str) -> list[str]:
     keys = ("--model_name_or_path", model, "--problem_seed", str(seed), *more)
     return [*_two_processes("zero2"), *_program("grpo", out, seed, keys)]
+
+
+def served(out: Path, seed: int, model: str, *more: str) -> list[str]:
+    """Joint GRPO of one process beside a vLLM server of its model."""
+    keys = ("--model_name_or_path", model, "--problem_seed", str(seed), "--vllm_mode", "server", *more)
+    return ["python", "recipes/tiny/served.py", *_program("grpo", out, seed, keys)]
 
 
 def evaluate(out: Path, seed: int, model: str, split: str, num_problems: int, frozen: Path | None, *more) -> list[str]:
@@ -93,7 +99,7 @@ class Step:
 
     @property
     def places(self) -> int:
-        return PLACES if self.kind in ("sft", "grpo") else 1
+        return PLACES if self.kind in ("sft", "grpo", "served") else 1
 
     @property
     def out(self) -> str:

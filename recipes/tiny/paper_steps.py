@@ -96,7 +96,7 @@ class Seed:
             before = [*before, *self.row_steps(rows)]
             command = chain.sft(self.out / name, self.number, start, self.rows(rows), *keys)
         else:
-            command = chain.grpo(self.out / name, self.number, start, *keys)
+            command = getattr(chain, program)(self.out / name, self.number, start, *keys)  # grpo or served
         return [*before, Step(name, program, command, self.out)]
 
     def steps(self, name: str) -> list[Step]:
