@@ -70,7 +70,7 @@ PARTS = "tests/distillation/test_distill.py::test_parts_may_share_a_folder_and_t
 RUN_BY = {
     **dict.fromkeys([*RECIPES, *TO_THE_HUB], CHAIN),
     **dict.fromkeys(DRY_RUNS, DRY),
-    "python benchmarks/distill.py": BENCHMARK,
+    **dict.fromkeys(["python benchmarks/distill.py", "python benchmarks/cluster_plan.py"], BENCHMARK),
     **{f"python benchmarks/gpu_check.py {part} --small": GPU_CHECK for part in "ab"},
     "gsr-distill --config tiny/distill.yaml": WHEEL,
     "gsr-sft --config tiny/sft.yaml": WHEEL,

@@ -2,7 +2,7 @@
 
 Nothing here is a collective. A push (vllm_server.py) gives the servers' weights a version, the run's id and a number,
 which the servers echo. No completion is taken before its server has said, after it, that it has such weights still:
-one that was restarted, or that another run pushes to, is lost. A lost server is not asked again in this run.
+one that was restarted, or that another run pushes to, is lost. A lost server is asked again once it is taken back.
 """
 
 import asyncio
@@ -119,11 +119,24 @@ class Servers:
         if lost:
             self.start(lose()).result()
 
-    def for_each(self, job: Callable, strict: bool) -> None:
-        """Await `job(server)` for all servers at once. One that fails is lost; with `strict`, or if none is left:
+    def take_back(self, urls: list[str]) -> None:
+        """These servers, by address, have this run's weights again."""
+
+        async def take_back():
+            for server in self.all:
+                if server.url in urls:
+                    server.lost = None
+
+        self.start(take_back()).result()
+
+    def for_each(self, job: Callable, strict: bool, returning: list[Server] = ()) -> list[str]:
+        """Await `job(server)` for all servers at once, and for lost ones that are `returning`.
+
+        Returns:
+            The addresses of the latter that did not fail. A server that fails is lost.
 
         Raises:
-            ServerError: With each failure.
+            ServerError: One has failed and it is `strict`, or none is left.
         """
 
         async def attempt(server: Server) -> str | None:
@@ -134,15 +147,16 @@ class Servers:
             return None
 
         async def attempt_all():
-            servers = self.alive
+            servers = [*self.alive, *returning]
             failures = await asyncio.gather(*map(attempt, servers))
             failed = {server.url: why for server, why in zip(servers, failures, strict=True) if why}
             if failed and strict:
                 raise ServerError("; ".join(f"{url}: {why}" for url, why in failed.items()))
             self._lose_all(failed)
             self._least_busy()  # raises if none is left
+            return [server.url for server in returning if server.url not in failed]
 
-        self.start(attempt_all()).result()
+        return self.start(attempt_all()).result()
 
     # In the thread of the servers from here on --------------------------------------------------------------
 
@@ -184,6 +198,18 @@ class Servers:
                 await asyncio.sleep(0.5)
         server.model = model["id"]
         return model.get("max_model_len")
+
+    async def answering(self, longest_request: int) -> list[Server]:
+        """The lost servers that answer again, take requests of so many tokens, and have no other run's weights."""
+
+        async def answers(server: Server) -> bool:
+            length, version = await self.connect(server, 0.0), await self.version(server)
+            return (not length or length >= longest_request) and version.rpartition("-")[0] in ("", self.run)
+
+        lost = [server for server in self.all if server.lost is not None]
+        looks = [self._within(answers(server), CONNECT_SECONDS) for server in lost]
+        results = await asyncio.gather(*looks, return_exceptions=True)
+        return [server for server, result in zip(lost, results, strict=True) if result is True]
 
     async def version(self, server: Server) -> str:
         """The version of a server's weights."""

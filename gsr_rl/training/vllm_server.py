@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ class ServerVLLM(VLLMGeneration):
         self.sync_seconds = 0.0
         self.context_length: int | None = None
         self._told: set[str] = set()  # lost servers
+        self._look: Future | None = None  # at lost servers, since the last push by disk
         super().__init__(*args, **kwargs)
 
     @property
@@ -162,9 +164,17 @@ class ServerVLLM(VLLMGeneration):
         for name, parameter in self._iter_named_params():  # every rank takes part: under ZeRO-3 this gathers
             if self.is_main:
                 state[name] = parameter.detach().to("cpu", copy=True).contiguous()
-        self.on_all_ranks("pushing weights", lambda: self._save_and_reload(state, version) if self.is_main else None)
+        push = lambda: self._save_and_reload(state, version) if self.is_main else []  # noqa: E731
+        back = gather_object([self.on_all_ranks("pushing weights", push)])[0]
+        self.servers.take_back(back)
+        self._told -= {*back}
+        for url in back if self.is_main else []:
+            logger.warning("the vLLM server at %s is back: it has the weights and gets requests again", url)
+        looks = self.is_main and self.servers.lost  # beside the update
+        self._look = self.servers.start(self.servers.answering(self.longest_request)) if looks else None
 
-    def _save_and_reload(self, state: dict[str, torch.Tensor], version: str) -> None:
+    def _save_and_reload(self, state: dict[str, torch.Tensor], version: str) -> list[str]:
+        """Returns the addresses of lost servers that have taken the weights."""
         from safetensors.torch import save_file
 
         folder = (self.exchange_folder / version).resolve()
@@ -172,8 +182,11 @@ class ServerVLLM(VLLMGeneration):
         getattr(model, "base_model", model).config.save_pretrained(folder)
         save_file(state, folder / "model.safetensors", metadata={"format": "pt", "version": version})
         # The first push finds out whether the servers were started as they must be.
-        self.servers.for_each(lambda server: self._reload(server, folder, version), strict=not self.servers.pushed)
+        returning = self._look.result() if self._look is not None and self._look.done() else []
+        strict = not self.servers.pushed
+        back = self.servers.for_each(lambda server: self._reload(server, folder, version), strict, returning)
         shutil.rmtree(self.exchange_folder, ignore_errors=True)
+        return back
 
     async def _reload(self, server: Server, folder: Path, version: str) -> None:
         """One server takes the weights of a folder. Requests stand still meanwhile; what they had cached is gone."""

@@ -78,7 +78,7 @@ def engine(tmp_path, monkeypatch, tiny_model):
             accelerator=accelerator, model=model, request_timeout=5.0, sync_seconds=0.0, server_timeout=1.0,
             server_base_url=[server.url for server in stand_ins], temperature=1.0, top_p=1.0, top_k=0, min_p=None,
             repetition_penalty=1.0, max_completion_length=4, structured_outputs_regex=None, generation_kwargs={},
-            longest_request=256, exchange_folder=tmp_path / "weights", _told=set(), _weight_metadata=None,
+            longest_request=256, exchange_folder=tmp_path / "weights", _told=set(), _look=None, _weight_metadata=None,
         )  # fmt: skip
         vars(made).update(values)
         made._iter_named_params = lambda: iter(model.named_parameters())
@@ -169,14 +169,40 @@ def test_a_server_that_fails_in_a_push_is_lost_and_the_run_goes_on_with_the_othe
         pushing.sync_weights()
         assert time.monotonic() - start < 5
         assert re.search(why, pushing.servers.lost[failing.url]) and pushing.servers.alive[0].url == other.url
-        pushing.sync_weights()
         pushing.generate([[1]] * 8, None, 2)
         assert len(other.prompts) == 4 and not failing.prompts
         told = [record for record in caplog.records if "its requests go to the others" in record.message]
         assert len(told) == 1 and failing.url in told[0].message
-        other.faults["/collective_rpc"] = [500]
+        for server in (failing, other):
+            server.faults["/collective_rpc"] = [500]
         with pytest.raises(RuntimeError, match=r"failed in pushing weights: no vLLM server is left .*Checkpoints are"):
             pushing.sync_weights()
+
+
+def test_a_lost_server_that_answers_again_gets_weights_and_then_requests(engine, caplog):
+    """Not one that another run has taken meanwhile, nor one whose context has become too small."""
+    with StandIn() as other, StandIn() as dying, StandIn() as taken, StandIn() as small:
+        pushing = engine(other, dying, taken, small)
+        pushing.sync_weights()
+        for server in (dying, taken, small):
+            server.kill()
+        pushing.generate([[1]] * 8, None, 1)
+        pushing.sync_weights()
+        assert {*pushing.servers.lost} == {dying.url, taken.url, small.url}
+        with StandIn(port=dying.port) as again, StandIn(port=taken.port) as foreign, StandIn(port=small.port) as less:
+            foreign.version, less.max_model_len = "gsr-0123456789ab-7", 255
+            for _ in range(3):  # looked at beside the update, pushed to with the next one
+                pushing.sync_weights()
+                pushing._look.result(10)
+            assert {*pushing.servers.lost} == {foreign.url, less.url} and not foreign.pushes + less.pushes
+            assert again.version == f"{pushing.servers.run}-{pushing.servers.pushed}" == other.version
+            pushing.generate([[1]] * 8, None, 1)
+            assert len(again.prompts) == 4 and "/v1/completions" not in again.calls[: again.calls.index("/resume")]
+            assert sum("is back" in record.message for record in caplog.records) == 1
+            again.kill()
+            pushing.sync_weights()
+            told = [record.message for record in caplog.records if "go to the others" in record.message]
+            assert sum(again.url in message for message in told) == 2, "lost a second time"
 
 
 def test_the_first_push_refuses_a_server_that_was_started_otherwise(engine):
@@ -312,7 +338,7 @@ def test_the_servers_weights_follow_the_trainers(launch, tmp_path, accelerate):
 def test_a_server_that_dies_or_lacks_the_extension_is_named_and_the_checkpoint_is_whole(launch, tmp_path):
     with serve(tmp_path / "server.log") as (port, process):
         words = keys(
-            tmp_path / "run", port, max_steps=200, save_strategy="steps", save_steps=1, server_request_timeout=5
+            tmp_path / "run", port, max_steps=200, save_strategy="steps", save_steps=1, server_request_timeout=60
         )
         trainer = subprocess.Popen(
             [sys.executable, "recipes/grpo_gsr.py", *words],
@@ -325,6 +351,7 @@ def test_a_server_that_dies_or_lacks_the_extension_is_named_and_the_checkpoint_i
         deadline = time.monotonic() + 200
         while not list((tmp_path / "run").glob("checkpoint-[0-9]*")) and time.monotonic() < deadline:
             time.sleep(0.1)
+        assert trainer.poll() is None, trainer.communicate()[1][-3000:]
         os.killpg(process.pid, signal.SIGKILL)
         killed = time.monotonic()
         _, errors = trainer.communicate(timeout=60)
