@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LAUNCHED = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")  # environment variables that a launcher sets
 WATCH_SECONDS = 2.0
+FLOCK = "hhqqi4x"  # Linux, 64 bits: kind, from where, start, length, process
 _locks: list = []  # files that are locked until this process ends
 PACKAGES = ("torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "math-verify", "numpy")
 
@@ -92,6 +94,17 @@ def sign(file) -> None:
 def owner_of(path: Path) -> str:
     """Who holds the lock of a file: process, host and since when."""
     return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+
+
+def in_use(folder: str | Path) -> bool:
+    """Whether another process holds a run's folder (`take_folder`). Only looks at the lock, so it is in nobody's way.
+
+    False where the lock is not there or cannot be looked at.
+    """
+    with contextlib.suppress(OSError), open(Path(folder) / ".lock", "rb") as file:
+        held = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        return struct.unpack(FLOCK, held)[0] != fcntl.F_UNLCK
+    return False
 
 
 def end_with_launcher() -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gsr_rl import cli
-from gsr_rl.serving.config import ServeConfig, SolveConfig
+from docs.hooks import keys
+from gsr_rl import cli, command_line
+from gsr_rl.report import watch
 from tests.support.doc_commands import blocks, commands, pages
 from tests.support.hub_stand_in import HubStandIn
 from tests.support.paths import ROOT
@@ -37,6 +38,7 @@ RECIPES = {  # command: what makes it small
     GRPO: FEW_STEPS,
     EVAL: "--max_problems 20",
     f"{EVAL} --update_model_card true": "--max_problems 20",
+    "gsr-watch runs/tiny/grpo": "--once",
     "python -m gsr_rl.hub results runs/tiny/eval --model runs/tiny/grpo": "",
 }
 TO_THE_HUB = {
@@ -93,6 +95,8 @@ RUN_BY = {
     "python recipes/eval_gsr.py --config recipes/tiny/eval.yaml --model MODEL --output_dir OUT --num_generations 64 "
     "--methods selfref refine_and_vote tree --pool_sizes 8 16 64":
         "tests/evaluation/test_real_model.py::test_every_method_through_vllm_in_the_tiny_world",
+    "gsr-watch results/smollm2/chain_sum_grpo.jsonl results/smollm2/gsm8k_grpo.jsonl --once --output_dir runs/curves":
+        "tests/report/test_watch.py::test_logs_that_were_kept_are_overlaid_from_their_files",
     "make smollm2": "tests/engines/test_vllm_serve.py::test_distillation_of_gsm8k_rows_over_a_vllm_server",
     "make docs": "tests/test_docs.py::test_the_pages_build_without_a_warning_and_ask_nobody",
     "python recipes/distill_gsr.py --config C.yaml": PARTS,
@@ -105,6 +109,8 @@ SET_UP = {"make install", "source .venv/bin/activate", "export HF_TOKEN=..."}
 SET_UP |= {"python benchmarks/gpu_check.py --make_wheels wheels --python 3.12"}
 ARE_THE_TESTS = {"make test", "make test-all"}
 BY_HAND = {"make demo"}  # minutes on a quiet machine; results/README.md holds what came out
+ALL_KEYS = [key for program in cli.PROGRAMS for key in cli.keys_of(program).values()]
+ALL_KEYS += [key for owner in keys.COMMANDS.values() for key in command_line.fields_of(owner).values()]
 NEEDS_GPUS = re.compile(
     r"zero[23](_offload)?\.yaml|TARGET=gpu|QwQ-32B|http://teacher-1|gpu-check|--wheels wheels|"
     r"Qwen2\.5-7B-Instruct/(distill|eval)\.yaml(?!.*dry_run)|-1\.5B-Instruct/"
@@ -150,17 +156,46 @@ def test_commands_are_found_in_both_kinds_of_blocks():
     assert len(COMMANDS) > 30 and {"README.md", "docs/hub.md"} <= {page for page, _ in COMMANDS}
 
 
+def test_the_page_of_keys_is_as_new_as_the_code():
+    text = keys.PAGE.read_text(encoding="utf-8")
+    assert text == keys.page(), "run `python docs/hooks/keys.py`"
+    assert set(keys.GROUPS) == {key.owner for key in ALL_KEYS} - set(command_line.LIBRARIES)
+    for key in ALL_KEYS:
+        assert key.owner in command_line.LIBRARIES or f"| `{key.name}` |" in text, key.name
+
+
 def test_every_key_that_a_page_names_in_a_table_is_a_key():
     """Names of one's keys in the first column of a table under `| key |`."""
-    known = {key for program in cli.PROGRAMS for key in cli.keys_of(program)}
-    seen = 0
+    known, seen = {key.name for key in ALL_KEYS}, 0
     for page in pages():
         tables = re.findall(r"^\| key \|.*\n\|[-|]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         for row in "".join(tables).splitlines():
             for name in re.findall(r"`([a-z_0-9]+)", row.split("|")[1]):
                 assert name in known, f"{page}: {name}"
                 seen += 1
-    assert seen > 15
+    assert seen > 200
+
+
+def links(text: str) -> list[tuple[str, str]]:
+    """`(path, anchor)` of every relative link of a page, those in code left out."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)", text)
+
+
+def anchors(text: str) -> set[str]:
+    """What code-hosting pages and the site call a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*pages(), *sorted(ROOT.glob("results/**/*.md"))], ids=lambda path: path.name)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    """As on a code-hosting page: without what `make docs` makes."""
+    for target, anchor in links(page.read_text(encoding="utf-8")):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists() and ROOT in [path, *path.parents], f"{page}: {target}"
+        assert path.relative_to(ROOT).parts[:1] not in [("runs",), ("site",)], f"{page}: {target} is in no clone"
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), f"{page}: {target}#{anchor}"
 
 
 def test_the_pages_build_without_a_warning_and_ask_nobody(tmp_path):
@@ -175,11 +210,9 @@ def test_the_pages_build_without_a_warning_and_ask_nobody(tmp_path):
         loaded = re.findall(r'<(?:script|img|iframe)[^>]*src="?(https?:[^"\s>]+)', text)
         loaded += re.findall(r'<link[^>]*rel="?stylesheet"?[^>]*href="?(https?:[^"\s>]+)', text)
         assert not loaded, f"{name} loads {loaded}"
-    keys = {program: cli.keys_of(program) for program in cli.PROGRAMS}
-    keys |= {"solve": SolveConfig.__dataclass_fields__, "serve": ServeConfig.__dataclass_fields__}
-    for page, names in keys.items():
-        missing = [key for key in names if f">{key}<" not in html[f"keys/{page}.html"]]
-        assert not missing, f"keys/{page}.html lacks {missing}"
+    missing = [key.name for key in ALL_KEYS if key.owner not in command_line.LIBRARIES
+               and f"<code>{key.name}</code>" not in html["keys.html"]]  # fmt: skip
+    assert not missing, f"keys.html lacks {missing}"
     assert "seed0.json" in html["results.html"] and (site / "results/demo/seed0.json").is_file()
 
 
@@ -209,6 +242,10 @@ def test_the_commands_of_the_tiny_world_run(tmp_path):
         _run(f"{command} {more}", tmp_path)
     assert (tmp_path / "runs/tiny/eval/eval.json").is_file()
     assert "### tiny/mix, K = 4" in (tmp_path / "runs/tiny/grpo/README.md").read_text()
+    runs = [watch.read_run(tmp_path / "runs/tiny" / name) for name in ("sft", "grpo")]
+    drawn = [panel.title for panel, _ in watch.drawn_panels(runs)]
+    not_asked_for = {"held-out problems right, %", "age of the sampling weights, steps"}
+    assert drawn == [panel.title for panel in watch.PANELS if panel.title not in not_asked_for]
     (tmp_path / "home").mkdir()
     with HubStandIn("hf_" + "TokenOfTheDocs") as hub:
         for command, more in TO_THE_HUB.items():

@@ -6,7 +6,7 @@ for result in engine.stream(requests):  # as they finish; `requests` may be endl
     ...
 engine.close()
 
-The engines themselves: gsr_rl/engines/local.py, data_parallel.py (several of them), endpoints.py (over HTTP).
+The engines themselves: gsr_rl/engines/local.py, copies of these (open.py), endpoints.py (over HTTP).
 """
 
 import sys

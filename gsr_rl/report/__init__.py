@@ -4,5 +4,6 @@ In: samples.parquet, which the evaluation writes (samples.py holds its columns).
 compare.json (tables.py), made into report.md (markdown.py), report.html (html.py) and plots (plots.py).
 
 Start with problem_values.py: the table of all metrics with their formulas. intervals.py has every interval and the
-power note. In Python: `gsr_rl.report.tables.compare(RUN_A, RUN_B)`.
+power note. In Python: `gsr_rl.report.tables.compare(RUN_A, RUN_B)`. watch.py draws the curves of a training from its
+metrics.jsonl while it goes.
 """

@@ -161,8 +161,13 @@ def scaling_png(scaling: dict[str, list[dict]]) -> bytes | None:
     for axes in canvas.axes:
         shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     canvas.legend(shown.values(), shown, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
+    return png_of(canvas, dpi=110)
+
+
+def png_of(canvas, dpi: int) -> bytes:
+    """A matplotlib figure as PNG, without the name of the program that made it."""
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    canvas.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -213,6 +218,4 @@ def png(summary: dict) -> bytes | None:
     draw_by_num_correct(right, summary, name)
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=8)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(canvas, dpi=120)

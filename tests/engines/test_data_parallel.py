@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from gsr_rl.engines.base import Request, Sampling
-from gsr_rl.engines.data_parallel import DataParallelEngine, _Copy, _devices
-from gsr_rl.engines.open import open_engine
+from gsr_rl.engines.open import DataParallelEngine, _Copy, _devices, open_engine
 
 PROMPTS = [[5 + i, 6, 7 + i % 3] + [8] * (i % 5) for i in range(24)]
 GREEDY = Sampling(n=1, temperature=0.0, max_tokens=12)

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 
 from gsr_rl.engines import open as open_module
 from gsr_rl.engines.base import Request, Sampling
-from gsr_rl.engines.data_parallel import _devices
 from gsr_rl.engines.local import set_vllm_environment
-from gsr_rl.engines.open import copies_that_fit, open_engine
+from gsr_rl.engines.open import _devices, copies_that_fit, open_engine
 from tests.support.fixed_engine import FixedEngine
 
 PROMPTS = [[5, 6, 7], [8] * 30, [9, 10]]

@@ -20,6 +20,7 @@ PROGRAMS += (
     "gsr-config",
     "gsr-merge",
 )
+PROGRAMS += ("gsr-watch",)
 
 
 def pages() -> list[Path]:
