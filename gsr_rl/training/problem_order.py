@@ -131,10 +131,11 @@ class ProblemStream:
 
 
 class RolloutsAhead:
-    """Samples the next generation batches in a thread of its own, while the trainer updates (`rollout_ahead`).
+    """Samples the next generation batches in threads of their own, while the trainer updates (`rollout_ahead`).
 
     The trainer calls `order` when an optimizer step begins, and `take` when it needs a batch. All ranks order the same
-    at the same time, so the thread holds no collective: it only asks the servers, and grades.
+    at the same time, so the threads hold no collective: they only ask the servers, and grade. A batch is sampled as
+    soon as it is ordered: while the last completions of the one before are awaited, it keeps the servers busy.
 
     Args:
         trainer: A `GSRTrainer` with `vllm_mode: server`.
@@ -142,11 +143,12 @@ class RolloutsAhead:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.driver = TwoStageRollout(trainer, copy.deepcopy(trainer.processing_class))
-        self._ordered: deque[Future] = deque()  # of batches that were not taken yet, as `_roll_out` returns them
+        self._ordered: deque[Future] = deque()  # of batches that were not taken yet: (blocks, seconds)
         self._next_step: int | None = None  # optimizer step that first uses the next batch to be ordered
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True, name="rollout-ahead").start()
+        for _ in range(trainer.args.rollout_ahead + 1):  # batches that may be in flight
+            driver = TwoStageRollout(trainer, copy.deepcopy(trainer.processing_class))
+            threading.Thread(target=self._work, args=(driver,), daemon=True, name="rollout-ahead").start()
 
     def start_anew(self) -> None:
         """A training begins: what an earlier one has ordered is dealt out again."""
@@ -197,16 +199,12 @@ class RolloutsAhead:
         trainer.driver.seconds = seconds
         return blocks
 
-    def _work(self) -> None:
+    def _work(self, driver: TwoStageRollout) -> None:
         while True:
-            future, *job = self._jobs.get()
+            future, rows, indices, step = self._jobs.get()
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(self._roll_out(*job))
+                    blocks = driver.run(rows, self.trainer.args.plan, indices, step)
+                    future.set_result((blocks, dict(driver.seconds)))
                 except BaseException as error:
                     future.set_exception(error)
-
-    def _roll_out(self, rows: list[dict], indices: list[int], step: int) -> tuple[list[Block], dict[str, float]]:
-        """Their blocks, for this optimizer step, and what they took in seconds."""
-        blocks = self.driver.run(rows, self.trainer.args.plan, indices, step)
-        return blocks, dict(self.driver.seconds)

@@ -104,6 +104,21 @@ def test_the_next_batch_is_sampled_while_the_caller_updates(tmp_path):
     assert all(rollout.weights_step == 0 for block in blocks for rollout in (*block.candidates, *block.refinements))
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_the_next_batches_are_begun_while_the_last_completions_of_the_first_are_awaited(tmp_path, ahead):
+    run = Run(tmp_path, ahead)
+    run.gate.clear()  # nothing is answered
+    begun, stream = [], run.stream
+    run.stream = lambda: begun.append(threading.current_thread()) or stream()
+    run.ahead.order()
+    deadline = time.monotonic() + 10
+    while len(begun) <= ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len({*begun}) == ahead + 1 and not run.prompts
+    run.gate.set()
+    assert [block.problem_id for block in run.ahead.take()] == ["p0", "p1"]
+
+
 def test_a_batch_used_for_two_steps_is_ordered_one_step_before_its_first(tmp_path):
     run = Run(tmp_path, per_batch=4, used_for=2)
     ordered = []
