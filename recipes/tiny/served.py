@@ -25,6 +25,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 def serve(model: str, log: Path, core: int | None = None) -> Iterator[str]:
     """The address of a vLLM server that computes with one thread, on `core` alone if that is given.
 
+    SIGTERM ends this process by an exception from now on, so that the server ends too.
+
     Raises:
         SystemExit: It has not started; with the end of its log.
     """
@@ -38,6 +40,7 @@ def serve(model: str, log: Path, core: int | None = None) -> Iterator[str]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "256", "--max-num-seqs", "256", "--logprobs-mode", "processed_logprobs"]
     command += ["--worker-extension-cls", "gsr_rl.server_worker.ReloadFromDisk", "--disable-uvicorn-access-log"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with log.open("w") as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         server = subprocess.Popen(command, cwd=ROOT, env=os.environ | ENVIRONMENT | more, **streams)
@@ -61,7 +64,6 @@ def main() -> None:
     command = [sys.executable, *sys.argv[1:]]
     model, out = (command[command.index(f"--{key}") + 1] for key in ("model_name_or_path", "output_dir"))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     with serve(model, Path(f"{out}.server.log")) as url:
         process = subprocess.Popen([*command, "--vllm_server_base_url", url], env=os.environ | ENVIRONMENT)
         try:
