@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable
 
 from rewards.accuracy import AccuracyReward
@@ -102,13 +104,20 @@ def _load(target_name: str, options: dict, name: str) -> Callable:
 def _target(name: str):
     if name in REWARDS:
         return REWARDS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(
             f"reward {name!r} is not known: use one of {', '.join(REWARDS)}, or 'module:function', "
             "with candidate/ or refinement/ before it for one stage"
         )
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return imported(name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward {name!r} cannot be loaded: {error}") from error
+
+
+def imported(name: str):
+    """What `module:name` stands for. The module is installed, on PYTHONPATH, or a file in the working folder."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return getattr(importlib.import_module(module), attribute)

@@ -3,6 +3,7 @@
 Of each command RUN_BY says which test runs it. What needs GPUs, sets something up or is itself the tests stands apart.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -105,6 +106,8 @@ RUN_BY = {
     r"python -m rewards --gold '\frac12' --completion 'so it is \boxed{0.5}'":
         "tests/rewards/test_rewards_for_trl.py::test_the_command_says_why",
 }  # fmt: skip
+OWN_DATA = "tests/test_docs.py::test_the_example_of_your_own_data_runs"
+RUN_BY |= {command: OWN_DATA for page, command in COMMANDS if page == "docs/own_data.md" and " runs/own" in command}
 SET_UP = {"make install", "source .venv/bin/activate", "export HF_TOKEN=..."}
 SET_UP |= {"python benchmarks/gpu_check.py --make_wheels wheels --python 3.12"}
 ARE_THE_TESTS = {"make test", "make test-all"}
@@ -143,6 +146,18 @@ def test_what_a_command_names_exists(command):
     recipe = re.search(r"recipes/(distill|sft|grpo|eval)_gsr\.py", command)
     if recipe and "C.yaml" not in command:
         cli.read_values(recipe.group(1), words[words.index(recipe.group(0)) + 1 :])  # raises on an unknown key
+
+
+def test_what_the_table_of_changes_names_is_there():
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Where to change what")[1]
+    rows = [line.split("|")[2:4] for line in table.splitlines() if line.startswith("| ")]
+    for change, test in rows[1:]:
+        paths = re.findall(r"`([\w/.]+/[\w/.]*)`", change + test)
+        assert paths and all((ROOT / path).exists() for path in paths), paths
+        text = "".join((ROOT / path).read_text() for path in paths if path.endswith(".py") and "tests/" not in path)
+        for name in re.findall(r"`([A-Za-z_]+)`", change):
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b|^    def {name}\b", text, re.MULTILINE), name
+    assert len(rows) > 20
 
 
 def test_the_list_of_commands_is_no_longer_than_the_docs():
@@ -252,6 +267,22 @@ def test_the_commands_of_the_tiny_world_run(tmp_path):
             _run(f"{command.replace('USER/NAME', 'me/name')} {more}", tmp_path, hub.environment(tmp_path / "home"))
         assert "evaluations/tiny-mix-k4.json" in hub.files("me/name")
         assert any(name.endswith(".parquet") for name in hub.files("me/name", "dataset"))
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_the_example_of_your_own_data_runs(tmp_path):
+    page = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    train, evaluate = [command for command, test in RUN_BY.items() if test == OWN_DATA]
+    assert "1 rows by the filter on level" in _run(f"{train} --dry_run true", tmp_path)
+    _run(train, tmp_path)
+    _run(evaluate, tmp_path)
+    assert [step for step, _ in watch.read_run(tmp_path / "runs/own").series["loss"]] == [1, 2]
+    assert json.loads((tmp_path / "runs/own/gsr_config.json").read_text())["prompt_template"] == "my_prompts:wording"
+    assert (tmp_path / "runs/own-eval/report.html").is_file()
 
 
 @pytest.mark.slow

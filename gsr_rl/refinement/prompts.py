@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from rewards.extraction import final_part
+from rewards.registry import imported
 
 Messages = list[dict[str, str]]
 
@@ -85,11 +86,35 @@ TEMPLATES: dict[str, PromptTemplate] = {
 }
 
 
+SHOWS = {"solve": "{problem}", "refine_head": "{problem}", "candidate": "{text}", "refine_tail": "",
+         "select_head": "{problem}", "select_tail": ""}  # fmt: skip
+
+
 def get_template(name: str) -> PromptTemplate:
-    """The template called `name`. Raises `ValueError` with the known names otherwise."""
-    if name not in TEMPLATES:
-        raise ValueError(f"prompt_template={name!r} is not known: use one of {sorted(TEMPLATES)}")
-    return TEMPLATES[name]
+    """The template called `name`: one of `TEMPLATES`, or a `PromptTemplate` of one's own as `module:name`.
+
+    Raises:
+        ValueError: There is none, or it lacks a field.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    try:
+        template = imported(name) if ":" in name else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"prompt_template={name!r} cannot be loaded: {error}") from error
+    if not isinstance(template, PromptTemplate):
+        own = "module:name of a PromptTemplate of your own"
+        raise ValueError(f"prompt_template={name!r} is not known: use one of {sorted(TEMPLATES)}, or {own}")
+    for part, field in SHOWS.items():
+        try:
+            shown = getattr(template, part).format(problem="{problem}", index=1, text="{text}")
+        except (IndexError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"prompt_template={name!r}: {part} cannot be filled in ({error}): braces of LaTeX stand twice"
+            ) from None
+        if field not in shown:
+            raise ValueError(f"prompt_template={name!r}: {part} does not show {field}")
+    return template
 
 
 def solve_prompt(problem: str, template: PromptTemplate, history: Messages | None = None) -> Messages:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gsr_rl.keys import key, raise_if_any
-from gsr_rl.refinement.prompts import TEMPLATES, get_template
+from gsr_rl.refinement.prompts import get_template
 from gsr_rl.run_folder import atomic_write
 
 SETTINGS_FILE = "gsr_config.json"
@@ -32,7 +32,7 @@ class RefinementConfig:
     """How candidates are shown to the model that refines them: the same from distillation to serving."""
 
     num_candidates: int = key(4, "K: candidates shown in a refinement prompt.")
-    prompt_template: str = key("gsr", "Wording of the two prompts: gsr or tiny (gsr_rl/refinement/prompts.py).")
+    prompt_template: str = key("gsr", "Wording of the prompts: gsr, tiny, or module:name of a PromptTemplate.")
     max_refinement_prompt_length: int = key(8192, "Tokens of a refinement prompt; longer candidates lose their front.")
     unfinished_candidates: str = key(
         "drop", "A candidate that ran into its length limit is not shown (`drop`), or shown as it is (`cut`)."
@@ -47,8 +47,10 @@ def check_refinement(c) -> list[str]:
     messages = []
     if c.num_candidates < 1:
         messages.append(f"num_candidates={c.num_candidates}: a refinement needs at least one candidate, set it to 4")
-    if c.prompt_template not in TEMPLATES:
-        messages.append(f"prompt_template={c.prompt_template!r} is not known: use one of {sorted(TEMPLATES)}")
+    try:
+        get_template(c.prompt_template)
+    except ValueError as error:
+        messages.append(str(error))
     if c.unfinished_candidates not in ("drop", "cut"):
         messages.append(f"unfinished_candidates={c.unfinished_candidates!r}: use drop or cut")
     return messages
@@ -122,11 +124,14 @@ def read_refinement_settings(folder: str | Path) -> dict:
         raise ValueError(
             f"{path} is no JSON object ({error}): restore it, or train or download the model anew"
         ) from None
-    known = TEMPLATES[name].version if name in TEMPLATES else None
+    try:
+        known = get_template(name).version
+        here = f"this gsr-rl has version {known}"
+    except ValueError as error:
+        known, here = None, str(error)
     if version != known:
-        here = f"has version {known}" if known else f"has only {sorted(TEMPLATES)}"
         raise ValueError(
-            f"{path}: the model was trained on prompt_template {name}, version {version}; this gsr-rl {here}: use "
+            f"{path}: the model was trained on prompt_template {name}, version {version}; {here}: use "
             "the gsr-rl that versions.json names, or train anew"
         )
     return settings

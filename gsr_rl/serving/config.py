@@ -157,7 +157,9 @@ class AnswerConfig(ChatTemplateConfig):
         "Sample in waves what votes, until the vote cannot change (1, or no value) or until so large a share of it "
         "agrees, such as 0.8; then candidates, too, come in waves. Default: all are sampled at once.",
     )
-    prompt_template: str | None = key(None, "Wording of the prompts: gsr or tiny. Default: gsr_config.json, else gsr.")
+    prompt_template: str | None = key(
+        None, "Wording of the prompts, as in training. Default: gsr_config.json, else gsr."
+    )
     max_refinement_prompt_length: int | None = key(
         None, "Budget of a refinement prompt in tokens. Default: gsr_config.json, else 8192."
     )

@@ -334,7 +334,7 @@ def test_a_push_without_token_or_without_network_is_refused_first(monkeypatch, t
     [
         ({"prompt_template": "gsr", "prompt_template_version": 1}, "set prompt_template to gsr"),
         ({"prompt_template": "tiny", "prompt_template_version": 7}, "trained on prompt_template tiny, version 7"),
-        ({"prompt_template": "other"}, "this gsr-rl has only"),
+        ({"prompt_template": "other"}, "prompt_template='other' is not known"),
         ([], "is no JSON object"),
     ],
 )

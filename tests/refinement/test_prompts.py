@@ -1,4 +1,6 @@
 import hashlib
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -46,6 +48,24 @@ def test_the_gsr_prompt_shows_problem_candidates_and_instruction_in_this_order()
 def test_an_unknown_template_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"prompt_template='x' is not known: use one of \['gsr', 'tiny'\]"):
         get_template("x")
+
+
+def test_a_template_of_one_s_own_is_a_file_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    text = "from dataclasses import replace\nfrom gsr_rl.refinement.prompts import TEMPLATES\n"
+    text += "short = replace(TEMPLATES['gsr'], solve='{problem} Box it: \\\\boxed{{}}')\n"
+    text += "latex = replace(short, solve='{problem} \\\\boxed{}')\nhidden = replace(short, refine_head='Read.')\n"
+    Path("wording_of_a_test.py").write_text(text)
+    assert solve_prompt("1+1", get_template("wording_of_a_test:short"))[0]["content"] == "1+1 Box it: \\boxed{}"
+    for name, message in (
+        ("latex", "solve cannot be filled in .*: braces of LaTeX stand twice"),
+        ("hidden", r"refine_head does not show \{problem\}"),
+        ("replace", "is not known: use one of"),
+        ("missing", "cannot be loaded: module 'wording_of_a_test' has no attribute"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_template(f"wording_of_a_test:{name}")
 
 
 candidates = st.lists(
