@@ -81,8 +81,9 @@ RUN_BY = {
     "gsr-eval --config tiny/eval.yaml --model runs/tiny/grpo": WHEEL,
     SMOLLM2: "tests/test_docs.py::test_smollm2_trains_under_zero_3",
     "gsr-solve --model runs/tiny/grpo '47+5*3-8'": f"{SOLVE}::test_a_pipe_gets_plain_text",
-    "gsr-solve --model recipes/tiny/models/base --prompt_template tiny '47+5*3-8'":
-        f"{SOLVE}::test_a_pipe_gets_plain_text",
+    "gsr-solve --model runs/tiny/grpo kkia=J": f"{SOLVE}::test_a_pipe_gets_plain_text",
+    "gsr-solve --model recipes/tiny/models/teacher --prompt_template tiny kkia=J":
+        "tests/recipes/test_demo.py::test_the_command_that_the_demo_ends_with_gives_a_refined_boxed_right_answer",
     "gsr-solve --model runs/tiny/grpo --file problems.jsonl --json '>' solutions.jsonl":
         f"{SOLVE}::test_json_is_one_object_a_problem_and_nothing_else",
     "gsr-solve --model runs/tiny/grpo --num_candidates 16 --stop_when_agreed 0.8 --file problems.jsonl --json":

@@ -9,6 +9,7 @@ engine.close()
 The engines themselves: gsr_rl/engines/local.py, copies of these (open.py), endpoints.py (over HTTP).
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -203,9 +204,9 @@ class Engine:
 
 
 def progress_bar(total: int, label: str, done: int = 0, unit: str = "problems"):
-    """A tqdm bar with what is done and time left; in a log file it speaks every half minute only."""
+    """A tqdm bar with what is done and time left; in a log file every half minute, or TQDM_MININTERVAL seconds."""
     from tqdm import tqdm
 
     form = f"{label}: {{percentage:.0f}} %, {{n_fmt}} of {{total_fmt}} {unit}, {{remaining}} left{{postfix}}"
-    interval = 0.5 if sys.stderr.isatty() else 30
+    interval = 0.5 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 30))
     return tqdm(total=total, initial=done, bar_format=form, mininterval=interval)

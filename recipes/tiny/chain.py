@@ -167,11 +167,12 @@ def run(step: Step, threads: int = 1) -> float:
 def _run(step: Step, threads: int, log: Path, lock) -> float:
     from gsr_rl.run_folder import atomic_write
 
-    print(f"[{step.name}] started, its log: {log}", flush=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",  # nothing here is on the Hub
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "",  # else every program compiles what it imports anew: 12 s each
+        "TQDM_MININTERVAL": "1",
         "OMP_NUM_THREADS": str(threads),
     }
     start = time.monotonic()
@@ -185,7 +186,8 @@ def _run(step: Step, threads: int, log: Path, lock) -> float:
     if code:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
         raise SystemExit(f"{tail}\n[{step.name}] failed with exit code {code}; the whole log is {log}")
-    live.show(step.name, f"done in {seconds:.0f} s", last=True)
+    words = live.accuracies(log, ROOT / (step.out if "--output_dir" in step.command else step.folder))
+    live.show(step.name, f"{live.bar(1)} {seconds:4.0f} s  {words}", last=True)
     done = {"seconds": round(seconds, 1), "command": _in_folder(step.command, step.folder)}
     atomic_write(step.folder / "done" / f"{step.name}.json", json.dumps(done))
     return seconds

@@ -1,11 +1,13 @@
-"""The demo's table, claims and plot, from stored evaluations."""
+"""The demo's table, claims and plot, from stored evaluations; and the command that it ends with."""
 
 import importlib
 import json
+import shlex
 
 import pytest
 import yaml
 
+from gsr_rl.data.tiny_world import make_row
 from gsr_rl.report.problem_values import metrics_from_samples
 from gsr_rl.report.tables import summarise
 from tests.support.made_samples import write_run
@@ -60,7 +62,34 @@ def test_a_finished_demo_makes_its_files_again_without_running_anything(demo, fi
         done.write_text('{"seconds": 60.0}')
     monkeypatch.setattr(demo.chain, "subprocess", None)  # a step that is run would fail
     monkeypatch.setattr("sys.argv", ["demo.py", "--output_dir", str(finished)])
+    monkeypatch.setattr(demo, "worked_example", lambda model, *options: None)  # there is no model
     demo.main()
-    assert "after GRPO" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "after GRPO" in shown and "shorter than that of `make paper`" in shown and "Try it" not in shown
     assert {"summary.md", "summary.json", "plot.png"} <= {path.name for path in finished.iterdir()}
     assert json.loads((finished / "summary.json").read_text())["seconds"]["eval"] == 180
+
+
+def test_the_command_that_the_demo_ends_with_gives_a_refined_boxed_right_answer(demo, monkeypatch, capsys):
+    """Of the shipped teacher, which refines as well as the demo's model, or better; run again, as a user would."""
+    from gsr_rl.serving import solve_cli
+
+    demo.show_example("recipes/tiny/models/teacher", "--prompt_template", "tiny")
+    command = capsys.readouterr().out.split("Try it: .venv/bin/")[1].splitlines()[0]
+    assert command.startswith("gsr-solve --model recipes/tiny/models/teacher --seed 0")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="0"):
+        solve_cli.main([*shlex.split(command)[1:], "--json"])
+    solution = json.loads(capsys.readouterr().out)
+    gold = make_row(solution["problem"], "validation")["answer"]
+    answers = [candidate["answer"] for candidate in solution["candidates"]]
+    assert len(set(answers)) > 1 and solution["majority_answer"] != gold and not solution["degraded"]
+    assert (
+        solution["answer"] == gold
+        and f"\\boxed{{{gold}}}" in solution["text"] == solution["refinements"][0][0]["text"]
+    )
+
+
+def test_no_command_is_shown_where_no_refinement_is_right(demo):
+    """The base's are next to never: it has not been trained to refine."""
+    assert demo.worked_example("recipes/tiny/models/base", "--prompt_template", "tiny", limit=3) is None

@@ -101,12 +101,51 @@ def test_how_far_a_log_says_that_a_program_is(paper, tmp_path):
     assert paper.chain.live.progress(log) == "9/110 8:31 left  pass@1 46.1"
 
 
-def test_a_command_is_followed_to_its_end_and_a_failure_is_shown_with_its_log(paper, tmp_path, capsys):
+def test_a_bar_has_the_share_that_the_words_tell(paper):
+    live = paper.chain.live
+    full = live.bar(1)[0]
+    for words, share in (("9/12 0:31 left", 0.75), ("candidates: 25 %, 1 of 4", 0.25), ("starting", 0), ("1/1 ", 1)):
+        shown = live.with_bar(words, 7.4)
+        assert shown.count(full) == share * live.BAR and shown.endswith(f"    7 s  {words}")
+    assert len(live.bar(1.2)) == len(live.bar(0)) == live.BAR
+
+
+def test_a_step_that_has_ended_shows_its_last_accuracies(paper, tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text(
+        "1/2 pass@1 1.0 maj@4 2.0 selfref@4 3.0 gap +1.0  9 s\n2/2 pass@1 4.0 selfref@4 3.0 gap -1.0  9 s\nend"
+    )
+    assert paper.chain.live.accuracies(log, tmp_path) == "pass@1 4.0 selfref@4 3.0 gap -1.0"
+    log.write_text("5,000 rows\n")
+    assert paper.chain.live.accuracies(log, tmp_path) == ""
+    figures = {
+        name: {"value": value} for name, value in (("pass@1", 0.25), ("selfref@2", 0.5), ("refinement_gap", 0.1))
+    }
+    (tmp_path / "eval.json").write_text(json.dumps({"k": 2, "benchmarks": {"tiny/mix": figures, "chain": {}}}))
+    assert paper.chain.live.accuracies(log, tmp_path) == "pass@1 25.0 selfref@2 50.0 gap +10.0"
+
+
+def test_steps_that_run_share_the_last_lines_of_a_terminal(paper, monkeypatch):
+    live, shown = paper.chain.live, []
+    monkeypatch.setattr(live.sys, "stdout", Namespace(isatty=lambda: True, encoding="ascii"))
+    monkeypatch.setattr(live, "print", lambda text, **_: shown.append(text), raising=False)
+    monkeypatch.setattr(live, "_lines", {})
+    for name, text, last in (("a", "1", False), ("b", "2", False), ("a", "3", True), ("b", "4", True)):
+        live.show(name, text, last=last)
+    a, b = "a".ljust(11), "b".ljust(11)
+    assert shown == [
+        f"\033[J{a}1\n",
+        f"\033[1A\033[J{a}1\n{b}2\n",
+        f"\033[2A\033[J{a}3\n{b}2\n",  # what has ended stays above those that run
+        f"\033[1A\033[J{b}4\n",
+    ]
+
+
+def test_a_command_is_followed_to_its_end_and_a_failure_is_shown_with_its_log(paper, tmp_path):
     code = "print('  1/2 0:01 left  loss 0.5', flush=True); print('the reason'); raise SystemExit(3)"
     step = paper.chain.Step("sft", "sft", [sys.executable, "-c", code], tmp_path)
     with pytest.raises(SystemExit, match=r"the reason\n+\[sft\] failed with exit code 3"):
         paper.chain.run(step)
-    assert capsys.readouterr().out.startswith("[sft] started, its log: ")
     assert (tmp_path / "logs" / "sft.log").read_text().startswith(f"$ {sys.executable} -c")
 
 
