@@ -40,6 +40,7 @@ LEGEND = (
     "step, time left; right, in %; reward and length of candidates and refinements; seconds (rollout + update); "
     "trained tokens per second"
 )
+LONGEST_LINE = 160  # characters of a log record
 OPTIMIZER = "adamw_torch_fused"  # transformers' default with torch 2.8 or newer
 # What each program is configured by, and its checks on plain values.
 PROGRAMS = {
@@ -301,7 +302,7 @@ def log_in_lines(trainer) -> None:
 
 
 def log_line(step: int, steps: int, left: float | None, logs: dict[str, float]) -> str:
-    """A log record of training or of held-out problems (`eval_`) in at most 160 characters; what it lacks is left out.
+    """A log record of training or of held-out problems (`eval_`), in at most `LONGEST_LINE` characters.
 
     Rewards and lengths are those of candidates and refinements, in this order; accuracies are percent.
 
@@ -323,7 +324,10 @@ def log_line(step: int, steps: int, left: float | None, logs: dict[str, float]) 
         parts.append(f"{_seconds(seconds)} s" + (f" ({' + '.join(halves)})" if halves else ""))
     if "tokens/per_second" in named:
         parts.append(f"{named['tokens/per_second']:,.0f} tok/s")
-    return "  ".join(filter(None, parts))
+    parts = list(filter(None, parts))
+    while len(line := "  ".join(parts)) > LONGEST_LINE:  # figures of unusual sizes
+        parts.pop()
+    return line
 
 
 def _accuracies(logs: dict[str, float]) -> list[str]:

@@ -34,7 +34,9 @@ def test_the_longest_line_has_160_characters_at_most():
     long |= {"time/rollout": 1000.1, "time/update": 234.4, "tokens/per_second": 1234567, "gap/refinement_gap": -0.41}
     long = {name.replace("@4", "@4-16"): value for name, value in long.items()}
     line = log_line(12345, 12345, 99 * 3600, long)
-    assert len(line) <= 160, line
+    assert 150 < len(line) <= 160 and line.endswith("1,234,567 tok/s"), line
+    longer = log_line(12345, 12345, 9999 * 3600, long | {"candidate/reward": -12345.0, "refinement/reward": -12345.0})
+    assert len(longer) <= 160 and longer.endswith("1234 s (1000 + 234)")
 
 
 def test_sets_of_another_choice_where_none_is_uniform():

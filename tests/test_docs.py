@@ -43,7 +43,7 @@ RECIPES = {  # command: what makes it small
     "python -m gsr_rl.hub results runs/tiny/eval --model runs/tiny/grpo": "",
 }
 TO_THE_HUB = {
-    f"{GRPO} --push_to_hub true --hub_model_id USER/NAME --hub_private_repo true": FEW_STEPS,
+    f"{GRPO} --push_to_hub true --hub_model_id USER/NAME --hub_private_repo true": f"{FEW_STEPS} --log_console all",
     f"{DISTILL} --push_to_hub true --hub_dataset_id USER/NAME": "--max_problems 60 --refinements_per_set 2",
     "python -m gsr_rl.hub results runs/tiny/eval --repo_id USER/NAME": "",
     "python -m gsr_rl.hub push runs/tiny/grpo": "",
@@ -265,7 +265,9 @@ def test_the_commands_of_the_tiny_world_run(tmp_path):
     (tmp_path / "home").mkdir()
     with HubStandIn("hf_" + "TokenOfTheDocs") as hub:
         for command, more in TO_THE_HUB.items():
-            _run(f"{command.replace('USER/NAME', 'me/name')} {more}", tmp_path, hub.environment(tmp_path / "home"))
+            named = f"{command.replace('USER/NAME', 'me/name')} {more}"
+            text = _run(named, tmp_path, hub.environment(tmp_path / "home"))
+            assert "'candidate/accuracy': " in text or "--log_console all" not in more
         assert "evaluations/tiny-mix-k4.json" in hub.files("me/name")
         assert any(name.endswith(".parquet") for name in hub.files("me/name", "dataset"))
 

@@ -9,6 +9,7 @@ from gsr_rl.training.launch import (
     adapter_parameters,
     check_named_size,
     check_numbers,
+    config_of,
     read_launch,
     read_shape,
 )
@@ -74,8 +75,12 @@ def batch_arithmetic(args, model=None) -> dict[str, int | str]:
     shape = read_shape(model and model.model_name_or_path, args.model_shape)
     if shape is None:
         return figures | {"GPU memory": "not estimated: the model is not a local folder, set model_shape"}
-    check_named_size(model and model.model_name_or_path, shape)
-    return figures | memory_arithmetic(shape, launch, args, model)
+    name = model and model.model_name_or_path
+    check_named_size(name, shape)
+    figures |= memory_arithmetic(shape, launch, args, model)
+    if name and not config_of(name).is_file():
+        figures["model parameters"] += f", by model_shape: there is no config.json of {name} here"
+    return figures
 
 
 def _amounts(args, processes: int) -> dict[str, int | str]:

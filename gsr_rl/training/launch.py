@@ -117,7 +117,7 @@ def read_shape(model: str | None, stated: dict | str | None) -> ModelShape | Non
     Raises:
         ValueError: Sizes that are missing or no whole numbers above 0.
     """
-    path = _config_of(model)
+    path = config_of(model)
     needed = [size.name for size in fields(ModelShape) if size.default is MISSING]
     if path.is_file():
         name, fix = f"model_name_or_path={model}", "set model_shape to the sizes by Llama's names"
@@ -139,7 +139,7 @@ def read_shape(model: str | None, stated: dict | str | None) -> ModelShape | Non
     return ModelShape(**sizes, tie_word_embeddings=tied)
 
 
-def _config_of(model: str | None) -> Path:
+def config_of(model: str | None) -> Path:
     """Where the config.json of a model is, if it is here: in its folder, or of a Hub name in the cache."""
     path = Path(str(model)) / "config.json"
     if path.is_file() or not model or not is_repo_name(model):
@@ -152,7 +152,7 @@ def _config_of(model: str | None) -> Path:
 def check_named_size(model: str | None, shape: ModelShape) -> None:
     """`model_shape` is that of the model, as far as a name such as Qwen2.5-7B tells. Raises `ValueError`."""
     named = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![a-z])", Path(str(model)).name, re.IGNORECASE)
-    if not named or _config_of(model).is_file():
+    if not named or config_of(model).is_file():
         return
     stated = float(named[1]) * (1e9 if named[2].upper() == "B" else 1e6)
     if not 0.6 * stated < shape.parameters < 1.6 * stated:

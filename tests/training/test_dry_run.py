@@ -381,6 +381,10 @@ def test_a_dry_run_for_gpus_needs_none_and_counts_the_tokens_of_a_step(tmp_path)
     assert only["solve prompt tokens per optimizer step, at most"] == 0
     assert only["new tokens per generation, at most"] == 2 * 4 * (800 + 1600)  # up to twice the batch's 4 problems
     unlimited = batch_arithmetic(GSRConfig(**config | {"vllm_max_model_length": None}))
+    stated = batch_arithmetic(args, model(model_name_or_path="somebody/unsized"))["model parameters"]
+    assert stated.endswith("by model_shape: there is no config.json of somebody/unsized here")
+    own = batch_arithmetic(args, model(model_name_or_path="recipes/tiny/models/base"))["model parameters"]
+    assert own == "0.00 billion"
     assert unlimited["solve prompt tokens per generation, at most"].startswith("no limit but the model's context")
 
 
