@@ -34,7 +34,9 @@ for node in "${nodes[@]}"; do
   while kill -0 "$node" 2>/dev/null; do wait "$node"; done # the trap ends a wait
 done
 exit ${code:-0}""",
-    "vllm": f'echo $$ > vllm.pids; exec setsid {sys.executable} -m vllm.entrypoints.cli.main "$@" > server.log 2>&1',
+    # `vllm serve MODEL`; the CPU build's own command does not find its version
+    "vllm": f"""echo $$ > vllm.pids
+exec setsid {sys.executable} -m vllm.entrypoints.openai.api_server --model "${{@:2}}" > server.log 2>&1""",
     "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
 }
 
