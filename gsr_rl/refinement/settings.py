@@ -126,13 +126,12 @@ def read_refinement_settings(folder: str | Path) -> dict:
         ) from None
     try:
         known = get_template(name).version
-        here = f"this gsr-rl has version {known}"
     except ValueError as error:
-        known, here = None, str(error)
+        raise ValueError(f"{path}: the model was trained on a wording that is not here: {error}") from None
     if version != known:
         raise ValueError(
-            f"{path}: the model was trained on prompt_template {name}, version {version}; {here}: use "
-            "the gsr-rl that versions.json names, or train anew"
+            f"{path}: the model was trained on prompt_template {name}, version {version}; this gsr-rl has version "
+            f"{known}: use the gsr-rl that versions.json names, or train anew"
         )
     return settings
 
