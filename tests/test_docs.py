@@ -309,6 +309,18 @@ def test_the_dry_runs_of_the_chain_for_one_gpu_need_no_override_and_nothing_that
 
 
 @pytest.mark.slow
+def test_readmes_commands_for_a_model_and_problems_of_ones_own_pass_as_dry_runs(tmp_path):
+    chain = [command for page, command in COMMANDS if page == "README.md" and "1.5B-Instruct/" in command]
+    assert len(chain) == 5
+    for name, first in (("train", 0), ("test", 100)):
+        rows = ({"problem": f"What is {i} + 1?", "answer": f"{i + 1}"} for i in range(first, first + 40))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [_run(f"{command.replace('MODEL', 'ORG/NAME')} --dry_run true", tmp_path) for command in chain]
+    assert "sets for openai/gsm8k is left out" in texts[0] and "sets for openai/gsm8k is left out" in texts[2]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(1800)
 def test_a_lora_chain_ends_in_a_model_that_is_evaluated_solves_and_is_pushed(tmp_path):
@@ -346,7 +358,7 @@ def test_a_lora_chain_ends_in_a_model_that_is_evaluated_solves_and_is_pushed(tmp
 @pytest.mark.distributed
 @pytest.mark.timeout(1800)
 def test_smollm2_trains_under_zero_3(tmp_path):
-    """The README's command, one step of it with short completions."""
+    """One step of the quick start's command, with short completions."""
     from tests.support.benchmark_rows import path_of
 
     rows = path_of("gsm8k_train")

@@ -132,7 +132,7 @@ def check_loaded(rows: list[dict], config) -> None:
     for row in rows:
         if config.split_by and config.split_by not in row:
             raise ValueError(f"split_by={config.split_by}: problem {row['id']} has no such key, only {sorted(row)}")
-    if config.compare_with:
+    if config.compare_with and samples_path(config.compare_with).is_file():  # a dry run may come before the other run
         _, samples = read_samples(samples_path(config.compare_with), ["benchmark", "problem_id", "problem", "gold"])
         theirs = {(each["benchmark"], each["problem_id"]): (each["problem"], each["gold"]) for each in samples}
         ours = {(row["benchmark"], row["id"]): (row["problem"], row["answer"]) for row in rows}

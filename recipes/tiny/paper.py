@@ -7,7 +7,7 @@
 Resumable: what has ended is not run again, and what was run with other arguments is refused. Models and logs are kept
 in runs/paper/seedN; what each arm's figures are made from goes to results/paper/seedN as soon as the arm ends. An arm
 whose figures are there is made again only where another arm starts from its model or refines over its candidates, and
-that is not in runs/paper (a fresh clone): its figures stay. README's table is one of those (paper_tables.py).
+that is not in runs/paper (a fresh clone): its figures stay. README's lines are some of those (paper_readme.py).
 """
 
 import argparse
@@ -32,7 +32,7 @@ def parse_args(config: dict) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     tables = list(config["tables"])
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables, help="Default: all.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=paper_tables.SEEDS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="test", help="Problems of the evaluation: test, or validation for tuning.")
     parser.add_argument("--num_problems", type=int, default=2000, help="Problems of the evaluation.")
     parser.add_argument("--state_dir", type=Path, default=STATE, help="Models and logs.")

@@ -64,6 +64,11 @@ def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
     return arms if told else {}
 
 
+def seeds_of(results: Path) -> list[int]:
+    """The seeds that have figures."""
+    return sorted(int(folder.name.removeprefix("seed")) for folder in results.glob("seed[0-9]*"))
+
+
 def titles(columns: list[str], arms: dict[str, Arm]) -> list[str]:
     """Columns as they are shown: with the number itself where all arms have the same K."""
     numbers = {arm.k for arm in arms.values()}
