@@ -311,31 +311,29 @@ def test_the_plan_gives_the_hours_of_each_table_and_of_what_is_left(paper, clone
 # What README shows --------------------------------------------------------------------------------------------
 
 
-def test_readme_shows_test_problems_of_all_seeds_in_the_default_folder_and_nothing_else(paper, tmp_path, monkeypatch):
-    tables, readme, results = paper.paper_tables, tmp_path / "README.md", tmp_path / "results" / "paper"
+def test_readme_shows_test_problems_in_the_default_folder_and_nothing_else(paper, tmp_path, monkeypatch):
+    shown, readme, results = paper.paper_tables.paper_readme, tmp_path / "README.md", tmp_path / "results" / "paper"
     shutil.copytree(COMMITTED, results)
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    monkeypatch.setattr(tables, "README", readme)
-    demo = {"demo": CONFIG["tables"]["demo"]}
-    monkeypatch.setattr(tables, "section", lambda *_: [])
+    monkeypatch.setattr(shown, "README", readme)
 
-    def write(folder, changes=None):
+    def write(changes=None):
         for path, content in (changes or {}).items():
             path.write_text(content)
-        readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-        tables.write(demo, folder)
-        return "after GRPO" in readme.read_text()
+        readme.write_text(f"before\n{shown.BEGIN}\nold\n{shown.END}\nafter\n")
+        shown.write(CONFIG["tables"], results)
+        return "Joint GRPO against SFT" in readme.read_text()
 
-    assert not write(results), "another folder"
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "RESULTS", results)
-    assert write(results) and "Student's t of the seeds' values" in readme.read_text()
-    one = results / "seed1" / "sft.json"
-    test = one.read_text()
-    assert not write(results, {one: test.replace('"split": "test"', '"split": "validation"')})
-    one.unlink()
-    assert not write(results), "an arm of a seed is missing"
-    assert write(results, {one: test})
+    assert not write(), "another folder"
+    monkeypatch.setattr(shown, "ROOT", tmp_path)
+    monkeypatch.setattr(shown, "RESULTS", results)
+    assert write() and "More candidates help" in readme.read_text()
+    settings = results / "seed1" / "sft_k_most.json"
+    test = settings.read_text()
+    assert not write({settings: test.replace('"split": "test"', '"split": "validation"')})
+    for folder in results.glob("seed*"):
+        (folder / "sft_k_most.json").unlink(missing_ok=True)
+    assert not write(), "an arm of the headline is missing"
+    assert write({settings: test}), "one seed is enough"
 
 
 # Compared arms cost the same ------------------------------------------------------------------------------------

@@ -138,11 +138,15 @@ def test_unseen_candidates_copies_and_novel_answers_are_shown_where_they_are_sto
 def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):
     config = yaml.safe_load((TINY / "arms.yaml").read_text())
     arms, rows = config["arms"], config["rows"]
-    is_stored = lambda column: column in importlib.import_module("paper_arms").COLUMNS or SIZED.fullmatch(column)  # noqa: E731
+    columns = importlib.import_module("paper_arms").COLUMNS
+    is_stored = lambda column: column in columns or SIZED.fullmatch(column)  # noqa: E731
     assert not set(arms) & set(rows), "both are names of steps"
     for arm in arms.values():
         assert ("model" in arm) or arm.get("program") == "base" or arm["from"] in arms
-        assert arm.get("program") in (None, "base", "teacher", "sft", "grpo") and arm.get("rows", "distill") in rows
+        assert (
+            arm.get("program") in (None, "base", "teacher", "sft", "grpo", "served")
+            and arm.get("rows", "distill") in rows
+        )
     assert all(spec.get("of", "distill") in rows and spec.get("student", "base") in arms for spec in rows.values())
     for table in config["tables"].values():
         assert set(table["arms"]) <= set(arms) and all(map(is_stored, table.get("columns", [])))
