@@ -114,10 +114,11 @@ def read_run(folder: str | Path) -> Run:
         )
     steps: dict[int, dict] = {}
     broken, last = 0, 0
-    for line in path.read_bytes().split(b"\n")[:-1]:  # what stands after the last line's end is still being written
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         record = _record(line)
         if record is None:
-            broken += bool(line.strip())
+            broken += bool(line.strip()) and number < len(lines)  # the last one is still being written
             continue
         if record["step"] < last:
             steps = {step: values for step, values in steps.items() if step < record["step"]}

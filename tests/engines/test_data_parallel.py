@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from gsr_rl.engines.base import Request, Sampling
 from gsr_rl.engines.open import DataParallelEngine, _Copy, _devices, open_engine
+from tests.support.paths import ROOT
 
 PROMPTS = [[5 + i, 6, 7 + i % 3] + [8] * (i % 5) for i in range(24)]
 GREEDY = Sampling(n=1, temperature=0.0, max_tokens=12)
@@ -88,6 +90,8 @@ def test_with_no_copy_left_the_job_ends(tiny_model):
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):  # no weights
+        shutil.copy(ROOT / "recipes/tiny/models/base" / name, tmp_path)
     with pytest.raises(RuntimeError, match=f"{tmp_path}: a copy could not be loaded: "):
         opened(str(tmp_path))
 

@@ -27,6 +27,8 @@ def folder_of(path, *lines, end="\n"):
 def test_a_line_that_is_still_being_written_is_left_for_later(tmp_path):
     run = read_run(folder_of(tmp_path / "run", {"step": 1, "loss": 0.5}, '{"step": 2, "lo', end=""))
     assert (run.step, run.series["loss"], run.broken) == (1, [(1, 0.5)], 0)
+    run = read_run(folder_of(tmp_path / "run", {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}, end=""))
+    assert run.series["loss"] == [(1, 0.5), (2, 0.4)]
 
 
 def test_a_run_that_went_on_from_a_checkpoint_takes_the_place_of_its_later_steps(tmp_path):
