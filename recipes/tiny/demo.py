@@ -29,7 +29,7 @@ ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
 KEYS = {
     "distill": {"max_problems": 1700},
     "sft": {"num_train_epochs": 4},
-    "grpo": {"max_steps": 34, "learning_rate": 1.0e-3},
+    "grpo": {},
 }
 HONEST = """\
 This chain is shorter than that of `make paper`, and joint GRPO starts here from a short warm start. From there more
