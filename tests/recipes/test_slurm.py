@@ -182,14 +182,15 @@ def test_a_server_node_and_a_trainer_node_end_together_and_go_on(tmp_path):
     (tmp_path / "accelerate_configs").mkdir()
     for_cpu(ROOT / "accelerate_configs" / "zero3_multinode.yaml", tmp_path / "accelerate_configs")
     keys = ["--max_steps", 8, "--output_dir", "run", "--per_device_train_batch_size", 32, "--max_problems", 200]
-    keys += ["--num_examples", 0, "--save_strategy", "steps", "--save_steps", 2, "--rollout_ahead", 1]
+    keys += ["--bf16", "true", "--dtype", "bfloat16", "--num_examples", 0]
+    keys += ["--save_strategy", "steps", "--save_steps", 2, "--rollout_ahead", 1]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {"SLURM_GPUS_ON_NODE": "1", "CONFIG": "recipes/tiny/grpo.yaml", "SERVER_PORT": str(port)}
     environment |= {"MODEL": "recipes/tiny/models/base", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment["SERVER_KEYS"] = "--worker-extension-cls gsr_rl.server_worker.ReloadFromDisk --dtype float32 "
+    environment["SERVER_KEYS"] = "--worker-extension-cls gsr_rl.server_worker.ReloadFromDisk --dtype bfloat16 "
     environment["SERVER_KEYS"] += "--enforce-eager --max-model-len 256 --max-num-seqs 32"
     metrics = tmp_path / "run" / "metrics.jsonl"
     steps = lambda: [json.loads(line)["step"] for line in text(metrics).splitlines() if '"loss"' in line]  # noqa: E731
