@@ -28,8 +28,8 @@ ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
 # Over the YAML files: a chain of minutes, shorter than that of `make paper`.
 KEYS = {
     "distill": {"max_problems": 1700},
-    "sft": {"num_train_epochs": 4},
-    "grpo": {},
+    "sft": {"num_train_epochs": 5},
+    "grpo": {"max_steps": 40},
 }
 HONEST = """\
 This chain is shorter than that of `make paper`, and joint GRPO starts here from a short warm start. From there more
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling, of SFT and of GRPO.")
     parser.add_argument("--split", default="test", help="Problems of the evaluation: test, or validation for tuning.")
-    parser.add_argument("--num_problems", type=int, default=1000, help="Problems of the evaluation.")
+    parser.add_argument("--num_problems", type=int, default=1500, help="Problems of the evaluation.")
     parser.add_argument("--install_seconds", type=float, default=0.0, help="Put into summary.json by `make demo`.")
     return parser.parse_args()
 
@@ -159,28 +159,23 @@ def worked_example(model: str, *options: str, limit: int = 40) -> tuple[str, str
     from gsr_rl.cli import quiet_libraries
 
     quiet_libraries()
-    import torch
-
     from gsr_rl.data.tiny_world import generate
     from gsr_rl.serving.solve_cli import parse
     from gsr_rl.serving.solver import Solver
 
-    command = ["gsr-solve", "--model", model, "--seed", "0", *options]
-    config = parse([*command[1:], "0"])[2]
-    keys = {name: value for name, value in vars(config).items() if value is not None and name != "engine"}
-    with Solver(**keys, engine="transformers") as solver:
-        for row in generate("mix", "validation", limit, seed=0):
-            torch.manual_seed(config.seed)  # as where the engine is opened for this problem alone
+    for seed, row in enumerate(generate("mix", "validation", limit, seed=0)):
+        command = ["gsr-solve", "--model", model, "--seed", str(seed), *options, row["problem"]]
+        config = {name: value for name, value in vars(parse(command[1:])[2]).items() if value is not None}
+        with Solver(**config | {"engine": "transformers"}) as solver:
             solution = solver.solve(row["problem"])
-            text, answers = solution.text, {candidate.answer for candidate in solution.candidates}
-            is_right = f"\\boxed{{{row['answer']}}}" in text
-            if not is_right or len(answers) < 2 or solution.majority_answer in (None, row["answer"]):
-                continue
-            shown = [*command, row["problem"]]
-            program = [sys.executable, "-m", "gsr_rl.serving.solve_cli", *shown[1:]]
-            output = subprocess.run(program, capture_output=True, text=True, cwd=chain.ROOT).stdout
-            if f"\nAnswer: {row['answer']}\n" in output and text in output:
-                return shlex.join(shown), output
+        text, answers = solution.text, {candidate.answer for candidate in solution.candidates}
+        is_right = f"\\boxed{{{row['answer']}}}" in text
+        if not is_right or len(answers) < 2 or solution.majority_answer in (None, row["answer"]):
+            continue
+        program = [sys.executable, "-m", "gsr_rl.serving.solve_cli", *command[1:]]
+        output = subprocess.run(program, capture_output=True, text=True, cwd=chain.ROOT).stdout
+        if f"\nAnswer: {row['answer']}\n" in output and text in output:
+            return shlex.join(command), output
     return None
 
 
