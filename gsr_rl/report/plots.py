@@ -9,10 +9,12 @@ from gsr_rl.report.problem_values import NO_ACCURACY
 COLOURS = {"selfref": "#009E73", "maj": "#0072B2", "pass": "#999999"}
 OTHERS = ("#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "sD^vP*X"
-SCALING = {  # colour and marker of each way to use more candidates
-    "refine and vote": ("#D55E00", "s"), "flat": ("#009E73", "o"), "tree": ("#CC79A7", "D"), "vote": ("#0072B2", "o"),
-    "best of n": ("#E69F00", "^"), "verdict": ("#999999", "v"), "rounds": ("#56B4E9", "P"),
-    "rounds, vote": ("#000000", "X"),
+SCALING = {  # colour, marker and words of each way to use more candidates
+    "refine and vote": ("#D55E00", "s", "refine and vote: sets of K, a vote of the refinements"),
+    "flat": ("#009E73", "o", "all candidates in one prompt"), "tree": ("#CC79A7", "D", "tree of refinements"),
+    "vote": ("#0072B2", "o", "majority vote"), "best of n": ("#E69F00", "^", "best of n by a reward model"),
+    "verdict": ("#999999", "v", "vote among candidates whose check passed"),
+    "rounds": ("#56B4E9", "P", "rounds"), "rounds, vote": ("#000000", "X", "rounds, vote"),
 }  # fmt: skip
 
 
@@ -91,7 +93,7 @@ def draw_against_tokens(axes, summary: dict, name: str) -> None:
         axes.errorbar([spent[metric]], [100 * estimate["value"]], yerr=_interval(estimate), **how)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.set(xlabel="completion tokens a problem", ylabel="problems right, %", title="against the tokens spent")
+    axes.set(xlabel="completion tokens per problem", ylabel="problems right, %", title="against the tokens spent")
 
 
 def draw_by_num_correct(axes, summary: dict, name: str) -> None:
@@ -120,19 +122,20 @@ def draw_scaling_rows(axes, rows: list[dict]) -> None:
     That of refine and vote joins the points of all refinements of each pool; thin ones lead there from fewer.
     """
     known = [row for row in rows if row["value"] is not None and row["tokens"]]
-    for method, (colour, marker) in SCALING.items():
+    for method, (colour, marker, words) in SCALING.items():
         shown = [row for row in known if row["method"] == method]
         if method == "refine and vote":
             pools: dict[int, list[dict]] = {}
             for row in shown:
                 pools.setdefault(row["candidates"], []).append(row)
             for pool in pools.values():
-                axes.plot(*_places(pool), color=colour, linewidth=0.7, marker=".", markersize=3, alpha=0.7)
+                thin = {"linewidth": 0.7, "marker": ".", "markersize": 3, "alpha": 0.7}
+                axes.plot(*_places(pool), color=colour, label="refine and vote, fewer refinements", **thin)
             shown = [pool[-1] for pool in pools.values()]
         if shown:
             ends = [_interval(row) if row["low"] is not None else [[0.0], [0.0]] for row in shown]
             sides = [[end[side][0] for end in ends] for side in (0, 1)]
-            how = {"color": colour, "marker": marker, "capsize": 2, "markersize": 5, "label": method}
+            how = {"color": colour, "marker": marker, "capsize": 2, "markersize": 5, "label": words}
             axes.errorbar(*_places(shown), yerr=sides, **how)
     tokens = [row["tokens"] for row in known] or [1]
     ticks = [round(min(tokens)) << power for power in range(int(max(tokens) / min(tokens)).bit_length())]
@@ -140,7 +143,7 @@ def draw_scaling_rows(axes, rows: list[dict]) -> None:
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.set(xlabel="completion tokens a problem", ylabel="problems right, %")
+    axes.set(xlabel="completion tokens per problem", ylabel="problems right, %")
 
 
 def _places(rows: list[dict]) -> tuple[list[float], list[float]]:
@@ -160,7 +163,7 @@ def scaling_png(scaling: dict[str, list[dict]]) -> bytes | None:
     shown = {}
     for axes in canvas.axes:
         shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    canvas.legend(shown.values(), shown, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
+    canvas.legend(shown.values(), shown, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return png_of(canvas, dpi=110)
 
 

@@ -48,28 +48,33 @@ def block(tables: dict, results: Path) -> str:
     tokens, rule, vote = at_equal_tokens(pools)
     ours, control = headline["grpo_k"], headline["sft_k_most"]
     short, longer = compute["grpo"], compute["sft_compute"]
-    four, sixteen, many = (right(pools, name) for name in ("selfref@4", "refine_and_vote@16", "refine_and_vote@64"))
+    prompt = {number: right(pools, f"selfref@{number}") for number in (4, 8, 16)}
+    sixteen, many = (right(pools, f"refine_and_vote@{number}") for number in (16, 64))
     lines = [
-        f"More candidates help: right answers rise from {four} % with 4 candidates to {sixteen} % with 16 and {many} "
-        f"% with 64, where sets of eight are refined and 16 refinements vote. A plain vote with as many tokens as the "
-        f"16 take has {vote} %.",
-        f"Joint GRPO against SFT continued with as many tokens: refined answers {less(ours, control, 'selfref@K')} "
-        f"points, single answers {less(ours, control, 'pass@1')}.",
-        f"*Against it:* where both read the same candidates, the base's, the difference is "
-        f"{less(ours, control, 'selfref_frozen')}: joint GRPO is shown to improve the candidates, not the reading.",
-        f"*Against it:* a rule does better in this world. A vote among the candidates that say that their check held "
-        f"has {rule} % at {tokens} tokens, where refinement with 16 has {sixteen} %.",
-        f"*Against it:* after a short SFT, joint GRPO refines no better than more SFT with as many tokens: "
-        f"{right(short, 'selfref@K')} % against {right(longer, 'selfref@K')} % "
-        f"({less(short, longer, 'selfref@K')}; {NUMBERS[len(short.seeds)]}).",
+        f"One refinement of all candidates: {prompt[4]} with 4, {prompt[8]} with 8, {prompt[16]} with 16, which is "
+        f"more than in training. Refining 16 sets of eight and voting over the refinements: **{sixteen}** with "
+        f"16 candidates, **{many}** with 64. A majority vote of candidates at equal tokens ({tokens} per problem): {vote}.",
+        f"After a long SFT, compared with more SFT at equal trained tokens, joint GRPO adds "
+        f"**{less(ours, control, 'selfref@K')}** to refined answers and **{less(ours, control, 'pass@1')}** to single "
+        f"ones.",
+        f"*Against it:* on these toy problems a simple rule does better. Voting only among the candidates that report "
+        f"passing their own check reaches {rule} at equal tokens.",
+        f"*Against it:* when both refine the same candidates, the base model's, the difference is "
+        f"{less(ours, control, 'selfref_frozen')}: that joint GRPO improves the refining itself cannot be told.",
+        f"*Against it:* after a short SFT, joint GRPO refines no better than more SFT at equal tokens: "
+        f"{right(short, 'selfref@K')} against {right(longer, 'selfref@K')}, "
+        f"{less(short, longer, 'selfref@K')} ({NUMBERS[len(short.seeds)]}).",
     ]
-    intervals = f"{NUMBERS[len(ours.seeds)].capitalize()}; 95 % intervals over seeds and problems in brackets."
-    return "\n".join([intervals, "", *(f"- {line}" for line in lines)])
+    head = f"Percent right, or points of difference, with 95 % intervals over problems and {NUMBERS[len(ours.seeds)]}"
+    few = "; few seeds make them wide." if len(ours.seeds) < 4 else "."
+    return "\n".join([head + few, "", *(f"- {line}" for line in lines)])
 
 
 def right(arm: Arm, column: str) -> str:
-    """Problems right, percent."""
-    return f"{100 * arm.estimate(column)['value']:.1f}"
+    """Problems right, percent, with the interval."""
+    from gsr_rl.report.markdown import figure
+
+    return figure(arm.estimate(column))
 
 
 def less(new: Arm, old: Arm, column: str) -> str:

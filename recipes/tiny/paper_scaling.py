@@ -82,7 +82,7 @@ def draw(arms: dict[str, Arm], path: Path) -> None:
     from gsr_rl.report.plots import scaling_png
     from gsr_rl.run_folder import atomic_write
 
-    name, arm = list(with_pools(arms).items())[-1]
+    arm = list(with_pools(arms).values())[-1]
     parts = list(arm.settings[0]["scaling"])
-    shown = {f"{name}: {'all' if part == parts[0] else part.rsplit('/', 1)[-1]}": rows_of(arm, part) for part in parts}
+    shown = {"all problems" if part == parts[0] else part.rsplit("/", 1)[-1]: rows_of(arm, part) for part in parts}
     atomic_write(path, scaling_png(shown))

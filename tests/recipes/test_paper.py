@@ -321,12 +321,12 @@ def test_readme_shows_test_problems_in_the_default_folder_and_nothing_else(paper
             path.write_text(content)
         readme.write_text(f"before\n{shown.BEGIN}\nold\n{shown.END}\nafter\n")
         shown.write(CONFIG["tables"], results)
-        return "Joint GRPO against SFT" in readme.read_text()
+        return "joint GRPO adds" in readme.read_text()
 
     assert not write(), "another folder"
     monkeypatch.setattr(shown, "ROOT", tmp_path)
     monkeypatch.setattr(shown, "RESULTS", results)
-    assert write() and "More candidates help" in readme.read_text()
+    assert write() and "One refinement of all candidates" in readme.read_text()
     settings = results / "seed1" / "sft_k_most.json"
     test = settings.read_text()
     assert not write({settings: test.replace('"split": "test"', '"split": "validation"')})
