@@ -53,7 +53,7 @@ def block(tables: dict, results: Path) -> str:
     lines = [
         f"One refinement of all candidates: {prompt[4]} with 4, {prompt[8]} with 8, {prompt[16]} with 16, which is "
         f"more than in training. Refining 16 sets of eight and voting over the refinements: **{sixteen}** with "
-        f"16 candidates, **{many}** with 64. A majority vote of candidates at equal tokens ({tokens} per problem): {vote}.",
+        f"16 candidates, **{many}** with 64. A majority vote at equal tokens ({tokens} per problem): {vote}.",
         f"After a long SFT, compared with more SFT at equal trained tokens, joint GRPO adds "
         f"**{less(ours, control, 'selfref@K')}** to refined answers and **{less(ours, control, 'pass@1')}** to single "
         f"ones.",
