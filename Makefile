@@ -17,7 +17,7 @@ install: $(VENV)/.installed-$(TARGET) ## create .venv with the pinned packages (
 $(VENV)/.installed-$(TARGET): $(REQUIREMENTS) requirements/install.sh setup.cfg pyproject.toml
 	@PYTHON=$(PYTHON) bash requirements/install.sh $(TARGET) $(VENV)
 
-demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in 11 to 19 minutes on two cores
+demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in about 6 minutes on two quiet cores
 	@start=$$(date +%s); $(MAKE) --no-print-directory install && \
 	  $(BIN)/python recipes/tiny/demo.py --install_seconds $$(( $$(date +%s) - start ))
 

@@ -129,10 +129,11 @@ def test_every_option_runs_on_two_processes(launch, tmp_path, name):
     steps = train(launch, tmp_path, "zero2_cpu", **options)
     stages = [stage for stage in ("candidate", "refinement") if options.get(f"{stage}_weight") != 0]
     sampled = steps[:: 2 if name in ("two iterations", "two windows") else 1]
+    with_signal = {stage: [log for log in sampled if log[f"{stage}/no_signal"] < 1] for stage in stages}
+    assert any(with_signal.values())  # so few refinements of a base may all be wrong
     for stage in stages:
-        with_signal = [log for log in sampled if log[f"{stage}/no_signal"] < 1]
-        compared = with_signal if name == "drop" else sampled  # dropped groups have no tokens to compare
-        assert with_signal and all(log[f"{stage}/sampling_logp_difference/mean"] < 1e-3 for log in compared)
+        compared = with_signal[stage] if name == "drop" else sampled  # dropped groups have no tokens to compare
+        assert all(log[f"{stage}/sampling_logp_difference/mean"] < 1e-3 for log in compared)
     assert any(log["grad_norm"] > 0 for log in steps)
     if "oversample" in options:
         assert max(log["oversample/sampled"] for log in steps) > 1
