@@ -2,10 +2,9 @@
 
     python recipes/tiny/make_models.py --output_dir recipes/tiny/models
 
-The base reads solved problems (`tiny_world.corpus_solution`) and reading drills, and is wound up while its chains are
-still half wrong; it never sees a refinement prompt. The teacher goes on from the base: procedural refinements
-(`tiny_world.refine`) of the base's own candidates, and direct solutions. Each has its own split of the problems.
-`metrics.json` gets the measured figures, on the validation split.
+The base reads solved problems and reading drills, and is wound up while its chains are still half wrong; it never sees a
+refinement prompt. The teacher goes on from the base: procedural refinements of the base's own candidates, and direct
+solutions. Each has its own split of the problems. `metrics.json` gets the measured figures, on the validation split.
 """
 
 import argparse
@@ -20,12 +19,11 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from gsr_rl.data import tiny_world
-from gsr_rl.data.tiny_world import build_model, build_tokenizer, in_llama_layout
 from gsr_rl.refinement.metrics import maj_correct
 from gsr_rl.refinement.prompts import get_template, prompt_token_ids, refinement_prompt, solve_prompt
 
 TEMPLATE = get_template("tiny")
-TOKENIZER = build_tokenizer()
+TOKENIZER = tiny_world.build_tokenizer()
 NUM_CANDIDATES = 4
 READING_STEPS, CHAIN_STEPS, WIND_UP_STEPS, TEACHER_STEPS = 700, 1400, 40, 1200
 
@@ -130,10 +128,10 @@ def train_base(model, args: argparse.Namespace) -> None:
         looks = not wound_up and since >= 200 and since % 10 == 0
         if looks and mean(ok[0] for ok in grade(watched, sample(model, solve_ids(watched)))) >= args.stop_at:
             wound_up.append(step)
-        if wound_up:
-            left = 1 - (step - wound_up[0]) / WIND_UP_STEPS
-            return 2e-3 * left if left > 0 else None
-        return 2e-3 * min(1.0, (step + 1) / 50)
+        if not wound_up:
+            return 2e-3 * min(1.0, (step + 1) / 50)
+        left = 1 - (step - wound_up[0]) / WIND_UP_STEPS
+        return 2e-3 * left if left > 0 else None
 
     train(model, READING_STEPS + CHAIN_STEPS, learning_rate, losses)
 
@@ -146,9 +144,8 @@ def train_teacher(model, args: argparse.Namespace) -> None:
         corpus.append((batch_size, list(zip(rows, sample(model, solve_ids(rows), args.num_candidates), strict=True))))
 
     def shown(candidates):
-        if args.min_num_candidates is None:
-            return candidates
-        return rng.sample(candidates, rng.randint(args.min_num_candidates, args.num_candidates))
+        least = args.min_num_candidates
+        return candidates if least is None else rng.sample(candidates, rng.randint(least, args.num_candidates))
 
     def losses(step):
         for batch_size, pairs in corpus:
@@ -186,17 +183,15 @@ def measure(models: dict, num_problems: int, seed: int) -> dict[str, dict[str, f
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    model, seconds, started = build_model(args.seed, args.hidden_size), {}, time.time()
+    model, seconds, started = tiny_world.build_model(args.seed, args.hidden_size), {}, time.time()
     trained = {"base": train_base} if args.base_only else {"base": train_base, "teacher": train_teacher}
     if args.base:
-        del trained["base"]
-        model = LlamaForCausalLM.from_pretrained(args.base)
+        trained, model = {"teacher": train_teacher}, LlamaForCausalLM.from_pretrained(args.base)
     for name, train_model in trained.items():
         train_model(model, args)
         seconds[name] = round(time.time() - started)
         model.generation_config.update(do_sample=True, temperature=1.0)
-        made = model if args.base else in_llama_layout(model)
-        made.save_pretrained(args.output_dir / name)
+        (model if args.base else tiny_world.in_llama_layout(model)).save_pretrained(args.output_dir / name)
         TOKENIZER.save_pretrained(args.output_dir / name)
     folders = {name: args.output_dir / name for name in trained} | ({"base": args.base} if args.base else {})
     models = {name: LlamaForCausalLM.from_pretrained(folder) for name, folder in folders.items()}

@@ -295,14 +295,14 @@ LINES = json.dumps(ROW) + "\n" + json.dumps({"problem": "1+2", "answer": "3"}) +
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("a.JSONL", LINES.encode()),
         ("a.json", LINES.encode()),
         ("a.jsonl", json.dumps([json.loads(line) for line in LINES.splitlines()], indent=1).encode()),
         ("a.tsv", b"problem\tanswer\n1+1; 2, or 3\t2\n1+2\t3\n"),
         ("a.csv", b'\xef\xbb\xbfproblem;answer\n"1+1; 2, or 3";2\n1+2;3\n'),
         ("a.csv", b'Problem,Answer\n"1+1; 2, or 3",2\n1+2,3\n'),
-        ("a.CSV.GZ", gzip.compress(b'ID,QUESTION,SOLUTION,ANSWER\n7,"1+1; 2, or 3",so,2\n8,1+2,so,3\n')),
+        ("a.CSV.GZ", gzip.compress(b'ID,QUESTION,SOLUTION,ANSWER\n7,"1+1; 2, or 3",so,2\n8,1+2,so,3\n', mtime=0)),
     ],
 )
 def test_a_file_is_read_by_its_content(tmp_path, name, content):
