@@ -2,7 +2,7 @@
 
     python recipes/tiny/make_models.py --output_dir recipes/tiny/models
 
-The base reads solved problems and reading drills, and is wound up while its chains are still half wrong; it never sees a
+The base reads solved problems and reading drills, and is wound up while its chains are half wrong; it never sees a
 refinement prompt. The teacher goes on from the base: procedural refinements of the base's own candidates, and direct
 solutions. Each has its own split of the problems. `metrics.json` gets the measured figures, on the validation split.
 """
