@@ -52,21 +52,23 @@ def block(tables: dict, results: Path) -> str:
     sixteen, many = (right(pools, f"refine_and_vote@{number}") for number in (16, 64))
     lines = [
         f"One refinement of all candidates: {prompt[4]} with 4, {prompt[8]} with 8, {prompt[16]} with 16, which is "
-        f"more than in training. Refining 16 sets of eight and voting over the refinements: **{sixteen}** with "
-        f"16 candidates, **{many}** with 64. A majority vote at equal tokens ({tokens} per problem): {vote}.",
+        f"more than in training. Instead, draw 16 sets of eight, refine each, and let the refinements vote: "
+        f"**{sixteen}** with 16 candidates ({tokens} tokens per problem), **{many}** with 64. A majority vote of "
+        f"candidates that takes {tokens} tokens: {vote}.",
         f"After a long SFT, compared with more SFT at equal trained tokens, joint GRPO adds "
         f"**{less(ours, control, 'selfref@K')}** to refined answers and **{less(ours, control, 'pass@1')}** to single "
         f"ones.",
         f"*Against it:* on these toy problems a simple rule does better. Voting only among the candidates that report "
-        f"passing their own check reaches {rule} at equal tokens.",
-        f"*Against it:* when both refine the same candidates, the base model's, the difference is "
-        f"{less(ours, control, 'selfref_frozen')}: that joint GRPO improves the refining itself cannot be told.",
-        f"*Against it:* after a short SFT, joint GRPO refines no better than more SFT at equal tokens: "
-        f"{right(short, 'selfref@K')} against {right(longer, 'selfref@K')}, "
-        f"{less(short, longer, 'selfref@K')} ({NUMBERS[len(short.seeds)]}).",
+        f"passing their own check reaches {rule} with {tokens} tokens.",
+        f"*Against it:* when the jointly trained model and the one with more SFT refine the same candidates, the base "
+        f"model's, they differ by {less(ours, control, 'selfref_frozen')}, so we cannot tell whether joint GRPO "
+        f"improves the refining itself.",
+        f"*Against it:* after a short SFT, joint GRPO has {right(short, 'selfref@K')} in refined answers, more SFT at "
+        f"equal trained tokens {right(longer, 'selfref@K')}: a difference of {less(short, longer, 'selfref@K')} "
+        f"({NUMBERS[len(short.seeds)]}).",
     ]
     head = f"Percent right, or points of difference, with 95 % intervals over problems and {NUMBERS[len(ours.seeds)]}"
-    few = "; few seeds make them wide." if len(ours.seeds) < 4 else "."
+    few = " unless stated; few seeds make them wide." if len(ours.seeds) < 4 else " unless stated."
     return "\n".join([head + few, "", *(f"- {line}" for line in lines)])
 
 
