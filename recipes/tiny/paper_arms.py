@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gsr_rl.refinement.metrics import share
+from gsr_rl.refinement.metrics import Ratio, share
 from gsr_rl.report.intervals import estimate_over_seeds
 from gsr_rl.report.problem_values import metric_name
 
@@ -62,6 +62,18 @@ def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
         arms[name] = Arm(name, [seeds[place] for place in run], [f.loc[frames[0].index] for f in frames], settings)
     told = [claim for claim in config["claims"] if {claim["new"][0], claim["old"][0]} <= set(arms)]
     return arms if told else {}
+
+
+def differences(new: Arm, high: str, old: Arm, low: str, part: str | None = None) -> list[Ratio]:
+    """Column `high` of an arm less `low` of another, paired by problem, as a ratio for each seed.
+
+    Over one part of the problems or all; [] without such a part.
+    """
+    ratios = []
+    for a, b in zip(new.frames, old.frames, strict=True):
+        rows = a if part is None else a[a["part"] == part]
+        ratios.append(share(rows[high] - b.loc[rows.index][low]))
+    return ratios if len(rows) else []
 
 
 def seeds_of(results: Path) -> list[int]:

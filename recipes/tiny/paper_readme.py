@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import paper_scaling
-from paper_arms import Arm, load, seeds_of
+from paper_arms import Arm, differences, load, seeds_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "results" / "paper"
@@ -81,12 +81,10 @@ def right(arm: Arm, column: str) -> str:
 
 def less(new: Arm, old: Arm, column: str) -> str:
     """The paired difference in points, with its interval."""
-    from gsr_rl.refinement.metrics import share
     from gsr_rl.report.intervals import estimate_over_seeds
     from gsr_rl.report.markdown import figure
 
-    pairs = zip(new.frames, old.frames, strict=True)
-    estimate = estimate_over_seeds([share(a[column] - b[column]) for a, b in pairs], signed=True)
+    estimate = estimate_over_seeds(differences(new, column, old, column), signed=True)
     return f"{'+' if estimate['value'] > 0 else ''}{figure(estimate)}"
 
 

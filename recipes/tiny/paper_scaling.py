@@ -6,7 +6,7 @@ the figures of each problem are stored: of votes, flat, tree, and of refine and 
 
 from pathlib import Path
 
-from paper_arms import Arm
+from paper_arms import Arm, differences
 
 ABOUT = (
     "Tokens are means over problems and seeds; intervals, over seeds and problems, are of what is stored by problem. "
@@ -66,15 +66,14 @@ def section(arms: dict[str, Arm], plot: str) -> list[str]:
 
 def above_vote(row: dict, arm: Arm) -> str:
     """Refine and vote less the vote of as many tokens, over all problems."""
-    from gsr_rl.refinement.metrics import share
     from gsr_rl.report.intervals import estimate_over_seeds
     from gsr_rl.report.markdown import figure
 
     n = row["candidates"]
     if column_of(row, arm) != f"refine_and_vote@{n}":
         return ""
-    differences = [share(frame[f"refine_and_vote@{n}"] - frame[f"maj@tokens@{n}"]) for frame in arm.frames]
-    return figure(estimate_over_seeds(differences, signed=True))
+    ratios = differences(arm, f"refine_and_vote@{n}", arm, f"maj@tokens@{n}")
+    return figure(estimate_over_seeds(ratios, signed=True))
 
 
 def draw(arms: dict[str, Arm], path: Path) -> None:

@@ -9,7 +9,7 @@ import paper_plots
 import paper_readme
 import paper_right
 import paper_scaling
-from paper_arms import SHOWN, Arm, load, seeds_of, titles
+from paper_arms import SHOWN, Arm, differences, load, seeds_of, titles
 
 SCALING = "scaling.png"
 
@@ -103,34 +103,23 @@ def claims_table(claims: list[dict], arms: dict[str, Arm]) -> str:
     parts = parts if len(parts) > 1 else []
     rows = []
     for claim in claims:
-        if not {claim["new"][0], claim["old"][0]} <= set(arms):
+        (new, high), (old, low) = claim["new"], claim["old"]
+        if not {new, old} <= set(arms):
             continue
-        ratios = differences(claim, arms)
+        ratios = differences(arms[new], high, arms[old], low)
         each = [settled(claim, [ratio]) for ratio in ratios]
         over, word = settled(claim, ratios)
         holding = sum(of_seed == "reproduced" for _, of_seed in each)
         cells = [*(figure(estimate) for estimate, _ in each), figure(over)]
         cells.append(f"{word}, {holding} of {len(each)} seeds alone")
         for part in parts:
-            ratios = differences(claim, arms, part)
+            ratios = differences(arms[new], high, arms[old], low, part)
             over, word = settled(claim, ratios) if ratios else (None, "")
             cells.append(f"{figure(over)} {word}".strip())
         rows.append([claim["text"] + (" (the paper's)" if claim.get("of") == "paper" else ""), *cells])
     seeds = [f"seed {seed}" for seed in next(iter(arms.values())).seeds]
     families = [part.rsplit("/", 1)[-1] for part in parts]
     return markdown_table(["claim (difference in points)", *seeds, "all", "", *families], rows)
-
-
-def differences(claim: dict, arms: dict[str, Arm], part: str | None = None) -> list:
-    """A claim's new - old as a ratio for each seed, over one part of the problems or all; [] without such a part."""
-    from gsr_rl.refinement.metrics import share
-
-    (new, high), (old, low) = claim["new"], claim["old"]
-    ratios = []
-    for a, b in zip(arms[new].frames, arms[old].frames, strict=True):
-        rows = a if part is None else a[a["part"] == part]
-        ratios.append(share(rows[high] - b.loc[rows.index][low]))
-    return ratios if len(rows) else []
 
 
 def bound_of(claim: dict) -> float:
