@@ -29,6 +29,10 @@ LONGEST_FIELD = 2**31 - 1  # of a .csv file; the csv module's own limit is short
 # What tables hold where there is no answer; "none" in small letters is one: there is no solution.
 MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "n/a", "N/A", "unknown", "Unknown"}
 
+# Columns of a set that rewards cannot get by that name: the trainer or TRL passes its own.
+PASSED_BY_TRAINER = {"prompt", "prompts", "completion", "completions", "completion_ids", "stage", "id", "problem_id"}
+PASSED_BY_TRAINER |= {"problem", "answer", "trainer_state", "log_extra", "log_metric", "environments"}
+
 _SEVERAL = re.compile(r"[(\[]|\\\{|,\s|\b(or|and)\b")  # numbers between commas, not thousands
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -172,13 +176,35 @@ def evaluation_rows(name: str) -> list[dict]:
 
 
 def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
-    """Problem rows as `GSRTrainer` takes them: `prompt` (the solve chat), `problem`, `problem_id`, `answer`."""
-    template = get_template(prompt_template)
+    """Problem rows as `GSRTrainer` takes them: `prompt` (the solve chat), `problem`, `problem_id`, `answer`.
+
+    The set's other columns come along for reward functions, None where a row lacks one.
+    """
+    template, columns = get_template(prompt_template), _reward_columns(rows)
     return [
-        {"prompt": solve_prompt(row["problem"], template), "problem": row["problem"]}
+        {column: row.get(column) for column in columns}
+        | {"prompt": solve_prompt(row["problem"], template), "problem": row["problem"]}
         | {"problem_id": row["id"], "answer": str(row["answer"])}
         for row in rows
     ]
+
+
+def _reward_columns(rows: list[dict]) -> list[str]:
+    """The columns that reward functions get besides ours; a line on stderr for one whose values differ in type."""
+    import pyarrow
+
+    columns = []
+    for column in dict.fromkeys(name for row in rows for name in row if isinstance(name, str)):
+        if column in PASSED_BY_TRAINER:
+            continue
+        try:
+            pyarrow.array([row.get(column) for row in rows])
+        except (pyarrow.ArrowException, OverflowError) as error:
+            why = str(error).splitlines()[0]
+            print(f"column {column}: rewards do not get it, its values have no common type ({why})", file=sys.stderr)
+        else:
+            columns.append(column)
+    return columns
 
 
 def without_held_out(rows: list[dict], held_out: list[dict]) -> list[dict]:

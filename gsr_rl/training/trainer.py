@@ -39,7 +39,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
     """Joint GRPO: one policy samples candidates, refines over them, and learns from both in one update.
 
     Takes what `GRPOTrainer` takes, with a `GSRConfig`. The data sets' rows have `prompt` (the solve chat), `problem`,
-    `problem_id` and `answer`. `blocks` holds the problems of the last rollout.
+    `problem_id` and `answer`; rewards get their other columns too. `blocks` holds the problems of the last rollout.
 
     Raises:
         ValueError: No `GSRConfig`, a missing column, or what would change the two-stage rollout: `rollout_func`,
@@ -220,7 +220,7 @@ class GSRTrainer(PushesToHub, WholeCheckpoints, PackedGRPOTrainer):
         """
         with self.engine_ready() if self.args.oversample > 1 else nullcontext():  # awake from round to round
             self.blocks = self._collect(len(inputs) // self.args.block_size)
-        inputs = [dict(block.row) for block in self.blocks for _ in range(self.args.block_size)]
+        inputs = [{"prompt": block.row["prompt"]} for block in self.blocks for _ in range(self.args.block_size)]
         with self._ratio_formed_in_loss():
             output = super()._generate_and_score_completions(inputs)
         rows = self._batch_rows(self.blocks)

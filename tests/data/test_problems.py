@@ -13,7 +13,7 @@ import pytest
 
 from gsr_rl.data import gym_tasks
 from gsr_rl.data.config import check_problems
-from gsr_rl.data.problems import final_answer, load_problems, read_local, read_problems
+from gsr_rl.data.problems import final_answer, load_problems, read_local, read_problems, training_rows
 from gsr_rl.data.sources import from_hub, normalise_text, problem_id
 from tests.support.findings import GRPO, TINY
 from tests.support.fixed_engine import run_recipe
@@ -208,6 +208,18 @@ def test_columns_can_be_named_and_the_number_limited(tmp_path):
     path = write(tmp_path / "rows.jsonl", rows)
     found = load_problems(config(path, problem_column="frage", answer_column="antwort", max_problems=3))
     assert [row["answer"] for row in found] == ["1", "2", "3"]
+
+
+def test_rewards_get_a_sets_other_columns(capsys):
+    rows = [
+        {"id": "a", "problem": "1+1", "answer": "2", "level": 1, "tests": ["x"], "stage": "mine", "mixed": 1},
+        {"id": "b", "problem": "1+2", "answer": "3", "level": None, "prompt": "mine", "mixed": "one"},
+    ]
+    first, second = training_rows(rows, "tiny")
+    assert set(first) == set(second) == {"prompt", "problem", "problem_id", "answer", "level", "tests"}
+    assert (first["level"], first["tests"], second["level"], second["tests"]) == (1, ["x"], None, None)
+    assert first["prompt"] != "mine" and (second["problem_id"], second["answer"]) == ("b", "3")
+    assert "column mixed: rewards do not get it" in capsys.readouterr().err
 
 
 def test_a_solution_column_that_is_named_may_hold_plain_answers(tmp_path):

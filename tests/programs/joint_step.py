@@ -45,6 +45,7 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
     shard_on_cpu()
     rows = tiny_world.generate("mix", "train", 32, 0)
     dataset = Dataset.from_list(training_rows(rows, "tiny"))
+    families = {row["problem"]: row["family"] for row in rows}
     values = dict(
         output_dir=out + "_run",
         per_device_train_batch_size=16,
@@ -70,7 +71,8 @@ def main(out: str, model: str, overrides: str = "{}") -> None:
     args = GSRConfig(**(values | json.loads(overrides)))
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
 
-    def reward(completions, **columns):  # longer is better: every group has signal, whatever the model can do
+    def reward(completions, family, problem, **columns):  # longer is better: every group has signal
+        assert family == [families[text] for text in problem], "a column of the set is another row's"
         return [float(len(tokenizer(completion[0]["content"])["input_ids"])) for completion in completions]
 
     trainer = GSRTrainer(
