@@ -181,7 +181,8 @@ def _facts(config: dict, start: str) -> str:
     model = config.get("model") or {}
     if model.get("use_peft"):
         rows.append(["trained", f"LoRA of rank {model.get('lora_r')} on {model.get('lora_target_modules')}"])
-    rows += [[key, training[key]] for key in SHOWN_SETTINGS if training.get(key) is not None]
+    unused = "num_train_epochs" if (training.get("max_steps") or -1) > 0 else "max_steps"  # steps decide where set
+    rows += [[key, training[key]] for key in SHOWN_SETTINGS if key != unused and training.get(key) is not None]
     return markdown_table(["", ""], [[key, str(value)] for key, value in rows if str(value)])
 
 

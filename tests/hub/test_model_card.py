@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def test_the_card_says_how_the_training_was_launched(model):
     card = card_of(model, "me/first")
     assert "- python 3.11, torch 2.13\n- trained on " in card
     assert "processes: 2, sharding: DeepSpeed ZeRO-2" in card
+
+
+@pytest.mark.parametrize(
+    "max_steps, shown, unused", [(40, "max_steps", "num_train_epochs"), (-1, "num_train_epochs", "max_steps")]
+)
+def test_the_card_shows_what_decides_the_length_of_the_training(tmp_path, max_steps, shown, unused):
+    run = run_of(tmp_path / "run", "someone/base", max_steps=max_steps, num_train_epochs=3.0)
+    card = card_of(Path(run), "me/name")
+    assert f"| {shown} " in card and f"| {unused} " not in card
 
 
 def test_the_cards_way_to_use_the_model_runs(model, capsys):
