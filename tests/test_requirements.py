@@ -169,6 +169,14 @@ def test_the_pins_for_gpus_hold_vllms_bound_on_setuptools():
     assert int(pins["setuptools"].split(".")[0]) < 81
 
 
+def test_readme_names_the_pinned_versions():
+    readme, pins = (ROOT / "README.md").read_text(), pins_of((ROOT / "requirements" / "gpu.txt").read_text())
+    named = re.search(r"pinned packages into `.venv` \((.*?)\)", readme).group(1)
+    versions = dict(part.lower().split() for part in named.split(", "))
+    assert set(versions) == {"torch", "transformers", "trl", "vllm", "deepspeed"}
+    assert all(pins[name].startswith(f"{version}.") for name, version in versions.items())
+
+
 def test_both_targets_pin_the_same_versions_but_of_what_belongs_to_cuda():
     cpu, gpu = (pins_of((ROOT / "requirements" / f"{target}.txt").read_text()) for target in ("cpu", "gpu"))
     differ = {name: (cpu[name], gpu[name]) for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
