@@ -16,6 +16,8 @@ import yaml
 
 from gsr_rl import run_folder
 from gsr_rl.refinement.settings import read_refinement_settings, write_refinement_settings
+from tests.support.fixed_engine import run_recipe
+from tests.support.sft_run import write_rows
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -190,9 +192,17 @@ time.sleep(99)
 """
 
 
-def test_a_folder_has_an_owner_until_its_process_ends(tmp_path):
-    owner = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-    owner.stdout.readline()
+@pytest.fixture
+def owner(tmp_path):
+    """A process that owns the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_folder_has_an_owner_until_its_process_ends(owner, tmp_path):
     expected = (
         rf"output_dir={tmp_path} is in use by process {owner.pid} on {socket.gethostname()} since .*: wait for it"
     )
@@ -202,6 +212,20 @@ def test_a_folder_has_an_owner_until_its_process_ends(tmp_path):
     owner.wait()
     run_folder.take_folder(tmp_path)
     assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+@pytest.mark.parametrize("program", ["sft", "grpo"])
+def test_a_second_training_in_a_folder_in_use_is_refused_before_a_model_is_loaded(
+    owner, program, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    keys = {"config": f"recipes/tiny/{program}.yaml", "model_name_or_path": "recipes/tiny/models/base"}
+    keys |= {"dataset_name": write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")} if program == "sft" else {}
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("it goes on"))
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(monkeypatch, program, **keys, output_dir=tmp_path)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"is in use by process {owner.pid} on {socket.gethostname()}" in said
+    assert "wait for it or end it, or give another output_dir" in said
 
 
 def test_other_ranks_take_no_folder(tmp_path, monkeypatch):

@@ -167,6 +167,16 @@ def test_kills_at_ten_random_moments_lose_and_double_nothing(rows, whole, tmp_pa
     assert _plain(found) == _plain(whole.rows) and counts == whole.counts
 
 
+def test_a_second_distillation_in_a_folder_in_use_is_refused_before_a_model_is_loaded(rows, tmp_path):
+    with (
+        open_store(rows, problem_config(), config(tmp_path)).lock(),
+        pytest.raises(ValueError, match=rf"is in use by process {os.getpid()} on .*: wait for it or end it, or give"),
+    ):
+        distill(
+            rows, problem_config(), config(tmp_path), open_engine=lambda *_, **__: pytest.fail("a model is loaded")
+        )
+
+
 def test_an_exception_in_the_middle_keeps_what_was_finished(rows, tmp_path):
     class Failing(FixedEngine):
         def _step(self):

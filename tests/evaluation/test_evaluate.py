@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from functools import partial
@@ -286,21 +287,22 @@ def test_the_program_with_a_real_engine(tiny_model, tmp_path, monkeypatch):
     assert {row["tokens"] > 0 for row in rows if not row["skipped"]} == {True}
 
 
-def test_another_process_changes_no_settings_under_one_that_samples(run, monkeypatch, capsys):
-    """The second is refused, and what the first leaves is still tied to the first's settings."""
+def test_a_second_evaluation_in_a_folder_in_use_is_refused_with_the_same_settings_or_others(run, monkeypatch, capsys):
+    """What the first leaves is still tied to the first's settings."""
     said = []
 
     def complete(engine, ids, place, plain=FixedEngine.complete):
-        if not said:
+        while len(said) < 2:
             said.append("")
             with pytest.raises(SystemExit):
-                run("raced", refinement_temperature=0.1)
-            said[0] = capsys.readouterr().err
+                run("raced", refinement_temperature=[0.7, 0.1][len(said) - 1])
+            said[-1] = capsys.readouterr().err
         return plain(engine, ids, place)
 
     monkeypatch.setattr(FixedEngine, "complete", complete)
     folder = run("raced", refinement_temperature=0.7)
-    assert "refinement_temperature was 0.7, is 0.1" in said[0] or "is in use by process" in said[0]
+    assert f"is in use by process {os.getpid()} on " in said[0] and "wait for it or end it" in said[0]
+    assert "refinement_temperature was 0.7, is 0.1" in said[1] or "is in use by process" in said[1]
     settings = json.loads((folder / "shards" / "selfref" / "settings.json").read_text())
     assert settings["refinement_temperature"] == 0.7
 
