@@ -16,6 +16,7 @@ def table(arms: dict[str, Arm]) -> str:
     tables = [settings["by_num_correct"] for arm in arms.values() for settings in arm.settings]
     stored = {key for table in tables for part in table.values() for row in part.values() for key in row}
     controls = [control for control in ("unseen", "copied", "novel") if control in stored]  # older files lack them
+    seeds = next(iter(arms.values())).seeds if "over_unseen" in stored else []
     for name, arm in arms.items():
         tables = [settings["by_num_correct"] for settings in arm.settings]
         for part in tables[0]:
@@ -29,8 +30,20 @@ def table(arms: dict[str, Arm]) -> str:
                 word = "above" if selfref["low"] > maj else "below" if selfref["high"] < maj else "level"
                 cells = [f"{sets:g}", figure(selfref), f"{100 * maj:.1f}", word]
                 cells += [points(mean_of_sets(of_seeds, control)) for control in controls]
+                cells += [against_unseen(of_seed[part].get(number, {})) for of_seed in tables[: len(seeds)]]
                 rows.append([part.rsplit("/", 1)[-1], name, number, *cells])
-    return markdown_table([*header, *controls], rows)
+    return markdown_table(
+        [*header, *controls, *(f"selfref - unseen (over problems), seed {seed}" for seed in seeds)], rows
+    )
+
+
+def against_unseen(row: dict) -> str:
+    """One seed's refinements less the candidates that were not in their sets, over problems; a dash without such."""
+    from gsr_rl.report.markdown import figure, points
+
+    if not row.get("over_unseen"):
+        return "-"
+    return f"{points(row['selfref'])} - {points(row['unseen'])} = {figure(row['over_unseen'])}"
 
 
 def mean_of_sets(seeds: list[dict], key: str) -> float | None:

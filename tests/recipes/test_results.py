@@ -135,6 +135,18 @@ def test_unseen_candidates_copies_and_novel_answers_are_shown_where_they_are_sto
     assert [cells(line)[-3:] for line in lines] == [["-", "-", "-"], ["20.0", "50.0", "-"]]
 
 
+def test_each_seeds_refinements_stand_against_candidates_that_were_not_in_their_sets(tables):
+    from types import SimpleNamespace
+
+    over = {"value": 0.3, "low": 0.25, "high": 0.35}
+    first = {"0": {"n": 9, "selfref": 0.5, "maj": 0.0, "unseen": 0.2, "over_unseen": over}}
+    second = {"1": {"n": 8, "selfref": 0.6, "maj": 0.5, "unseen": None, "over_unseen": None}}
+    arm = SimpleNamespace(seeds=[0, 7], settings=[{"by_num_correct": {"made": rows}} for rows in (first, second)])
+    header, _, *lines = tables["paper_right"].table({"new": arm}).splitlines()
+    assert cells(header)[-2:] == [f"selfref - unseen (over problems), seed {seed}" for seed in (0, 7)]
+    assert [cells(line)[-2:] for line in lines] == [["50.0 - 20.0 = 30.0 [25.0, 35.0]", "-"], ["-", "-"]]
+
+
 def test_every_arm_starts_from_another_and_every_claim_names_arms_of_its_table(tables):
     config = yaml.safe_load((TINY / "arms.yaml").read_text())
     arms, rows = config["arms"], config["rows"]
