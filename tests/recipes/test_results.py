@@ -1,9 +1,11 @@
 """README says what results/ holds."""
 
 import importlib
+import json
 import re
 import runpy
 import sys
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ import yaml
 from gsr_rl.evaluation.evaluate import regraded
 from gsr_rl.refinement.metrics import share
 from gsr_rl.report.intervals import estimate_over_seeds
-from gsr_rl.report.markdown import comparison_markdown, report_markdown
+from gsr_rl.report.markdown import comparison_markdown, figure, report_markdown
 from gsr_rl.report.problem_values import SIZED, metrics_from_samples
 from gsr_rl.report.samples import read_samples
 from gsr_rl.report.tables import comparison, summarise
@@ -56,16 +58,47 @@ def cells(line: str) -> list[str]:
 
 
 def test_the_figures_of_smollm2_are_those_of_its_reports():
-    text, shown = (ROOT / "results" / "README.md").read_text(), set()
+    folder, shown = ROOT / "results" / "smollm2", set()
     columns = ["pass@1", "maj@4", "selfref@4", "pass@4", "refinement_gap", "selfref_frozen", "selfref_foreign"]
-    for line in text.splitlines():
-        if found := re.match(r"\| \[.*\]\((smollm2/\w+\.md)\)", line):
-            report = (ROOT / "results" / found[1]).read_text().splitlines()
+    for line in (folder / "README.md").read_text().splitlines():
+        if found := re.match(r"\| \[[^\]]*\]\((\w+\.md)\) \|", line):
+            report = (folder / found[1]).read_text().splitlines()
             figures = {cells(row)[0]: cells(row)[1] for row in reversed(report) if row.startswith("| ")}
             for column, cell in zip([*columns, "selfref_none"], cells(line)[1:], strict=True):
                 assert figures.get(column, "") == cell, (found[1], column)
             shown.add(found[1])
-    assert {f"smollm2/{set_}_{model}.md" for set_ in SETS for model in MODELS} <= shown
+    assert {f"{set_}_{model}.md" for set_ in (*SETS, "gsm8k") for model in MODELS} == shown
+
+
+ESTIMATE = re.compile(r"-?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]")
+
+
+@pytest.mark.parametrize(("page", "sources"), [("", ["paper/*.md", "demo/*.json"]), ("smollm2", ["smollm2/*_*.md"])])
+def test_every_figure_with_an_interval_stands_in_the_file_that_it_is_from(page, sources):
+    """Lines with a dagger tell what no log was kept of."""
+    results, known = ROOT / "results", set()
+    for path in (path for pattern in sources for path in results.glob(pattern)):
+        if path.suffix == ".md":
+            known |= set(ESTIMATE.findall(path.read_text()))
+        else:
+            claims = json.loads(path.read_text())["claims"].values()
+            known |= {figure(claim) for claim in claims}
+    lines = (results / page / "README.md").read_text().splitlines()
+    shown = [estimate for line in lines if "†" not in line for estimate in ESTIMATE.findall(line)]
+    assert len(shown) > 50 and not set(shown) - known, f"not in {sources}: {sorted(set(shown) - known)}"
+
+
+def test_the_seeds_of_each_arm_are_those_that_are_stored():
+    stored = defaultdict(list)
+    for path in sorted((ROOT / "results" / "paper").glob("seed*/*.json")):
+        stored[path.stem].append(path.parent.name.removeprefix("seed"))
+    table = (ROOT / "results" / "README.md").read_text().split("| arms |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [(re.findall(r"`(\w+)`", cells(line)[0]), cells(line)[-1].split(", ")) for line in table]
+    named = {arm for arms, _ in rows for arm in arms}
+    for arms, seeds in rows[:-1]:
+        assert {arm: stored[arm] for arm in arms} == dict.fromkeys(arms, seeds)
+    others = {arm: seeds for arm, seeds in stored.items() if arm not in named or arm in rows[-1][0]}
+    assert others == dict.fromkeys(others, rows[-1][1])
 
 
 @pytest.mark.parametrize("name", [f"{set_}_{model}" for set_ in SETS for model in MODELS])
