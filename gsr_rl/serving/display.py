@@ -33,6 +33,10 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n").replace("\t", "    "))
 
 
+def _votes(attempt: Attempt) -> str:
+    return f"{attempt.votes} vote{'s' * (attempt.votes != 1)}"
+
+
 def votes_line(attempts: list[Attempt], who: str = "Votes") -> str:
     """The attempts' answers with their votes, most votes first."""
     groups = {attempt.group: attempt for attempt in reversed(attempts) if attempt.votes}
@@ -84,7 +88,7 @@ def plain(solution: Solution) -> str:
     lines = [f"Problem: {printable(solution.problem)}", ""]
     for number, candidate in enumerate(solution.candidates, 1):
         end = "" if candidate.finished else ", unfinished"
-        answer = f"answer {short(candidate)}, {candidate.votes} votes"
+        answer = f"answer {short(candidate)}, {_votes(candidate)}"
         lines.append(f"Candidate {number}: {answer}, {candidate.num_tokens} tokens{end}")
     if len(solution.candidates) > 1:
         lines.append(votes_line(solution.candidates))
@@ -234,7 +238,7 @@ def _box(title: str, text: str, attempt: Attempt | None, lines: int | None, widt
         body = "\n".join([part for row in tail for part in textwrap.wrap(row, width) or [""]][-lines:])
     foot, style = "", "blue"
     if attempt is not None:
-        votes = f", {attempt.votes} vote{'s' * (attempt.votes > 1)}" if attempt.votes else ""
+        votes = f", {_votes(attempt)}" if attempt.votes else ""
         foot = f"{short(attempt, max(8, width - 14))}{votes}"
         style = "dim" if not attempt.finished else "white"
         foot += "" if attempt.finished else " (cut)"

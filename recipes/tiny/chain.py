@@ -180,7 +180,7 @@ def _run(step: Step, threads: int, log: Path, lock) -> float:
         print(f"$ {shlex.join(step.command)}", file=file, flush=True)
         # The command holds the lock as well, so that it is kept where the command outlives this process.
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
-        process = subprocess.Popen(step.command, cwd=ROOT, env=environment, **streams)
+        process = live.start(step.command, cwd=ROOT, env=environment, **streams)
         code = live.follow(process, step.name, log)
     seconds = time.monotonic() - start
     if code:

@@ -9,15 +9,14 @@ is the first line of its log. A step that has ended is not run again: the same c
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import chain
+import live
 import yaml
 from chain import Step
+from next_command import show_example
 from paper_arms import SHOWN
 from paper_steps import words
 
@@ -32,6 +31,8 @@ KEYS = {
     "grpo": {"max_steps": 40},
 }
 HONEST = """\
+Against it: a vote among the candidates whose own check held (verdict@{k}) is right on {verdict} % of the problems, and
+the base's on {untrained} %, where refinement (selfref@{k}) is on {refined} %: it is {gap} points above that vote.
 This chain is shorter than that of `make paper`, and joint GRPO starts here from a short warm start. From there more
 SFT on the teacher's refinements refines better than joint GRPO; from a converged warm start joint GRPO is ahead.
 Much of the gap is one of the two families' (guess). What else speaks against it: results/README.md."""
@@ -127,6 +128,16 @@ def report(summary: dict) -> str:
     return f"{markdown_table(['', *names], rows)}\n\n{markdown_table(header, claim_rows)}\n"
 
 
+def against(summary: dict) -> str:
+    """What speaks against the chain, the control that needs no refinement first, from the run's own figures."""
+    from gsr_rl.report.markdown import figure, points
+
+    k, (base, grpo) = summary["k"], (summary[name] for name in ("base", "grpo"))
+    shares = {"verdict": grpo[f"verdict@{k}"], "untrained": base[f"verdict@{k}"], "refined": grpo[f"selfref@{k}"]}
+    gap = figure(summary["within"]["grpo"][f"selfref@{k}-verdict@{k}"])
+    return HONEST.format(k=k, gap=gap, **{name: points(share["value"]) for name, share in shares.items()})
+
+
 def plot(path: Path, summary: dict) -> None:
     """The table's accuracies as bars with intervals."""
     from matplotlib.figure import Figure
@@ -146,50 +157,7 @@ def plot(path: Path, summary: dict) -> None:
     figure.savefig(path, dpi=120)
 
 
-def worked_example(model: str, *options: str, limit: int = 40) -> tuple[str, str] | None:
-    """A `gsr-solve` command whose candidates disagree, vote wrong and are refined to what is right, and its output.
-
-    Validation problems are solved here one by one, each as the command would. The first that fits is returned if the
-    command itself then says the same.
-
-    Args:
-        options: Further ones of the command.
-        limit: Problems that are tried.
-    """
-    from gsr_rl.cli import quiet_libraries
-
-    quiet_libraries()
-    from gsr_rl.data.tiny_world import generate
-    from gsr_rl.serving.solve_cli import parse
-    from gsr_rl.serving.solver import Solver
-
-    for seed, row in enumerate(generate("mix", "validation", limit, seed=0)):
-        command = ["gsr-solve", "--model", model, "--seed", str(seed), *options, row["problem"]]
-        config = {name: value for name, value in vars(parse(command[1:])[2]).items() if value is not None}
-        with Solver(**config | {"engine": "transformers"}) as solver:
-            solution = solver.solve(row["problem"])
-        text, answers = solution.text, {candidate.answer for candidate in solution.candidates}
-        is_right = f"\\boxed{{{row['answer']}}}" in text
-        if not is_right or len(answers) < 2 or solution.majority_answer in (None, row["answer"]):
-            continue
-        program = [sys.executable, "-m", "gsr_rl.serving.solve_cli", *command[1:]]
-        output = subprocess.run(program, capture_output=True, text=True, cwd=chain.ROOT).stdout
-        if f"\nAnswer: {row['answer']}\n" in output and text in output:
-            return shlex.join(command), output
-    return None
-
-
-def show_example(model: str, *options: str) -> None:
-    """Print the command to try next with its output; nothing where no problem was found."""
-    if example := worked_example(model, *options):
-        command, output = example
-        print("A problem of the validation split, on which the vote is wrong and the refinement right:\n")
-        print(f"$ {command}\n\n{output.rstrip()}\n")
-        print(f"Try it: .venv/bin/{command}\nProblems of other kinds are unknown to a model this small.\n")
-
-
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
     begin = time.monotonic()
     seconds = {"install": args.install_seconds, "distill": 0.0, "sft": 0.0, "grpo": 0.0, "eval": 0.0}
     groups = steps(args)
@@ -207,9 +175,16 @@ def main() -> None:
     plot(args.output_dir / "plot.png", summary)
     text = report(summary)
     atomic_write(args.output_dir / "summary.md", text)
-    print(f"\n{summary['num_problems']} {args.split} problems, percent with 95 % intervals\n\n{text}\n{HONEST}\n")
+    print(f"\n{summary['num_problems']} {args.split} problems, percent with 95 % intervals\n\n{text}")
+    print(f"{against(summary)}\n")
     show_example(str(args.output_dir / "grpo"))
     print(f"{time.monotonic() - begin:.0f} s; in {args.output_dir}: summary.md, summary.json, plot.png")
+
+
+def main() -> None:
+    args = parse_args()
+    with live.stoppable():
+        run(args)
 
 
 if __name__ == "__main__":

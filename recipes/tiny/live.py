@@ -1,37 +1,95 @@
-"""What the tiny world's chains show of commands that run: a line each with a bar, by the last words of their logs."""
+"""Commands of the tiny world's chains while they run: a line each with a bar, by the last words of their logs.
 
+They end with the chain: `stoppable`.
+"""
+
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 BAR = 24  # characters
 _PROGRESS = re.compile(r" *(?:(\d+)/(\d+) |\w[\w -]*: (\d+) %, )")
 _ACCURACIES = re.compile(r"pass@1 .*?gap [+-][\d.]+")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 60  # seconds that a command has to save what it can before it is killed
 _lines: dict[str, str] = {}  # of the commands that run now, by their names
 _lock = threading.Lock()  # several are followed at a time
+_running: set[subprocess.Popen] = set()
+_stopped = threading.Event()
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal end the commands that run, and then this program with 128 + the signal.
+
+    A training saves its step first. A second signal kills, and so does the end of GRACE seconds.
+    """
+
+    def stop(number: int, _) -> None:
+        kill_now = _stopped.is_set()
+        _stopped.set()
+        for process in list(_running):
+            _kill(process) if kill_now else process.terminate()
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if before[number] is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        with contextlib.suppress(OSError):  # of a closed terminal
+            print("interrupted: the same command goes on from the steps that have ended", file=sys.stderr)
+        sys.exit(128 + next(iter(interrupt.args), signal.SIGINT))
+    finally:
+        _stopped.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start(command: list[str], **options) -> subprocess.Popen:
+    """A command in a session of its own, so that a terminal's Ctrl-C reaches it through `stoppable` alone."""
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    _running.add(process)
+    if _stopped.is_set():  # meanwhile
+        process.terminate()
+    return process
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def follow(process: subprocess.Popen, name: str, log: Path) -> int:
     """Wait for a command and show how far its log says that it is: in a terminal all the time, else twice a minute."""
-    start, interval = time.monotonic(), 0.5 if sys.stdout.isatty() else 30
+    begin, shown, stopping = time.monotonic(), 0.0, None
+    interval = 0.5 if sys.stdout.isatty() else 30
     try:
         while True:
-            seconds = time.monotonic() - start
-            if sys.stdout.isatty() or seconds > interval:
+            seconds = time.monotonic() - begin
+            if sys.stdout.isatty() or seconds - shown > interval:
+                shown = seconds
                 show(name, with_bar(progress(log), seconds))
-            try:
-                return process.wait(interval)
-            except subprocess.TimeoutExpired:
-                pass
+            if _stopped.is_set() and seconds - (stopping := stopping or seconds) > GRACE:
+                _kill(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.5)
     except BaseException:
         process.terminate()  # a launcher ends its processes, which a kill would leave behind
         raise
+    finally:
+        _running.discard(process)
 
 
 def _tail(log: Path) -> str:

@@ -16,6 +16,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 
 import chain
+import live
 import pandas as pd
 import paper_tables
 import yaml
@@ -150,7 +151,8 @@ def main() -> None:
         wanted = arms_of(config, seeds, args.tables)
         for seed, name in wanted:
             seed.left(name)  # refuses what was made with other arguments before anything is run
-        run_all(wanted)
+        with live.stoppable():
+            run_all(wanted)
 
     paper_tables.write(config["tables"], args.results_dir)
 

@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -50,8 +51,8 @@ def another(seed, **changes):
 
 def test_a_mark_without_a_command_counts_and_other_arguments_are_refused(paper, tmp_path, monkeypatch):
     chain, ran = paper.chain, []
-    fake = lambda command, **_: ran.append(command) or Namespace(wait=lambda timeout: 0)  # noqa: E731
-    monkeypatch.setattr(chain, "subprocess", Namespace(Popen=fake, STDOUT=None))
+    fake = lambda command, **_: ran.append(command) or Mock(wait=lambda timeout: 0)  # noqa: E731
+    monkeypatch.setattr(chain.live, "start", fake)
     folder = tmp_path / "one"
     command = lambda split: ["python", "x.py", "--output_dir", f"{folder}/eval", "--dataset_split", split]  # noqa: E731
     mark = folder / "done" / "eval.json"
@@ -89,6 +90,54 @@ def test_a_step_that_is_at_work_is_not_started_again(paper, tmp_path):
     while Path(f"/proc/{int(found)}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert paper.chain.run(again) < 30
+
+
+WAITS = "import time; print('1/2 on', flush=True); time.sleep(60)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [([signal.SIGTERM], WAITS), ([signal.SIGINT], WAITS), ([signal.SIGTERM, signal.SIGINT], DEAF)],
+    ids=["SIGTERM", "Ctrl-C", "a second one, and a command that is deaf to the first"],
+)
+def test_a_chain_that_is_ended_ends_its_commands_and_goes_on_where_it_was(signals, code, paper, tmp_path):
+    program = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "recipes/tiny")
+import chain, live
+folder, code = Path(sys.argv[1]), sys.argv[2]
+steps = [["true", "--output_dir", f"{folder}/quick"], [sys.executable, "-c", code, f"{folder}/quick"]]
+steps[1] += ["--output_dir", f"{folder}/slow"]
+with live.stoppable():
+    chain.run_all([chain.Step(name, "eval", of, folder) for name, of in zip(("quick", "slow"), steps)])
+"""
+
+    def started(code: str) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", program, tmp_path, code], cwd=ROOT, env=environment, **streams)
+
+    def at_work() -> bool:
+        """Whether a process of this folder's chain is alive."""
+        return not subprocess.run(["pgrep", "-f", str(tmp_path)], stdout=subprocess.DEVNULL).returncode
+
+    log, chained = tmp_path / "logs" / "slow.log", started(code)
+    deadline = time.monotonic() + 60
+    for number in signals:
+        while not (log.is_file() and "1/2 on" in log.read_text().splitlines()):
+            assert time.monotonic() < deadline and chained.poll() is None, chained.communicate()
+            time.sleep(0.05)
+        chained.send_signal(number)
+        time.sleep(0.2)
+    out, errors = chained.communicate(timeout=30)
+    assert chained.returncode == 128 + signals[-1] and errors.count("interrupted: the same command goes on") == 1
+    assert "Traceback" not in errors and not at_work()
+    quick = (tmp_path / "logs" / "quick.log").stat().st_mtime_ns
+    out, errors = started("").communicate(timeout=60)
+    assert out.startswith("slow") and not errors, "the step that had ended is not run again"
+    assert (tmp_path / "logs" / "quick.log").stat().st_mtime_ns == quick
 
 
 def test_how_far_a_log_says_that_a_program_is(paper, tmp_path):
@@ -151,7 +200,7 @@ def test_a_command_is_followed_to_its_end_and_a_failure_is_shown_with_its_log(pa
 
 def test_the_demo_refuses_a_folder_of_another_split_before_it_runs_anything(paper, tmp_path, monkeypatch):
     demo = importlib.import_module("demo")
-    monkeypatch.setattr(demo.chain, "subprocess", None)  # a step that is run would fail
+    monkeypatch.setattr(demo.live, "start", None)  # a step that is run would fail
     validation = Namespace(output_dir=tmp_path, seed=0, split="validation", num_problems=2000)
     step = demo.steps(validation)[-1][-1]
     (tmp_path / "done").mkdir()

@@ -20,7 +20,7 @@ from gsr_rl.data import tiny_world
 from gsr_rl.serving.display import Terminal, boxes, plain, printable, short, votes_line
 from gsr_rl.serving.solve_cli import as_json, help_text, main, parse, read_problems
 from gsr_rl.serving.solver import Solver, Watcher
-from gsr_rl.serving.steps import Attempt, counted
+from gsr_rl.serving.steps import Attempt, Solution, Usage, counted
 from tests.support.faulty_server import FaultyServer
 from tests.support.fixed_engine import FixedEngine
 from tests.support.paths import ROOT
@@ -380,6 +380,14 @@ def test_votes_are_listed_most_first():
     rows = [Attempt("", answer, True, 1) for answer in ("3", "a\x1bb", "3", None, "2", "2", "2")]
     line = votes_line(counted(rows, [0, 1, 0, None, 2, 2, 2]))
     assert line == "Votes: 2 (3), 3 (2), a\ufffdb (1), no answer (1)"
+
+
+def test_a_candidate_with_one_vote_has_a_vote_not_votes():
+    attempts = counted([Attempt(f"\\boxed{{{word}}}", word, True, 1) for word in ("3", "2", "2")], [0, 1, 1])
+    attempts += [Attempt("", None, True, 1)]
+    lines = plain(Solution("1+1", attempts[:1], [attempts], Usage())).splitlines()
+    votes = [line.split(", ")[1] for line in lines if line.startswith("Candidate")]
+    assert votes == ["1 vote", "2 votes", "2 votes", "0 votes"]
 
 
 def test_an_answer_that_is_all_of_a_text_is_shown_as_none_in_a_box():
