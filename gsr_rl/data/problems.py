@@ -108,12 +108,18 @@ def read_problems(config) -> Problems:
         problems.counts["that an evaluation set holds"] = len(problems.removed)
         problems.rows = problems.rows[: config.max_problems]
     if not problems.rows:
-        raise ValueError(
-            f"dataset_name={config.dataset_name}, dataset_split={config.dataset_split}: there are no usable problems "
-            f"({', '.join(f'{count} {name}' for name, count in problems.counts.items() if count) or 'it is empty'})"
-        )
+        raise ValueError(_no_problems(config, problems))
     problems.counts["problems"] = len(problems.rows)
     return problems
+
+
+def _no_problems(config, problems: Problems) -> str:
+    split = "" if file_kind(config.dataset_name) else f", dataset_split={config.dataset_split}"
+    counts = ", ".join(f"{count} {name}" for name, count in problems.counts.items() if count) or "it is empty"
+    unknown = [column for column in sources.filters_of(config) if problems.columns and column not in problems.columns]
+    known = ", ".join(problems.columns)
+    hint = f"; row_filters: no row has {', '.join(unknown)}, the columns are {known}" if unknown else ""
+    return f"dataset_name={config.dataset_name}{split}: there are no usable problems ({counts}{hint})"
 
 
 def check_file(config) -> None:
@@ -365,9 +371,12 @@ def _standard_row(config, row: dict) -> dict:
 
 
 def _missing(name: str, columns: list[str], row: dict) -> str:
+    values = "".join(f", {column}={repr(row[column])[:60]}" for column in columns if column in row)
+    several = name == "answer" and any(isinstance(row.get(key), list) and len(row[key]) > 1 for key in columns)
+    fix = r"write several values as one text, such as \{2, -2\}" if several else "fill it in"
     return (
-        f"no usable {name} (looked for {' or '.join(columns)}, the row has {sorted(map(str, row))}): fill it in, name "
-        f"another column with --{name}_column"
+        f"no usable {name} (looked for {' or '.join(columns)}, the row has {sorted(map(str, row))}{values}): {fix}, "
+        f"name another column with --{name}_column"
     )
 
 

@@ -108,7 +108,8 @@ def test_given_ids_are_kept_and_repeated_texts_dropped(tmp_path, capsys):
     [
         ([ROWS[0], {"problem": "x", "answer": " "}], r"row 2: no usable answer .*--answer_column"),
         ([ROWS[0], {"answer": "3"}], r"row 2: no usable problem .*--problem_column"),
-        ([{"problem": "x", "solution": "It is clear."}], "row 1: no usable answer"),
+        ([{"problem": "x", "solution": "It is clear."}], "row 1: no usable answer .*, solution='It is clear.'"),
+        ([{"problem": "x", "answer": ["2", "-2"]}], r"answer=\['2', '-2'\]\): write several values as one text"),
         ([{"id": "a", **ROWS[0]}, {"id": "a", **ROWS[1]}], "row 2: the id 'a' is used twice"),
         ([[1, 2]], "row 1: an object is expected, got list"),
         ([], "no usable problems"),
@@ -117,6 +118,12 @@ def test_given_ids_are_kept_and_repeated_texts_dropped(tmp_path, capsys):
 def test_a_bad_local_row_is_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         load_problems(config(write(tmp_path / "rows.json", rows)))
+
+
+def test_a_filter_on_a_column_that_no_row_has_is_named(tmp_path):
+    path = write(tmp_path / "rows.json", ROWS)
+    with pytest.raises(ValueError, match=r"row_filters: no row has levl, the columns are problem, answer, level"):
+        load_problems(config(path, row_filters={"levl": [1]}))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_a_bad_local_row_is_named(tmp_path, rows, message):
             "a.jsonl, row 2: no usable",
         ),
         ("a.csv", b"problem,answer\n1+1,2\n1+2,\n", "a.csv, row 2: no usable answer .*--answer_column"),
-        ("a.csv", b"problem,answer\n", "a.csv, .*there are no usable problems"),
+        ("a.csv", b"problem,answer\n", "a.csv: there are no usable problems"),
         ("a.csv", "problem,answer\né,1\n".encode("latin-1"), "a.csv: it is not UTF-8 text"),
         ("a.jsonl", b'{"problem": "1+1", "answer": "2"}\n{"problem"\n', "a.jsonl: line 2 is no JSON object"),
     ],
