@@ -145,8 +145,11 @@ def _add(unit: dict, place, completion) -> None:
     unit["samples"].append(sample)
 
 
-def _grade_and_store(units: list[dict], golds: dict[str, str], store: ShardStore, kind: str) -> None:
-    """Grade every sample (boxed answers only), group the candidates' answers for the vote, and write the shard."""
+def _grade_and_store(units: list[dict], golds: dict[str, str], store: ShardStore, kind: str) -> list:
+    """Grade every sample (boxed answers only), group the candidates' answers for the vote, write the shard.
+
+    Returns the grades, 1 if right.
+    """
     voting = kind == "candidates"
     texts = [[sample["text"] for sample in unit["samples"]] for unit in units]
     graded = grade(texts, [golds[unit["unit"]] for unit in units], require_box=True, group_answers=voting)
@@ -158,6 +161,7 @@ def _grade_and_store(units: list[dict], golds: dict[str, str], store: ShardStore
         if not voting:  # in the order of the sets, whichever finished first
             unit["samples"].sort(key=lambda sample: sample.get("set", len(unit["sets"])))
     store.append(kind, units)
+    return [sample["correct"] for unit in units for sample in unit["samples"]]
 
 
 def _solve_request(stages: Stages, row: dict, place, sampling: Sampling) -> list[Request]:

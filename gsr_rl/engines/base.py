@@ -10,6 +10,7 @@ The engines themselves: gsr_rl/engines/local.py, copies of these (open.py), endp
 """
 
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -204,9 +205,28 @@ class Engine:
 
 
 def progress_bar(total: int, label: str, done: int = 0, unit: str = "problems"):
-    """A tqdm bar with what is done and time left; in a log file every half minute, or TQDM_MININTERVAL seconds."""
+    """A tqdm bar with what is done and time left: in a terminal a line that is rewritten, as wide as there is room.
+
+    In a log file it is a line each half minute, or TQDM_MININTERVAL seconds.
+    """
     from tqdm import tqdm
 
     form = f"{label}: {{percentage:.0f}} %, {{n_fmt}} of {{total_fmt}} {unit}, {{remaining}} left{{postfix}}"
     interval = 0.5 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 30))
-    return tqdm(total=total, initial=done, bar_format=form, mininterval=interval)
+    return tqdm(total=total, initial=done, bar_format=form, mininterval=interval, file=_OneLine())
+
+
+class _OneLine:
+    """Standard error for a bar's states: tqdm itself lets a long one wrap, and writes carriage returns into logs."""
+
+    def write(self, text: str) -> None:
+        state = text.strip()
+        if not sys.stderr.isatty():
+            sys.stderr.write(f"{state}\n" if state else "")
+        elif state:
+            sys.stderr.write(f"\r\033[K{state[: shutil.get_terminal_size().columns - 1]}")
+        else:  # the line break at the end
+            sys.stderr.write(text.strip("\r "))
+
+    def flush(self) -> None:
+        sys.stderr.flush()

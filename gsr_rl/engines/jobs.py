@@ -41,7 +41,7 @@ def run_units(
     planned: Iterator[tuple[Unit, list[Request]]],
     progress: Progress,
     add: Callable[[Unit, Hashable, Completion], None],
-    store: Callable[[list[Unit]], None],
+    store: Callable[[list[Unit]], list[float]],
     per_shard: int,
 ) -> dict[str, str]:
     """Send the requests of all units, as the engine has room. Units are graded and stored beside it, in a thread.
@@ -50,7 +50,7 @@ def run_units(
         planned: Units, each with its requests, whose keys are `(id, place)`. A unit without requests is stored as it
             is.
         add: Called with a unit, a place and a completion, for each completion.
-        store: Called with a list of finished units, in the thread.
+        store: Called with a list of finished units, in the thread. Returns the grades of their samples, 1 if right.
         per_shard: `store` is called when there are so many finished units, and every minute.
 
     Returns:
@@ -62,15 +62,16 @@ def run_units(
         try:
             for result in engine.stream(work.requests()):
                 work.take(result)
-                bar.set_postfix_str(speed(engine.counts, before, time.monotonic() - start), refresh=False)
+                rate = speed(engine.counts, before, time.monotonic() - start)
+                bar.set_postfix_str(writer.share() + rate, refresh=False)
                 if len(work.finished) >= per_shard or time.monotonic() - writer.last > SHARD_SECONDS:
                     writer.write(work.take_finished())
-                    writer.wait(SHARDS_IN_MEMORY)  # so as not to run ahead of the disk
+                writer.wait(SHARDS_IN_MEMORY)  # so as not to run ahead of the disk
         finally:
+            rate = speed(engine.counts, before, time.monotonic() - start)
             writer.write(work.take_finished())
-            with contextlib.suppress(Exception):
-                print(f"{progress.label}: {speed(engine.counts, before, time.monotonic() - start)}", flush=True)
             writer.wait()
+            bar.set_postfix_str(writer.share() + rate, refresh=False)
     return work.failed
 
 
@@ -118,9 +119,10 @@ class _Work:
 class _Writer:
     """Calls `store` in a thread, one batch of units after the other."""
 
-    def __init__(self, thread: Executor, store: Callable[[list[Unit]], None]):
+    def __init__(self, thread: Executor, store: Callable[[list[Unit]], list[float]]):
         self._thread, self._store = thread, store
         self._pending: list[Future] = []
+        self._right = self._graded = 0
         self.last = time.monotonic()
 
     def write(self, units: list[Unit]) -> None:
@@ -128,18 +130,23 @@ class _Writer:
         if units:
             self._pending.append(self._thread.submit(self._store, units))
 
+    def share(self) -> str:
+        """Of the samples stored so far, how many are right."""
+        return f"{100 * self._right / self._graded:.1f} % right, " if self._graded else ""
+
     def wait(self, pending: int = 0) -> None:
         """Until at most so many batches are `pending`. Raises what `store` has raised so far."""
         while len(self._pending) > pending or (self._pending and self._pending[0].done()):
-            self._pending.pop(0).result()
+            grades = self._pending.pop(0).result()
+            self._right, self._graded = self._right + sum(grades), self._graded + len(grades)
 
 
 def speed(counts: dict, before: dict, seconds: float) -> str:
     """What the engine has done since `before`, for the progress bar."""
-    made = {key: counts[key] - before.get(key, 0) for key in ("requests", "prompt_tokens", "completion_tokens")}
+    made = {key: counts[key] - before.get(key, 0) for key in ("prompt_tokens", "completion_tokens")}
     retries = counts.get("retries", 0) - before.get("retries", 0)
     text = f"{made['completion_tokens'] / max(seconds, 1e-9):,.0f} tokens/s, {made['completion_tokens']:,} tokens, "
-    text += f"{made['prompt_tokens']:,} of prompts, {made['requests']:,} requests"
+    text += f"{made['prompt_tokens']:,} of prompts"
     return text + (f", {retries:,} retries" if retries else "")
 
 

@@ -247,12 +247,13 @@ def _sample_kind(run: StoredRun, kind: str, store, left: list[dict], engine) -> 
     stages = Stages.of(run.config, engine.tokenizer, engine.max_model_length)
     planner = Planner(run, stages)
 
-    def finish(units: list[Unit]) -> None:
+    def finish(units: list[Unit]) -> list[float]:
         if kind == "select":
             _grade_selections(units, run)
         else:
             _grade(units, run, stages)
         store.append("units", [unit.stored() for unit in units])
+        return [sample.grades[GRADINGS[0]].correct for unit in units for sample in unit.samples]
 
     progress = Progress(NAMES.get(kind, kind), len(run.rows), len(run.rows) - len(left))
     planned = (_unit(row, planner.tasks(kind, row), stages, run.config) for row in left)

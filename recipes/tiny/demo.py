@@ -31,8 +31,8 @@ KEYS = {
     "grpo": {"max_steps": 40},
 }
 HONEST = """\
-Against it: a vote among the candidates whose own check held (verdict@{k}) is right on {verdict} % of the problems, and
-the base's on {untrained} %, where refinement (selfref@{k}) is on {refined} %: it is {gap} points above that vote.
+A control without refinement: the vote among candidates whose own check held (verdict@{k}) is right on {verdict} % of
+problems, selfref@{k} on {refined} %: a difference of {gap}. The base has {untrained} % by that vote, untrained.
 This chain is shorter than that of `make paper`, and joint GRPO starts here from a short warm start. From there more
 SFT on the teacher's refinements refines better than joint GRPO; from a converged warm start joint GRPO is ahead.
 Much of the gap is one of the two families' (guess). What else speaks against it: results/README.md."""

@@ -94,7 +94,7 @@ def follow(process: subprocess.Popen, name: str, log: Path) -> int:
 
 def _tail(log: Path) -> str:
     with open(log, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))  # a report of some pages may stand behind it
         return file.read().decode(errors="replace")
 
 

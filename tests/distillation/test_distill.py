@@ -1,11 +1,14 @@
 """Distillation: which rows are kept, in which format, and that no kill loses or doubles a unit."""
 
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -187,6 +190,37 @@ def test_an_exception_in_the_middle_keeps_what_was_finished(rows, tmp_path):
     with pytest.raises(RuntimeError, match="the engine broke"):
         distill(rows, problem_config(), config(tmp_path), open_engine=Failing)
     assert len(_stored(tmp_path)) == 11
+
+
+def _shown(rows, folder, monkeypatch, terminal: bool, **more) -> str:
+    """What a distillation writes to standard error, a terminal of 60 columns or a log file."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    distill(rows, problem_config(), config(folder, **more), open_engine=FixedEngine)
+    return stream.getvalue()
+
+
+def test_a_log_has_a_line_per_state_with_problems_time_share_right_and_speed(rows, tmp_path, monkeypatch, capsys):
+    lines = _shown(rows, tmp_path, monkeypatch, terminal=False, problems_per_chunk=10).splitlines()
+    form = r"(\w+): \d+ %, (\d+) of 30 problems, [\d:?]+ left(, [\d.]+ % right)?(, [\d,]+ tokens/s.*)?"
+    states = [re.fullmatch(form, line) for line in lines]
+    assert all(states) and max(map(len, lines)) <= 160 and not capsys.readouterr().out
+    for kind in ("candidates", "refinements"):
+        last = [state for state in states if state[1] == kind][-1]
+        store = open_store(rows, problem_config(), config(tmp_path, problems_per_chunk=10)).load(kind)
+        grades = [sample["correct"] for unit in store.values() for sample in unit["samples"]]
+        assert last[2] == "30" and last[3] == f", {100 * sum(grades) / len(grades):.1f} % right", last[0]
+    assert any(state[3] and int(state[2]) < 30 for state in states), "the share is there before the end"
+
+
+def test_a_line_in_a_terminal_is_rewritten_and_never_wraps(rows, tmp_path, monkeypatch):
+    shown = _shown(rows, tmp_path, monkeypatch, terminal=True)
+    assert shown.count("\n") == 2, "of two stages"
+    states = re.split(r"\r\x1b\[K|\n", shown)
+    assert max(map(len, states)) == 59 and "refinements: 100 %, 30 of 30 problems, 00:00 left" in states[-2]
 
 
 def test_units_without_an_answer_are_left_for_the_next_run(rows, whole, tmp_path):

@@ -66,14 +66,14 @@ def test_the_plot_has_a_bar_of_every_accuracy_of_every_model(demo, finished, mon
     assert drawn == [6, 6, 6] and (finished / "plot.png").stat().st_size > 5000
 
 
-def test_the_control_that_speaks_against_the_chain_has_the_runs_own_figures(demo, finished):
+def test_the_control_without_refinement_has_the_runs_own_figures(demo, finished):
     summary = demo.summarise(finished, {})
     points = lambda name, figure: f"{100 * summary[name][figure]['value']:.1f} %"  # noqa: E731
     (line,) = demo.against(summary).split("\nThis chain")[:1]
-    shares = [points("grpo", "verdict@3"), points("base", "verdict@3"), points("grpo", "selfref@3")]
+    shares = [points("grpo", "verdict@3"), points("grpo", "selfref@3"), points("base", "verdict@3")]
     assert re.findall(r"[\d.]+ %", line) == shares and len({*shares}) == 3
     gap = 100 * (summary["grpo"]["selfref@3"]["value"] - summary["grpo"]["verdict@3"]["value"])
-    assert f"it is {gap:.1f} [" in line
+    assert f"a difference of {gap:.1f} [" in line
 
 
 def test_a_finished_demo_makes_its_files_again_without_running_anything(
@@ -88,7 +88,7 @@ def test_a_finished_demo_makes_its_files_again_without_running_anything(
     monkeypatch.setattr(next_command, "worked_example", lambda model, *options: None)  # there is no model
     demo.main()
     shown = capsys.readouterr().out
-    assert "after GRPO" in shown and "Against it: a vote" in shown and "Try it" not in shown
+    assert "after GRPO" in shown and "A control without refinement" in shown and "Try it" not in shown
     assert {"summary.md", "summary.json", "plot.png"} <= {path.name for path in finished.iterdir()}
     assert json.loads((finished / "summary.json").read_text())["seconds"]["eval"] == 180
 
