@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What .venv holds already, so that a plain `make test` keeps a GPU's packages; else those for a CPU.
 TARGET ?= $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
+$(if $(filter cpu gpu,$(TARGET)),,$(error TARGET=$(TARGET) is not known: use cpu or gpu))
 REQUIREMENTS := requirements/$(TARGET).txt
 
 .PHONY: help install demo paper test test-all gpu-check lint docs smollm2 tiny-models clean

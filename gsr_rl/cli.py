@@ -109,6 +109,10 @@ def _print_once(line: str) -> None:
 def print_config_paths(argv: list[str] | None = None) -> None:
     """`gsr-config`: the names of the package's configurations; `gsr-config NAME`: the path of this one."""
     names = sys.argv[1:] if argv is None else argv
+    if asks_for_help(names):
+        return print(
+            "usage: gsr-config [NAME ...]\n\nLists the package's configurations, or prints the path of each NAME."
+        )
     if not names:
         folders = [Path(shipped(folder)) for folder in SHIPPED]
         return print("\n".join(str(x.relative_to(at)) for at in folders for x in sorted(at.rglob("*.yaml"))))

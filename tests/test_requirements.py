@@ -128,6 +128,18 @@ def test_the_working_folder_comes_before_the_package(tmp_path, monkeypatch):
         cli.print_config_paths(["nothing.yaml"])
 
 
+def test_gsr_config_has_a_help(capsys):
+    cli.print_config_paths(["--help"])
+    assert capsys.readouterr().out.startswith("usage: gsr-config [NAME ...]")
+
+
+def test_make_refuses_an_unknown_target():
+    done = subprocess.run(
+        ["make", "-n", "install", "TARGET=tpu"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "TARGET=tpu is not known: use cpu or gpu" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.distributed
