@@ -191,21 +191,21 @@ def evaluate(rows: list[dict], problem_config, config) -> tuple[list[dict], dict
 
 
 def _warn_of_skipped(skipped: dict[str, dict[str, int]], config) -> None:
-    """A line on stderr for each method with samples that count as wrong because the model was not asked for them."""
+    """A line on stderr for each method with samples that were never requested and so count as wrong."""
     for method, counts in skipped.items():
         if method == "direct":
-            why = f"the problem and max_completion_length={config.max_completion_length} are longer than the window"
+            why = f"the problem and max_completion_length={config.max_completion_length} exceed the model's context"
             fix = "lower max_completion_length, or raise max_model_length"
         else:
-            why = f"nothing fits max_refinement_prompt_length={config.max_refinement_prompt_length} and the window"
-            why += f", or no candidate of the set can be shown (unfinished_candidates={config.unfinished_candidates})"
+            why = f"nothing fits max_refinement_prompt_length={config.max_refinement_prompt_length} and the model's "
+            why += f"context, or no candidate of the set can be shown (unfinished_candidates={config.unfinished_candidates})"
             fix = "raise max_refinement_prompt_length or max_model_length, or have more candidates finish"
-        count = f"{counts['skipped']} of {counts['samples']} samples were not asked for and count as wrong"
+        count = f"{counts['skipped']} of {counts['samples']} samples were not requested and count as wrong"
         print(f"warning: {method}: {count}: {why}: {fix}", file=sys.stderr)
 
 
 def _sample_missing(run: StoredRun, stores: dict) -> None:
-    """Every kind's missing units, in order; one engine for all that it samples, then the reward model."""
+    """Sample the missing units of every kind, in order, with one engine; then score with the reward model."""
     config = run.config
     unscored = run.missing("scores") if "scores" in stores else []
     if unscored:
@@ -233,7 +233,7 @@ def _sample_missing(run: StoredRun, stores: dict) -> None:
 
 
 def _open_engine(run: StoredRun, stores: dict):
-    """The model's engine. That no refinement would fit in is said here, before any candidate is sampled."""
+    """The model's engine. Raises `ValueError` before any candidate is sampled if no refinement would fit."""
     config, made = run.config, sum(map(len, run.units.values()))
     seed = choice_seed(config.seed, "engine", made) % 2**31 if made else config.seed  # no killed run's samples again
     engine = open_configured(config, config.model, seed)
@@ -370,15 +370,19 @@ def verdict_of(text: str, pattern: str | None) -> dict[str, bool]:
 
 
 def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dict], int]:
-    """Stored samples with their texts graded anew; how many of them are right where they were wrong, or the reverse.
+    """Grade stored texts again.
 
-    Answers of a problem are numbered anew, its candidates' first. A selection has the grade of its candidate.
+    Returns:
+        The samples, a problem's answer classes numbered anew from its candidates on, a selection with the grade of
+        the candidate it chose; and how many grades changed between right and wrong, counted per grading.
     """
     problems: dict[tuple, list[dict]] = {}
     for sample in samples:
         problems.setdefault((sample["benchmark"], sample["problem_id"]), []).append(dict(sample))
     order = [sorted(rows, key=lambda row: row["stage"] != "candidate") for rows in problems.values()]
-    texts = [[None if row["skipped"] or row["stage"] == "select" else row["text"] for row in rows] for rows in order]
+    texts = [
+        [None if row["skipped"] or row["stage"] == "selection" else row["text"] for row in rows] for rows in order
+    ]
     golds, changed = [rows[0]["gold"] for rows in order], 0
     for grading in GRADINGS:
         names = (f"answer_{grading}", f"correct_{grading}", f"class_{grading}")
@@ -388,7 +392,7 @@ def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dic
             }
             for row, text_grade in zip(rows, grades, strict=True):
                 before, fields = row[names[1]], (text_grade.answer, text_grade.correct, text_grade.vote_class)
-                if row["stage"] == "select":
+                if row["stage"] == "selection":
                     chosen = candidates.get(row["chosen"])
                     fields = [chosen[name] for name in names] if chosen else (None, 0.0, None)
                 if not row["skipped"]:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from gsr_rl.evaluation import evaluate as evaluation
-from gsr_rl.evaluation.methods import Task, foreign_problems
+from gsr_rl.evaluation.methods import STAGES, Task, foreign_problems
 from gsr_rl.refinement import metrics
 from gsr_rl.refinement.prompts import get_template
 from gsr_rl.refinement.stages import Stages
@@ -258,7 +258,7 @@ def test_a_run_that_could_ask_for_no_refinement_says_so_by_method(run, capsys):
     methods = ("selfref", "selfref_none", "selfref_foreign")
     for method, line in zip(methods, warned, strict=True):
         assert line.startswith(
-            f"warning: {method}: 20 of 20 samples were not asked for and count as wrong: nothing fits"
+            f"warning: {method}: 20 of 20 samples were not requested and count as wrong: nothing fits"
         )
         assert "max_refinement_prompt_length=12" in line and "raise max_refinement_prompt_length" in line
     summary = json.loads((folder / "eval.json").read_text())
@@ -347,6 +347,19 @@ def test_stored_texts_graded_anew_have_their_grades_again(first, samples):
     ]
     candidates = [s for s in restored if s["stage"] == "candidate"]
     assert all(s["verdict"] == ("boxed{1" in s["text"]) for s in candidates)
+
+
+def test_a_selection_regraded_has_the_grade_of_its_candidate():
+    """Its text names candidate 2, whose answer is wrong, though a boxed 2 is the gold answer."""
+    row = {"benchmark": "b", "problem_id": "p", "gold": "2", "skipped": False}
+    row |= {f"{name}_{grading}": None for name in ("answer", "correct", "class") for grading in ("lenient", "strict")}
+    texts = [r"\boxed{2}", r"\boxed{3}"]
+    samples = [row | {"stage": "candidate", "index": index, "text": text} for index, text in enumerate(texts)]
+    samples += [row | {"stage": STAGES["select"], "index": 0, "text": r"\boxed{2}", "chosen": 1}]
+    samples += [row | {"stage": STAGES["select"], "index": 1, "text": r"\boxed{7}", "chosen": None}]
+    again, _ = evaluation.regraded(samples, None)
+    assert [s["correct_strict"] for s in again] == [1.0, 0.0, 0.0, 0.0]
+    assert [s["answer_lenient"] for s in again] == ["2", "3", "3", None]
 
 
 def test_a_run_regraded_has_the_figures_of_before(first, tmp_path, capsys, monkeypatch):
