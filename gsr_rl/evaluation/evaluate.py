@@ -198,7 +198,8 @@ def _warn_of_skipped(skipped: dict[str, dict[str, int]], config) -> None:
             fix = "lower max_completion_length, or raise max_model_length"
         else:
             why = f"nothing fits max_refinement_prompt_length={config.max_refinement_prompt_length} and the model's "
-            why += f"context, or no candidate of the set can be shown (unfinished_candidates={config.unfinished_candidates})"
+            why += "context, or no candidate of the set can be shown "
+            why += f"(unfinished_candidates={config.unfinished_candidates})"
             fix = "raise max_refinement_prompt_length or max_model_length, or have more candidates finish"
         count = f"{counts['skipped']} of {counts['samples']} samples were not requested and count as wrong"
         print(f"warning: {method}: {count}: {why}: {fix}", file=sys.stderr)
