@@ -371,11 +371,9 @@ def verdict_of(text: str, pattern: str | None) -> dict[str, bool]:
 
 
 def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dict], int]:
-    """Grade stored texts again.
+    """Grade stored texts again: the samples, and how many grades (per grading) changed between right and wrong.
 
-    Returns:
-        The samples, a problem's answer classes numbered anew from its candidates on, a selection with the grade of
-        the candidate it chose; and how many grades changed between right and wrong, counted per grading.
+    Answer classes of a problem are numbered anew, candidates first. A selection has the grade of its candidate.
     """
     problems: dict[tuple, list[dict]] = {}
     for sample in samples:
@@ -388,13 +386,11 @@ def regraded(samples: list[dict], verdict_pattern: str | None) -> tuple[list[dic
     for grading in GRADINGS:
         names = (f"answer_{grading}", f"correct_{grading}", f"class_{grading}")
         for rows, grades in zip(order, grade(texts, golds, require_box=grading == "strict"), strict=True):
-            candidates = {
-                row["index"]: row for row in rows if row["stage"] == "candidate" and row["index"] is not None
-            }
+            candidates = {row["index"]: row for row in rows if row["stage"] == "candidate"}
             for row, text_grade in zip(rows, grades, strict=True):
                 before, fields = row[names[1]], (text_grade.answer, text_grade.correct, text_grade.vote_class)
                 if row["stage"] == "selection":
-                    chosen = candidates.get(row["chosen"])
+                    chosen = candidates.get(row["chosen"])  # None if it names none
                     fields = [chosen[name] for name in names] if chosen else (None, 0.0, None)
                 if not row["skipped"]:
                     row.update(zip(names, fields, strict=True))
