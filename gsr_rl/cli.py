@@ -1,8 +1,8 @@
 """The recipes' programs: their configurations, and their checks before the heavy imports.
 
-Importing TRL takes seconds, so `--help`, unknown keys and values that contradict each other are dealt with first
-(gsr_rl/command_line.py), and a dry run of `grpo` does without it where it can (`_plain_configs`).
-What a training then shows: `log_in_lines`.
+Importing TRL takes seconds, so `--help`, unknown keys and contradictory values are handled first
+(gsr_rl/command_line.py), and a dry run of `grpo` avoids the import where it can (`_plain_configs`).
+`log_in_lines` is what a training prints.
 """
 
 import importlib
@@ -42,7 +42,7 @@ LEGEND = (
 )
 LONGEST_LINE = 160  # characters of a log record
 OPTIMIZER = "adamw_torch_fused"  # transformers' default with torch 2.8 or newer
-# What each program is configured by, and its checks on plain values.
+# By program: its configuration classes, and its checks on plain values.
 PROGRAMS = {
     "distill": (("DistillProblemConfig", "DistillConfig"), (check_training_problems, check_distill)),
     "sft": (("GSRSFTConfig", "ModelConfig"), (check_sft,)),
@@ -50,7 +50,7 @@ PROGRAMS = {
     "eval": (("EvalProblemConfig", "EvalConfig"), (check_eval_problems, check_eval)),
 }
 
-# Keys of a YAML file that describe its data set, and say nothing of another.
+# Keys of a YAML file that describe its data set and do not apply to another.
 OF_ITS_SET = ("dataset_config", "dataset_split", "dataset_kwargs", "row_filters", "problem_column", "answer_column")
 OF_ITS_SET += ("expected",)
 
@@ -93,7 +93,7 @@ def read_values(program: str, argv: list[str]) -> dict[str, object]:
 
 
 def keys_of_another_set(stated: dict[str, object], given: dict[str, object]) -> list[str]:
-    """Which keys of a file (`stated`) describe its data set of the Hub, where the command line has `given` another."""
+    """Keys of a file (`stated`) that describe its Hub data set, if the command line (`given`) names another set."""
     name = stated.get("dataset_name")
     if not name or given.get("dataset_name", name) == name or not from_hub(str(name)):
         return []
@@ -101,7 +101,7 @@ def keys_of_another_set(stated: dict[str, object], given: dict[str, object]) -> 
 
 
 def _print_once(line: str) -> None:
-    """A line on stderr; of several processes, from the first."""
+    """Print a line on stderr, in the first of several processes only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
 
@@ -123,9 +123,9 @@ def print_config_paths(argv: list[str] | None = None) -> None:
 
 
 def check_values(program: str, values: dict[str, object]) -> dict[str, object]:
-    """The values as their keys' types have them, once the program's checks have passed with the defaults beside them.
+    """The values converted to their keys' types, after the program's checks on them and the defaults.
 
-    Raises `ValueError` with all messages.
+    Raises `ValueError` with all messages of the checks.
     """
     keys = keys_of(program)
     typed = of_type(values, keys)  # by itself: the checks calculate with the values
@@ -136,10 +136,9 @@ def check_values(program: str, values: dict[str, object]) -> dict[str, object]:
 
 @contextmanager
 def clear_errors(program: str, *more: type[Exception]):
-    """End the program with exit code 2 and one message, without a traceback, on what the user can fix.
+    """End the program with exit code 2 and one message, without a traceback, on errors that the user can fix.
 
-    That is `ValueError`, `OSError` (a model, a data set or a file that is not there) and `more` kinds of errors where
-    a step meets the world outside.
+    These are `ValueError`, `OSError` (a missing model, data set or file) and `more`, for steps that use the network.
     """
     try:
         yield
@@ -149,10 +148,10 @@ def clear_errors(program: str, *more: type[Exception]):
 
 
 def parse(program: str, argv: list[str] | None = None) -> tuple:
-    """The configurations of a recipe (see `PROGRAMS`) by its command line.
+    """The configurations of a recipe (see `PROGRAMS`) from its command line.
 
-    Exits with 0 after `--help`, and with 2 and one message on bad input, before TRL or an engine is imported. Those of
-    a dry run of `grpo` have the classes' fields, but are of them only where it takes TRL to say what they hold.
+    Exits with 0 after `--help`, and with 2 and one message on bad input, before TRL or an engine is imported. A
+    dry run of `grpo` gets objects with the classes' fields, and instances only where TRL has to resolve them.
     """
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv):
@@ -172,7 +171,7 @@ def parse(program: str, argv: list[str] | None = None) -> tuple:
 
 
 def _import_class(class_name: str) -> type:
-    """The class itself; this imports what its module imports, TRL and torch for the trainers' ones."""
+    """The class itself. Imports its module, and with it TRL and torch for the trainers' configurations."""
     if path := our_classes().get(class_name):
         module = ".".join(path.relative_to(Path(__file__).parent.parent).with_suffix("").parts)
     else:
@@ -180,10 +179,10 @@ def _import_class(class_name: str) -> type:
     return getattr(importlib.import_module(module), class_name)
 
 
-# What `accelerate launch`, MPI, SageMaker and Kubeflow tell a process, and what switches progress bars off.
+# Variables that `accelerate launch`, MPI, SageMaker and Kubeflow set, and the one that switches progress bars off.
 LAUNCHED = ("ACCELERATE_", "WORLD_SIZE", "PMI_SIZE", "OMPI_", "MV2_", "SM_", "KUBEFLOW_", "TRANSFORMERS_VERBOSITY")
-# Keys that the classes' `__post_init__` looks at, of which `_plain_configs` makes what they make: of any value that
-# passes our checks, of a whole number, and of these values.
+# Keys that the classes' `__post_init__` reads and `_plain_configs` resolves as they do: with any value that passes our
+# checks (RESOLVED), with a whole number (WHOLE), or with one of the listed values (PLAIN).
 RESOLVED = {
     *("output_dir", "use_cpu", "bf16", "gradient_checkpointing", "warmup_steps", "scale_rewards", "num_generations"),
     *("num_generations_eval", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation"),
@@ -199,10 +198,10 @@ PLAIN = {
 
 
 def _is_plain(values: dict[str, object]) -> bool:
-    """Whether `_plain_configs` makes of these values, which have passed `check_grpo`, what the classes would make.
+    """Whether `_plain_configs` resolves these values, which have passed `check_grpo`, as the classes would.
 
-    It does for a process on its own and without an accelerator, if no other key is set that a class looks at. Which
-    these are is read from the installed versions' source.
+    True for a single process without an accelerator, if no other key is set that a class reads in `__post_init__`;
+    which keys these are is taken from the installed versions' source.
     """
     keys, looked_at = keys_of("grpo"), attributes_read("GRPOConfig") | attributes_read("ModelConfig")
     for name, value in values.items():
@@ -223,7 +222,7 @@ def _is_plain(values: dict[str, object]) -> bool:
 
 
 def _plain_configs(given: dict[str, object], given_model: dict[str, object]) -> tuple:
-    """What a dry run needs of a `GSRConfig` and a `ModelConfig`: their fields, resolved, and the batch's shape."""
+    """What a dry run needs from `GSRConfig` and `ModelConfig`: their resolved fields and the shape of the batch."""
     from gsr_rl.training.dry_run import BATCH
 
     args = _with_defaults("GSRConfig", given, BATCH | {"world_size": 1, "is_for_cpu": given.get("use_cpu", False)})
@@ -246,13 +245,13 @@ def _plain_configs(given: dict[str, object], given_model: dict[str, object]) -> 
 
 
 def _with_defaults(class_name: str, given: dict[str, object], more: dict[str, object]):
-    """A dataclass with the fields of a class that is not imported, and `more` attributes, and its values."""
+    """An object with the fields and defaults of a class that is not imported, `given` values and `more` attributes."""
     values = {name: key.default for name, key in fields_of(class_name).items()} | given
     return make_dataclass(class_name, values, namespace=more)(**values)
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries say and a user cannot act on, in this process and in those that it starts."""
+    """Silence library messages that a user cannot act on, in this process and its children."""
     quiet = {
         "TRL_EXPERIMENTAL_SILENCE": "1",  # that a trainer uses `rollout_func`
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # where memory is bound

@@ -55,7 +55,7 @@ class Task:
 
 
 def kinds_of(config) -> list[str]:
-    """Everything that the configured methods need, in the order in which it is made."""
+    """The kinds that the configured methods need, in the order in which they are sampled."""
     kinds = ["candidates"]
     for method in config.methods:
         if method in SINGLE:
@@ -85,15 +85,15 @@ def tree_levels(config) -> list[list[list[int]]]:
 
 
 def unit_id(row: dict) -> str:
-    """Of the problem, in a run over several benchmarks."""
+    """The problem's id, unique in a run over several benchmarks."""
     return f"{row['benchmark']}/{row['id']}"
 
 
 def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[str, object]:
-    """How much is sampled for so many problems (None: only the Hub knows how many): what a dry run shows.
+    """How much is sampled for `number` problems (None: only the Hub knows how many), as a dry run shows it.
 
     Args:
-        frozen: The other run's sets, if they are refined over (`from_other_run`).
+        frozen: The other run's sets, if they are refined too (`from_other_run`).
     """
     if number is None:
         return {"problems": "? (a dry run does not ask the Hub)"}
@@ -118,7 +118,7 @@ def requests_of(number: int | None, config, frozen: dict | None = None) -> dict[
 
 
 def foreign_problems(groups: list[str], seed: int) -> list[int | None]:
-    """For each problem another one, each used once: of the same group where that has two; None if alone."""
+    """For each problem another one's index, each used once: of its group if that has two; None if there is none."""
     members_of = defaultdict(list)
     for problem, group in enumerate(groups):
         members_of[group].append(problem)
@@ -148,14 +148,14 @@ def _foreign_rows(rows: list[dict], seed: int) -> dict[str, dict | None]:
 
 
 class StoredRun:
-    """An evaluation's problems and what is stored of them.
+    """An evaluation's problems and what has been stored for them.
 
     Args:
         rows: The problems.
         config: An `EvalConfig`.
-        units: By kind, what is stored (`engines.jobs.Units`).
+        units: What is stored, by kind (`engines.jobs.Units`).
         frozen: With `candidates_from`: candidates and sets of the other run, by unit (`frozen_sets`).
-        seed: Of the choice of sets; the other run's where its candidates are taken.
+        seed: For the choice of sets; the other run's if its candidates are used.
     """
 
     def __init__(self, rows: list[dict], config, units: dict, frozen: dict | None, seed: int):
@@ -183,7 +183,7 @@ class Planner:
         self.run, self.stages = run, stages
 
     def tasks(self, kind: str, row: dict) -> list[Task]:
-        """What is asked about a problem for a kind of `kinds_of`; `scores` are not asked of the model."""
+        """The tasks of one kind (`kinds_of`) for a problem; `scores` has none, the reward model makes them."""
         method, _, number = kind.rpartition("_")
         return getattr(self, f"_{method}")(row, int(number)) if number.isdigit() else getattr(self, f"_{kind}")(row)
 
@@ -216,7 +216,7 @@ class Planner:
         ]
 
     def _orders(self, row: dict) -> list[Task]:
-        """Each set again in its own order (order 0), and in others; no set that can be shown in one order only."""
+        """Each set in its own order (order 0) and in others; sets that have only one order are skipped."""
         samples, tasks, repeats = self.run.candidates(row), [], self.run.config.order_repeats
         for index, chosen in enumerate(self.run.sets(row)):
             first = Task("orders", index, chosen, row["id"], self._shown(samples, chosen), n=repeats, order=0)
@@ -249,7 +249,7 @@ class Planner:
         ]
 
     def _tree(self, row: dict, level: int) -> list[Task]:
-        """One refinement of each set of a level: K after K of the candidates, then of the level's before."""
+        """One refinement per set of a level: sets of K candidates, then of the refinements of the level before."""
         size, samples = max(self.run.config.pool_sizes), self.run.candidates(row)
         if level > 1:
             before = self.run.units[f"tree_{level - 1}"][unit_id(row)]["samples"]
@@ -261,7 +261,7 @@ class Planner:
         ]
 
     def _rounds(self, row: dict, number: int) -> list[Task]:
-        """K refinements of each set in the first round, then K over the K of the round before."""
+        """K refinements per set: of its candidates in the first round, then of the round before's refinements."""
         k, tasks = self.run.config.num_candidates, []
         for index, chosen in enumerate(self.run.sets(row)):
             samples = self.run.candidates(row)

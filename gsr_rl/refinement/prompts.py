@@ -37,7 +37,7 @@ class PromptTemplate:
         candidate: One candidate's part, with the fields `{index}` (from 1) and `{text}`.
         refine_tail: Closing instruction of a refinement prompt. Never cut.
         select_head, select_tail: Start and closing instruction of a prompt that asks which candidate is right.
-        cut_mark: Stands where the front of a candidate was cut away.
+        cut_mark: Replaces the front of a candidate that was cut.
         version: Raised when the wording changes, because a model is tied to the wording it was trained on.
     """
 
@@ -91,7 +91,7 @@ SHOWS = {"solve": "{problem}", "refine_head": "{problem}", "candidate": "{text}"
 
 
 def get_template(name: str) -> PromptTemplate:
-    """The template called `name`: one of `TEMPLATES`, or a `PromptTemplate` of one's own as `module:name`.
+    """The template called `name`: one of `TEMPLATES`, or your own `PromptTemplate` as `module:name`.
 
     Raises:
         ValueError: There is none, or it lacks a field.
@@ -103,14 +103,14 @@ def get_template(name: str) -> PromptTemplate:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"prompt_template={name!r} cannot be loaded: {error}") from error
     if not isinstance(template, PromptTemplate):
-        own = "module:name of a PromptTemplate of your own"
-        raise ValueError(f"prompt_template={name!r} is not known: use one of {sorted(TEMPLATES)}, or {own}")
+        known = f"use one of {sorted(TEMPLATES)}, or module:name of a PromptTemplate of your own"
+        raise ValueError(f"prompt_template={name!r} is not known: {known}")
     for part, field in SHOWS.items():
         try:
             shown = getattr(template, part).format(problem="{problem}", index=1, text="{text}")
         except (IndexError, KeyError, ValueError) as error:
             raise ValueError(
-                f"prompt_template={name!r}: {part} cannot be filled in ({error}): braces of LaTeX stand twice"
+                f"prompt_template={name!r}: {part} cannot be filled in ({error}): write the braces of LaTeX twice"
             ) from None
         if field not in shown:
             raise ValueError(f"prompt_template={name!r}: {part} does not show {field}")
@@ -141,7 +141,7 @@ def selection_template(template: PromptTemplate) -> PromptTemplate:
 
 
 def selected_candidate(answer: str | None, number: int) -> int | None:
-    """Which of `number` shown candidates an answer names, counted from 0; None if it names none of them.
+    """The index, from 0, of the candidate that an answer names, of `number` shown ones; None if it names none.
 
     Args:
         answer: What `rewards.extract_answer` found in the completion: `2`, `Candidate 2`, `#2`.
@@ -154,7 +154,7 @@ def selected_candidate(answer: str | None, number: int) -> int | None:
 
 
 def candidate_text(completion: str) -> str:
-    """What a refinement sees of a completion: what is graded of it, or "" if it never stopped thinking.
+    """The part of a completion that a refinement sees and that is graded; "" if it never stopped thinking.
 
     A closing tag without an opening one counts (texts of older versions lack the one that the prompt held).
     """
@@ -187,7 +187,7 @@ def completion_text(tokenizer, opening: str, completion_ids: list[int], text: st
 def in_think_tags(text: str, opening: str = "") -> str:
     """A text with a model's own marks of thinking as `<think>` and `</think>`, after the `opening` that a prompt had.
 
-    Of a text that comes in pieces, what is made of its beginning is the beginning of what is made of it.
+    Works on streamed text: the result for a prefix of a text is a prefix of the result for the whole text.
     """
     if not _BEGINS_OPEN.match(text):
         text = opening + text
@@ -198,7 +198,7 @@ def in_think_tags(text: str, opening: str = "") -> str:
 
 @lru_cache(maxsize=8)
 def special_marks(tokenizer) -> dict[int, str]:
-    """Marks of thinking that are special tokens, by id; those of channels where it has channels."""
+    """Marks of thinking that are special tokens, by id, with those of channels if the tokenizer has channels."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {index: token.content for index, token in added.items() if token.special}
     marks = THINKING_TAGS + (CHANNEL_MARKS if "<|channel|>" in special.values() else ())

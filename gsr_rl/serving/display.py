@@ -10,18 +10,18 @@ from gsr_rl.refinement.prompts import candidate_text
 from gsr_rl.serving.solver import Watcher
 from gsr_rl.serving.steps import Attempt, Solution
 
-REFRESHES = 4  # of the live display a second: each costs the sampling some milliseconds
-NARROWEST = 26  # columns of a candidate's box, its border included
-LIVE_LINES = 8  # lines of a candidate that are shown while it is sampled, if there is room
-DONE_LINES = 2  # once the next stage is sampled
+REFRESHES = 4  # per second of the live display: each delays sampling by some milliseconds
+NARROWEST = 26  # columns of a candidate's box, including its border
+LIVE_LINES = 8  # lines shown of a candidate while it is sampled, if there is room
+DONE_LINES = 2  # lines shown of a candidate while the next stage is sampled
 
 # A model's text must not move the cursor, clear the screen or set the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 _DEGRADED = {
-    "fewer_candidates": "some candidates did not come, or could not be shown to the refinement",
-    "unfinished_candidates": "no candidate ended by itself: unfinished ones were read, or voted",
-    "fewer_refinements": "some refinements did not come: the others voted",
+    "fewer_candidates": "some candidates are missing, or could not be shown to the refinement",
+    "unfinished_candidates": "no candidate was finished: unfinished ones were refined or voted on",
+    "fewer_refinements": "some refinements are missing: the others voted",
     "no_usable_candidate": "no candidate could be shown: this is the majority's candidate",
     "prompt_too_long": "the problem and its candidates do not fit the prompt: this is the majority's candidate",
     "refinement_failed": "the refinement failed: this is the majority's candidate",
@@ -38,7 +38,7 @@ def _votes(attempt: Attempt) -> str:
 
 
 def votes_line(attempts: list[Attempt], who: str = "Votes") -> str:
-    """The attempts' answers with their votes, most votes first."""
+    """The distinct answers with their votes, most votes first."""
     groups = {attempt.group: attempt for attempt in reversed(attempts) if attempt.votes}
     by_votes = sorted(groups.values(), key=lambda attempt: -attempt.votes)
     parts = [f"{short(attempt)} ({attempt.votes})" for attempt in by_votes]
@@ -47,13 +47,13 @@ def votes_line(attempts: list[Attempt], who: str = "Votes") -> str:
 
 
 def refinements_votes(solution: Solution) -> list[str]:
-    """How the refinements voted, in a line; none where no vote of theirs decided."""
+    """The refinements' votes as one line; an empty list where they did not vote."""
     voted = len(solution.rounds) > 1 and any(attempt.votes for attempt in solution.rounds[-1])
     return [votes_line(solution.rounds[-1], "Votes of the refinements")] if voted else []
 
 
 def cost_line(solution: Solution) -> str:
-    """Tokens by stage, seconds, tokens a second."""
+    """Tokens by stage, seconds, tokens per second."""
     usage = solution.usage
     parts = [f"{len(solution.candidates)} candidates: {usage.candidate_tokens:,} tokens"]
     if len(solution.rounds) > 1:
@@ -65,7 +65,7 @@ def cost_line(solution: Solution) -> str:
 
 
 def short(attempt: Attempt, width: int = 40) -> str:
-    """An attempt's answer in one line, unless that is all of its text."""
+    """An attempt's answer on one line; `no boxed answer` where the answer is the whole text."""
     answer = attempt.answer or "no answer"
     if answer.strip(" .") == candidate_text(attempt.text).strip(" .\n"):
         answer = "no boxed answer"
@@ -74,7 +74,7 @@ def short(attempt: Attempt, width: int = 40) -> str:
 
 
 def warning(solution: Solution) -> str:
-    """What was degraded, in words; empty if nothing was."""
+    """What went wrong, in words; empty if nothing did."""
     if not solution.degraded:
         return ""
     reason = f" ({printable(solution.reason)})" if solution.reason else ""
@@ -159,7 +159,7 @@ class Terminal(Watcher):
         return Group(*parts)
 
     def _lines(self) -> tuple[int, int]:
-        """Of a box of a stage that is done, 0 where those leave too little, and of the one that is sampled."""
+        """Lines per box: of finished stages (0 if they would leave too little room) and of the stage being sampled."""
         counts = map(len, self._texts.values())
         *earlier, rows = [0] + [math.ceil(count / in_a_row(self._console, count)) for count in counts]
         room = self._console.height - len(self._console.render_lines(self._heading())) - 2  # votes, and what is done
@@ -202,15 +202,15 @@ class Terminal(Watcher):
 
 
 def in_a_row(console, count: int) -> int:
-    """How many of so many boxes stand side by side, in rows of about one length."""
+    """How many of `count` boxes stand side by side, so that all rows have about the same length."""
     room = max(1, min(count, console.width // NARROWEST))
     return math.ceil(count / math.ceil(count / room))
 
 
 def boxes(console, stage: str, texts: list[str], attempts: list[Attempt] | None, lines: int | None):
-    """Texts side by side, as many in a row as the terminal has room for, with answers and votes when they are known.
+    """Texts side by side, as many per row as fit the terminal, with answers and votes once they are known.
 
-    Of each only the last `lines` are shown; None: all.
+    Only the last `lines` lines of each text are shown; None: all.
     """
     from rich.table import Table
 

@@ -59,7 +59,7 @@ def test_a_template_of_one_s_own_is_a_file_in_the_working_folder(tmp_path, monke
     Path("wording_of_a_test.py").write_text(text)
     assert solve_prompt("1+1", get_template("wording_of_a_test:short"))[0]["content"] == "1+1 Box it: \\boxed{}"
     for name, message in (
-        ("latex", "solve cannot be filled in .*: braces of LaTeX stand twice"),
+        ("latex", "solve cannot be filled in .*: write the braces of LaTeX twice"),
         ("hidden", r"refine_head does not show \{problem\}"),
         ("replace", "is not known: use one of"),
         ("missing", "cannot be loaded: module 'wording_of_a_test' has no attribute"),
