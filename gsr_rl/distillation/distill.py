@@ -98,6 +98,7 @@ def _sample_all(rows: list[dict], store: ShardStore, config, open_engine) -> dic
         # Not the seed of a run that was killed: its samples would come again for other problems.
         made = len(store.load("candidates")) + len(store.load("refinements"))
         seed = choice_seed(config.seed, model, store.part, made) % 2**31
+        print(f"{'teacher' if teacher else 'student'}: {model}", flush=True)  # that it loads may take minutes
         return open_configured(config, model, seed, teacher=teacher, opener=open_engine)
 
     try:

@@ -213,7 +213,7 @@ def progress_bar(total: int, label: str, done: int = 0, unit: str = "problems"):
 
     form = f"{label}: {{percentage:.0f}} %, {{n_fmt}} of {{total_fmt}} {unit}, {{remaining}} left{{postfix}}"
     interval = 0.5 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 30))
-    return tqdm(total=total, initial=done, bar_format=form, mininterval=interval, file=_OneLine())
+    return tqdm(total=total, initial=done, bar_format=form, mininterval=interval, delay=0, file=_OneLine())
 
 
 class _OneLine:

@@ -199,6 +199,7 @@ def _shown(rows, folder, monkeypatch, terminal: bool, **more) -> str:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    monkeypatch.setenv("TQDM_DELAY", "5")  # as the programs set it for the bars of libraries
     distill(rows, problem_config(), config(folder, **more), open_engine=FixedEngine)
     return stream.getvalue()
 
@@ -207,7 +208,8 @@ def test_a_log_has_a_line_per_state_with_problems_time_share_right_and_speed(row
     lines = _shown(rows, tmp_path, monkeypatch, terminal=False, problems_per_chunk=10).splitlines()
     form = r"(\w+): \d+ %, (\d+) of 30 problems, [\d:?]+ left(, [\d.]+ % right)?(, [\d,]+ tokens/s.*)?"
     states = [re.fullmatch(form, line) for line in lines]
-    assert all(states) and max(map(len, lines)) <= 160 and not capsys.readouterr().out
+    assert all(states) and max(map(len, lines)) <= 160 and states[0][2] == "0"
+    assert capsys.readouterr().out == f"student: {tmp_path}/model\nteacher: {tmp_path}\n"
     for kind in ("candidates", "refinements"):
         last = [state for state in states if state[1] == kind][-1]
         store = open_store(rows, problem_config(), config(tmp_path, problems_per_chunk=10)).load(kind)
