@@ -1,13 +1,14 @@
 """What sampling beside the update saves: seconds a step with `rollout_ahead: 1` over those with 0, on two CPU cores.
 
-    python benchmarks/overlap.py [--steps 10] [--rounds 2] [--problems 16] [--ahead 1]
+    python benchmarks/overlap.py [--steps 10] [--rounds 2] [--problems 16] [--ahead 1] [--out FILE.json]
 
 A vLLM server is pinned to one core and the trainer, one process, to another, as if each had a machine of its own; both
 have the tiny world's base model, and the joint recipe runs in turn with and without `rollout_ahead`. The first three
-steps of a run warm up. The ideal is that of two machines which never wait: the longer of sampling and all the rest,
-over their sum, by the medians of the runs without. It can be told only where both take about as long: `--problems`
-changes neither's share, `--set key=value ...` does (such as num_iterations=2 for more of an update). The push of new
-weights is part of the rest, and sampling stands still for it. Ends with one line of JSON.
+steps of a run warm up, and the last has no next one to sample for. Figures are means, since with sampling ahead a long
+step may follow a short one. The ideal is that of two machines which never wait: the longer of sampling and all the
+rest, over their sum, by the runs without. It can be told only where both take about as long: `--problems` changes
+neither's share, `--set key=value ...` does (such as num_iterations=2 for more of an update). The push of new weights
+is part of the rest, and sampling stands still for it. Ends with one line of JSON; `--out` gets each step's seconds.
 """
 
 import argparse
@@ -31,10 +32,11 @@ PARTS = ("step_time", "time/rollout", "time/waiting", "time/reward", "time/sync"
 
 
 def run_steps(core: int, url: str, ahead: int, args) -> list[dict]:
-    """The logs of a run's steps, without those that warm up."""
+    """The logs of a run's counted steps."""
+    number = WARM_UP + args.steps + 1
     values = {
         "config": "recipes/tiny/grpo.yaml", "model_name_or_path": MODEL, "vllm_mode": "server",
-        "vllm_server_base_url": url, "rollout_ahead": ahead, "max_steps": args.steps + WARM_UP, "num_generations": G,
+        "vllm_server_base_url": url, "rollout_ahead": ahead, "max_steps": number, "num_generations": G,
         "per_device_train_batch_size": 2 * G * args.problems, "num_examples": 0, "save_strategy": "no", "seed": 1,
     } | dict(word.split("=", 1) for word in args.set)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +47,33 @@ def run_steps(core: int, url: str, ahead: int, args) -> list[dict]:
         if done.returncode:
             raise SystemExit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}\n{' '.join(command)} failed")
         logs = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [log for log in logs if "loss" in log][WARM_UP:]
+    return [log for log in logs if "loss" in log][WARM_UP:-1]
+
+
+def report(sides: dict[int, list[dict]], args) -> None:
+    """Print the table and the figures of both sides' steps, and write `--out`."""
+    means = {
+        ahead: {part: statistics.mean(log.get(part, 0.0) for log in logs) for part in PARTS}
+        for ahead, logs in sides.items()
+    }
+    print(f"{'mean seconds of a step':26}" + "".join(f"{part.removeprefix('time/'):>11}" for part in PARTS))
+    for ahead, seconds in means.items():
+        print(f"{f'rollout_ahead {ahead}':26}" + "".join(f"{seconds[part]:11.2f}" for part in PARTS))
+    alone, step = means[0]["time/rollout"], means[0]["step_time"]
+    ideal = max(alone, step - alone) / step
+    staleness = statistics.mean(log["rollout/staleness"] for log in sides[args.ahead])
+    ratio = means[args.ahead]["step_time"] / step
+    print(f"ratio {ratio:.3f}, ideal {ideal:.3f}: sampling {alone:.2f} s and all the rest {step - alone:.2f} s a step")
+    print(f"{args.rounds} x {args.steps} steps a side, load of the machine {os.getloadavg()[0]:.1f}")
+    last = {"overlap_ratio": round(ratio, 3), "staleness_mean": round(staleness, 3)}
+    if args.out:
+        names = (*PARTS, "rollout/staleness")
+        steps = {
+            f"rollout_ahead {ahead}": [{name: round(log.get(name, 0.0), 3) for name in names} for log in logs]
+            for ahead, logs in sides.items()
+        }
+        args.out.write_text(json.dumps(last | {"ideal": round(ideal, 3), "steps": steps}, indent=1) + "\n")
+    print(json.dumps(last))
 
 
 def main() -> None:
@@ -54,6 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
     parser.add_argument("--problems", type=int, default=16, help="problems a step")
     parser.add_argument("--ahead", type=int, default=1, help="rollout_ahead of the other side")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="each step's seconds")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys of both sides")
     args = parser.parse_args()
     if importlib.util.find_spec("vllm") is None:
@@ -66,20 +95,7 @@ def main() -> None:
         for number in range(args.rounds):
             for ahead in list(sides) if number % 2 else reversed(sides):
                 sides[ahead] += run_steps(cores[1], url, ahead, args)
-    medians = {
-        ahead: {part: statistics.median(log.get(part, 0.0) for log in logs) for part in PARTS}
-        for ahead, logs in sides.items()
-    }
-    print(f"{'median seconds of a step':26}" + "".join(f"{part.removeprefix('time/'):>11}" for part in PARTS))
-    for ahead, seconds in medians.items():
-        print(f"{f'rollout_ahead {ahead}':26}" + "".join(f"{seconds[part]:11.2f}" for part in PARTS))
-    alone, step = medians[0]["time/rollout"], medians[0]["step_time"]
-    ideal = max(alone, step - alone) / step
-    staleness = statistics.mean(log["rollout/staleness"] for log in sides[args.ahead])
-    ratio = medians[args.ahead]["step_time"] / step
-    print(f"ratio {ratio:.3f}, ideal {ideal:.3f}: sampling {alone:.2f} s and all the rest {step - alone:.2f} s a step")
-    print(f"{args.rounds} x {args.steps} steps a side, load of the machine {os.getloadavg()[0]:.1f}")
-    print(json.dumps({"overlap_ratio": round(ratio, 3), "staleness_mean": round(staleness, 3)}))
+    report(sides, args)
 
 
 if __name__ == "__main__":

@@ -245,7 +245,8 @@ class Servers:
                 server.attempts.discard(attempt)
 
     async def _attempt(self, server: Server, body: dict) -> list[dict]:
-        answer = await self.json(server, "POST", "/v1/completions", json=body | {"model": server.model})
+        more = {"model": server.model, "cache_salt": f"{self.run}-{self.pushed}"}  # finds no cache of older weights
+        answer = await self.json(server, "POST", "/v1/completions", json=body | more)
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         reasons = [choice["finish_reason"] for choice in choices]
         if len(choices) != body["n"] or {*reasons} & {*BROKEN, None}:

@@ -28,13 +28,16 @@ START = (
     "gsr_rl.server_worker.ReloadFromDisk"
 )
 
+# What is in flight stands still, and goes on with its caches. Later requests do not find them: see `cache_salt`.
+PAUSE = {"mode": "keep", "clear_cache": "false"}
+
 
 class ServerVLLM(VLLMGeneration):
     """The trainer's engine in `vllm_mode: server`, put in the place of TRL's `VLLMGeneration`.
 
     TRL pushes weights by NCCL, which needs a GPU in the trainer. Without one they are saved to `exchange_folder`,
     which the servers must reach under the same path, and they reload them (gsr_rl/server_worker.py). Either way
-    requests stand still meanwhile and go on after, their tokens kept and their caches computed anew.
+    requests stand still meanwhile and go on after, with their tokens and what is cached of them.
 
     Args:
         request_timeout: Seconds that one answer of a server may take.
@@ -189,10 +192,10 @@ class ServerVLLM(VLLMGeneration):
         return back
 
     async def _reload(self, server: Server, folder: Path, version: str) -> None:
-        """One server takes the weights of a folder. Requests stand still meanwhile; what they had cached is gone."""
+        """One server takes the weights of a folder. Requests stand still meanwhile."""
         call = {"method": "reload_from_disk", "args": [str(folder), version]}
         try:
-            await self.servers.json(server, "POST", "/pause", params={"mode": "keep"})
+            await self.servers.json(server, "POST", "/pause", params=PAUSE)
             results = (await self.servers.json(server, "POST", "/collective_rpc", json=call)).get("results")
         except (Failed, ServerError) as error:
             raise ServerError(f"it does not take new weights ({error}); {START}") from None
@@ -230,7 +233,7 @@ class ServerVLLM(VLLMGeneration):
         send = partial(packed_nccl_broadcast_producer, group=group, src=0, post_iter_func=lambda item: item[1])
         sender = threading.Thread(target=send, args=(self._iter_named_params(),), daemon=True)
         try:
-            post("/pause", params={"mode": "keep"})
+            post("/pause", params=PAUSE)
             post("/start_weight_update", json={})
             sender.start()
             post("/update_weights", json={"update_info": {"names": names, "dtype_names": dtypes, "shapes": shapes}})

@@ -25,6 +25,8 @@ class StandIn:
         self.version = "default"
         self.calls: list[str] = []  # paths of POSTs, in order, and `done` for each completion
         self.prompts: list[list[int]] = []
+        self.salts: list[str] = []  # of the prompts' caches
+        self.pauses: list[dict[str, str]] = []  # what each was asked for with
         self.in_flight = self.most_in_flight = 0
         self.faults: dict[str, list] = {}  # path -> what to answer instead, from now on, one after the other
         self.pushes: list[str] = []  # versions
@@ -74,6 +76,8 @@ class StandIn:
         body = json.loads(await request.text() or "{}")
         if request.method == "POST":
             self.calls.append(path)
+        if path == "/pause":
+            self.pauses.append(dict(request.query))
         if self.faults.get(path):
             fault = self.faults[path].pop(0)
             if fault == "hang":
@@ -127,6 +131,7 @@ class StandIn:
 
     async def v1_completions(self, body):
         self.prompts.append(body["prompt"])
+        self.salts.append(body.get("cache_salt", ""))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:

@@ -65,24 +65,27 @@ def epochs(number: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "kills",
-    [["step 3"], pytest.param([1.0, "saving", 0.6, 0.2, "step 5", "moving"], marks=pytest.mark.slow)],
+    "ahead, kills",
+    [
+        (2, ["step 3"]),
+        pytest.param(1, [1.0, "saving", 0.6, 0.2, "step 5", "moving"], marks=pytest.mark.slow),
+    ],
     ids=["between two checkpoints", "anywhere"],
 )
-def test_a_run_that_is_killed_trains_on_every_problem_once_and_in_order(tiny_model, tmp_path, kills):
+def test_a_run_that_is_killed_trains_on_every_problem_once_and_in_order(tiny_model, tmp_path, ahead, kills):
     out = tmp_path / "run.pt"
     with StandIn(answer, seconds=0.05) as first, StandIn(answer, seconds=0.1) as second:
         for kill in kills:
-            program = start(out, tiny_model, keys(first, second, rollout_ahead=2), KILL=str(kill))
+            program = start(out, tiny_model, keys(first, second, rollout_ahead=ahead), KILL=str(kill))
             assert program.wait(500) in (-9, 137, 0), program.output()[-5000:]
             if not program.wait(0):
                 assert kill != kills[0]
                 break  # it was too quick to be killed once more
         else:
-            ended(start(out, tiny_model, keys(first, second, rollout_ahead=2)))
+            ended(start(out, tiny_model, keys(first, second, rollout_ahead=ahead)))
     assert trained(out) == epochs(16)
     assert [log["step"] for log in logs(out)][-1] == 8
-    assert all(0 <= log["rollout/staleness"] <= 2 and log["rollout/dropped"] == 0 for log in logs(out))
+    assert all(0 <= log["rollout/staleness"] <= ahead and log["rollout/dropped"] == 0 for log in logs(out))
     assert max(log["rollout/staleness"] for log in logs(out)) > 0
     assert all("candidate/importance_sampling_ratio/clipped" in log for log in logs(out))
 

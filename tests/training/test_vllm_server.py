@@ -64,19 +64,19 @@ def serve(log, extension=EXTENSION):
 
 @pytest.fixture
 def engine(tmp_path, monkeypatch, tiny_model):
-    """`engine(*stand_ins)`: the engine of a trainer on a CPU, connected to them."""
+    """`engine(*servers)`: the engine of a trainer on a CPU, connected to these stand-ins or servers."""
     from transformers import AutoModelForCausalLM
 
     from gsr_rl.training.vllm_server import ServerVLLM
 
-    def make(*stand_ins, device="cpu", **values):
+    def make(*servers, device="cpu", path=tiny_model, **values):
         made = object.__new__(ServerVLLM)
         accelerator = SimpleNamespace(device=torch.device(device), is_main_process=True, process_index=0)
         accelerator.unwrap_model = lambda model: model
-        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = AutoModelForCausalLM.from_pretrained(path)
         vars(made).update(
             accelerator=accelerator, model=model, request_timeout=5.0, sync_seconds=0.0, server_timeout=1.0,
-            server_base_url=[server.url for server in stand_ins], temperature=1.0, top_p=1.0, top_k=0, min_p=None,
+            server_base_url=[server.url for server in servers], temperature=1.0, top_p=1.0, top_k=0, min_p=None,
             repetition_penalty=1.0, max_completion_length=4, structured_outputs_regex=None, generation_kwargs={},
             longest_request=256, exchange_folder=tmp_path / "weights", _told=set(), _look=None, _weight_metadata=None,
         )  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_push_reaches_all_servers_which_stand_still_meanwhile_and_echo_its_ver
         assert not pushing.exchange_folder.exists() and pushing.sync_seconds > 0
 
 
-def test_a_push_does_not_throw_away_what_is_in_flight(engine):
+def test_a_push_keeps_what_is_in_flight_with_its_caches_which_new_requests_do_not_find(engine):
     with StandIn(seconds=0.3) as server:
         pushing = engine(server)
         pushing.sync_weights()
@@ -148,7 +148,11 @@ def test_a_push_does_not_throw_away_what_is_in_flight(engine):
                 time.sleep(0.01)
             pushing.sync_weights()
             assert stream.step() == [("0", [[5, 6], [5, 6]], [[-0.5, -0.5]] * 2)]
-        assert server.calls.count("/v1/completions") == 1
+            stream.add([7], 2, 4)
+            stream.step()
+        assert server.calls.count("/v1/completions") == 2
+        assert server.pauses == [{"mode": "keep", "clear_cache": "false"}] * 2
+        assert server.salts == [f"{pushing.servers.run}-1", f"{pushing.servers.run}-2"]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +335,36 @@ def test_the_servers_weights_follow_the_trainers(launch, tmp_path, accelerate):
     for log in steps:  # after two steps of a large rate old weights would be far off
         assert log["candidate/sampling_logp_difference/mean"] < 1e-3
     assert not (tmp_path / "run" / "weights-for-server").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_no_request_after_a_push_finds_what_is_cached_of_older_weights(engine, tmp_path):
+    prompt = [5 + place % 20 for place in range(200)]  # longer than a block of the cache, 128 tokens on a CPU
+    with serve(tmp_path / "server.log") as (port, _):
+        pushing = engine(
+            SimpleNamespace(url=f"http://127.0.0.1:{port}"), path=BASE, request_timeout=60.0, server_timeout=60.0
+        )
+
+        def error() -> float:
+            """How far the log-probability of a completion's token is off that of the trainer's weights."""
+            with pushing.stream() as stream:
+                stream.add(prompt, 1, 1)
+                [(_, [[token]], [[logprob]])] = stream.step()
+            with torch.no_grad():
+                logits = pushing.model(torch.tensor([prompt])).logits[0, -1]
+            return abs(logprob - logits.log_softmax(-1)[token].item())
+
+        pushing.sync_weights()
+        assert error() < 1e-3 and error() < 1e-3
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in pushing.model.parameters():
+                parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
+        pushing.sync_weights()
+        assert error() < 1e-3
+        pushing.servers.pushed = 1  # a request of before the push, sent after it
+        assert error() > 0.01
 
 
 @pytest.mark.vllm
