@@ -22,7 +22,7 @@ demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in abo
 	@start=$$(date +%s); $(MAKE) --no-print-directory install && \
 	  $(BIN)/python recipes/tiny/demo.py --install_seconds $$(( $$(date +%s) - start ))
 
-paper: install ## every experiment of the tiny world on three seeds, hours; resumes, figures in results/paper
+paper: install ## every experiment of the tiny world on its seeds, hours; resumes, figures in results/paper
 	$(BIN)/python recipes/tiny/paper.py
 
 lint: install ## ruff: lint and format

@@ -21,11 +21,12 @@ import pandas as pd
 import paper_tables
 import yaml
 from chain import Step
-from paper_arms import COLUMNS
+from paper_arms import COLUMNS, is_for
 from paper_steps import STATE, Seed, needed
 
 from gsr_rl.report.problem_values import metric_name
 
+SEEDS = [0, 1, 2]  # of a table that names none
 ARMS = Path(__file__).with_name("arms.yaml")
 
 
@@ -33,7 +34,7 @@ def parse_args(config: dict) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     tables = list(config["tables"])
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables, help="Default: all.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="Default: those that a table names, else 0, 1 and 2.")
     parser.add_argument("--split", default="test", help="Problems of the evaluation: test, or validation for tuning.")
     parser.add_argument("--num_problems", type=int, default=2000, help="Problems of the evaluation.")
     parser.add_argument("--state_dir", type=Path, default=STATE, help="Models and logs.")
@@ -112,17 +113,22 @@ def write(target: Path, evaluation: Path, training: Path, model: str, about: dic
 def arms_of(config: dict, seeds: list[Seed], tables: list[str]) -> list[tuple[Seed, str]]:
     """The arms of these tables and those that they start from, an arm of all seeds before the next.
 
-    A table with `seeds` is for those alone.
+    A table with `seeds` is for those alone, one without for the shipped base's.
     """
 
     def of(number: int) -> list[str]:
         chosen = [config["tables"][name] for name in tables]
-        arms = [arm for table in chosen if number in table.get("seeds", [number]) for arm in table["arms"]]
-        return needed(config["arms"], ["base", *arms])
+        arms = [arm for table in chosen if is_for(table, number) for arm in table["arms"]]
+        return needed(config["arms"], ["base", *arms]) if arms else []
 
     each = {seed.number: of(seed.number) for seed in seeds}
     order = needed(config["arms"], [name for names in each.values() for name in names])
     return [(seed, name) for name in order for seed in seeds if name in each[seed.number]]
+
+
+def with_seeds(config: dict) -> dict:
+    """The configuration with `seeds` in every table."""
+    return config | {"tables": {name: {"seeds": SEEDS} | table for name, table in config["tables"].items()}}
 
 
 def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
@@ -144,11 +150,13 @@ def plan(config: dict, seeds: list[Seed], tables: list[str]) -> str:
 def main() -> None:
     config = yaml.safe_load(ARMS.read_text())
     args = parse_args(config)
-    seeds = [Seed(number, config, args) for number in args.seeds]
-    if args.plan:
-        return print(plan(config, seeds, args.tables))
-    if not args.report:
-        wanted = arms_of(config, seeds, args.tables)
+    if args.plan or not args.report:
+        run = with_seeds(config) if args.seeds is None else config
+        numbers = args.seeds or sorted({number for name in args.tables for number in run["tables"][name]["seeds"]})
+        seeds = [Seed(number, config, args) for number in numbers]
+        if args.plan:
+            return print(plan(run, seeds, args.tables))
+        wanted = arms_of(run, seeds, args.tables)
         for seed, name in wanted:
             seed.left(name)  # refuses what was made with other arguments before anything is run
         with live.stoppable():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from paper_steps import BASE
 
 from gsr_rl.refinement.metrics import Ratio, share
 from gsr_rl.report.intervals import estimate_over_seeds
@@ -48,8 +49,9 @@ class Arm:
         return total / len(self.settings)
 
 
-def load(config: dict, results: Path, seeds: list[int]) -> dict[str, Arm]:
-    """The arms of a table that have been run, on the seeds that all of those have; {} if a claim could not be told."""
+def load(config: dict, results: Path) -> dict[str, Arm]:
+    """The arms of a table that have been run, on its seeds that all of those have; {} if a claim could not be told."""
+    seeds = [seed for seed in seeds_of(results) if is_for(config, seed)]
     files = {name: [results / f"seed{seed}" / f"{name}.json" for seed in seeds] for name in config["arms"]}
     started = {name: paths for name, paths in files.items() if any(path.is_file() for path in paths)}
     run = [place for place in range(len(seeds)) if all(paths[place].is_file() for paths in started.values())]
@@ -74,6 +76,11 @@ def differences(new: Arm, high: str, old: Arm, low: str, part: str | None = None
         rows = a if part is None else a[a["part"] == part]
         ratios.append(share(rows[high] - b.loc[rows.index][low]))
     return ratios if len(rows) else []
+
+
+def is_for(config: dict, seed: int) -> bool:
+    """Whether a table has this seed: one of its `seeds`, or else any that starts from the shipped base."""
+    return seed in config["seeds"] if "seeds" in config else seed < BASE
 
 
 def seeds_of(results: Path) -> list[int]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import paper_scaling
-from paper_arms import Arm, differences, load, seeds_of
+from paper_arms import Arm, differences, load
 
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "results" / "paper"
@@ -26,7 +26,7 @@ def not_shown(tables: dict, results: Path) -> str | None:
     if results.resolve() != RESULTS:
         return f"its lines are made from {RESULTS.relative_to(ROOT)}, not from {results}"
     for name in NEEDED:
-        arms = load(tables[name], results, seeds_of(results))
+        arms = load(tables[name], results)
         if not {arm for claim in tables[name]["claims"] for arm, _ in (claim["new"], claim["old"])} <= set(arms):
             return f"not all arms of the table {name} are in {results}"
         splits = {settings["split"] for arm in arms.values() for settings in arm.settings}
@@ -43,7 +43,7 @@ def with_block(text: str, lines: str) -> str:
 
 def block(tables: dict, results: Path) -> str:
     """Five lines; three of them speak against the method."""
-    headline, scaling, compute = (load(tables[name], results, seeds_of(results)) for name in NEEDED)
+    headline, scaling, compute = (load(tables[name], results) for name in NEEDED)
     pools = scaling["grpo_k_pools"]
     tokens, rule, vote = at_equal_tokens(pools)
     ours, control = headline["grpo_k"], headline["sft_k_most"]

@@ -10,6 +10,7 @@ import chain
 from chain import Step
 
 STATE = Path("runs/paper")
+BASE = 100  # seeds 100 to 199 start from a base made with seed 1, and so on; those below from the shipped one
 
 
 def needed(arms: dict, wanted: list[str]) -> list[str]:
@@ -39,17 +40,30 @@ class Seed:
     def out(self) -> Path:
         return self.args.state_dir / f"seed{self.number}"
 
+    @property
+    def base_seed(self) -> int:
+        """The seed of the base that this seed starts from; 0: the shipped one."""
+        return self.number // BASE
+
+    def arm(self, name: str) -> dict:
+        """An arm of arms.yaml; the base is made for seeds that have one of their own."""
+        return {"program": "base"} if name == "base" and self.base_seed else self.config["arms"][name]
+
+    def made(self, name: str) -> Path:
+        """Where a base, or a teacher of one, is made: one for all seeds that start from the same base."""
+        return self.args.state_dir / (f"{name}_{self.base_seed}" if self.base_seed else name)
+
     def target(self, name: str) -> Path:
         """Where an arm's figures go."""
         return self.args.results_dir / f"seed{self.number}" / f"{name}.json"
 
     def model(self, name: str) -> str:
         """The folder of an arm's model."""
-        arm = self.config["arms"][name]
+        arm = self.arm(name)
         if "program" not in arm:
             return arm["model"] if "model" in arm else self.model(arm["from"])
         made = arm["program"] in ("base", "teacher")
-        return f"{self.args.state_dir / name}/{arm['program']}" if made else str(self.out / name)
+        return f"{self.made(name)}/{arm['program']}" if made else str(self.out / name)
 
     def rows(self, name: str) -> str:
         """The file of the SFT rows of this name."""
@@ -71,6 +85,8 @@ class Seed:
             command = ["python", "recipes/tiny/select_rows.py", *words(keys)]
             before = [step for source in sources.values() for step in self.row_steps(source)]
             return [*before, Step(folder.name, "rows", command, self.out)]
+        if self.base_seed:
+            spec.setdefault("student", "base")
         for role in ("student", "teacher"):
             if role in spec:
                 arm = spec.pop(role)
@@ -80,16 +96,17 @@ class Seed:
 
     def model_steps(self, name: str) -> list[Step]:
         """What makes an arm's model, from the start; the last one is the arm's own training if it has one."""
-        arm = self.config["arms"][name]
+        arm = self.arm(name)
         program, keys = arm.get("program"), words(arm.get("keys", {}))
         before = self.model_steps(arm["from"]) if "from" in arm else []
         if program is None:
             return before
-        if program in ("base", "teacher"):  # one for all seeds
+        if program in ("base", "teacher"):
+            folder = self.made(name)
             part = ["--base_only"] if program == "base" else ["--base", self.model(arm["from"])]
-            command = ["python", "recipes/tiny/make_models.py", *part]
-            command += ["--output_dir", str(self.args.state_dir / name), *keys]
-            return [*before, Step(name, program, command, self.args.state_dir)]
+            part += ["--seed", str(self.base_seed)] if self.base_seed else []
+            command = ["python", "recipes/tiny/make_models.py", *part, "--output_dir", str(folder), *keys]
+            return [*before, Step(folder.name, program, command, self.args.state_dir)]
         start = self.model(arm["from"])
         if program == "sft":
             rows = arm.get("rows", "distill")
@@ -101,7 +118,7 @@ class Seed:
 
     def steps(self, name: str) -> list[Step]:
         """All that an arm's figures come from, its evaluation last."""
-        keys = self.config["arms"][name].get("eval", {})
+        keys = self.arm(name).get("eval", {})
         alone = name == "base" or {"dataset_name", "dataset_kwargs", "num_candidates"} & set(keys)
         frozen = [] if alone else self.steps("base")
         folder = self.out / f"eval_{name}"

@@ -22,9 +22,9 @@ def write(tables: dict, results: Path) -> None:
     atomic_write(results / "tables.md", text)
     for name, config in tables.items():
         for against in config.get("plots", []):
-            if arms := load(config, results, seeds_of(results)):
+            if arms := load(config, results):
                 paper_plots.draw(against, arms, results / plot_name(name, against))
-        if config.get("scaling") and paper_scaling.with_pools(arms := load(config, results, seeds_of(results))):
+        if config.get("scaling") and paper_scaling.with_pools(arms := load(config, results)):
             paper_scaling.draw(arms, results / SCALING)
     print(text)
     paper_readme.write(tables, results)
@@ -32,11 +32,10 @@ def write(tables: dict, results: Path) -> None:
 
 def all_tables(tables: dict, results: Path) -> str:
     """The text of tables.md: every table of which an arm has been run, with the names of its plots."""
-    seeds = seeds_of(results)
     lines = ["# Experiments in the tiny world", "", "Made by `python recipes/tiny/paper.py`; settings of the arms:"]
-    lines += ["[arms.yaml](../../recipes/tiny/arms.yaml).", "", about_intervals(len(seeds)), ""]
+    lines += ["[arms.yaml](../../recipes/tiny/arms.yaml).", "", about_intervals(len(seeds_of(results))), ""]
     for name, config in tables.items():
-        if arms := load(config, results, seeds):
+        if arms := load(config, results):
             lines += section(config, arms)
             for against in config.get("plots", []):
                 lines += [f"![{config['title']}: {against}]({plot_name(name, against)})", ""]

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -344,7 +345,36 @@ def test_arms_come_before_those_that_start_from_them_and_a_table_is_for_its_own_
     arms = [(seed.number, name) for seed, name in paper.arms_of(config, seeds, ["some", "a try"])]
     of_both = [(number, name) for name in ("base", "sft", "sft_more", "grpo_more") for number in (0, 1)]
     assert arms == [*of_both, (1, "credit")]
-    assert paper.arms_of(config, seeds[:1], ["a try"]) == [(clone, "base")]
+    assert paper.arms_of(config, seeds[:1], ["a try"]) == []
+
+
+def test_seeds_from_another_base_make_that_base_and_its_teacher_once(paper, clone):
+    config = CONFIG | {"tables": {"main": {"arms": ["sft"]}, "bases": {"seeds": [100, 101, 200], "arms": ["sft_k"]}}}
+    seeds = [dataclasses.replace(clone, number=number) for number in (0, 100, 101, 200)]
+    arms = [(seed.number, name) for seed, name in paper.arms_of(config, seeds, ["main", "bases"])]
+    of_bases = [(number, name) for name in ("base", "sft_k") for number in (100, 101, 200)]
+    assert sorted(arms) == sorted([(0, "base"), (0, "sft"), *of_bases])
+    steps = {seed.number: {step.name: step for step in seed.steps("sft_k")} for seed in seeds}
+    assert "base" not in steps[0] and "--student_model" not in steps[0]["distill_k"].command
+    for number, base in ((100, 1), (101, 1), (200, 2)):
+        made, teacher = (shlex.join(steps[number][f"{name}_{base}"].command) for name in ("base", "teacher_k"))
+        folder, named = f"{clone.args.state_dir}/base_{base}/base", shlex.join(steps[number]["distill_k"].command)
+        assert f"--base_only --seed {base} --output_dir {clone.args.state_dir}/base_{base}" in made
+        assert f"--base {folder} --seed {base} --output_dir {clone.args.state_dir}/teacher_k_{base}" in teacher
+        assert f"--student_model {folder}" in named and f"teacher_k_{base}/teacher" in named
+        assert f"--model_name_or_path {folder}" in shlex.join(steps[number]["sft_k"].command)
+        assert f"--model {folder}" in shlex.join(steps[number]["eval_base"].command)
+    assert steps[100]["base_1"] == steps[101]["base_1"] != steps[200]["base_2"]
+
+
+def test_a_table_has_its_own_seeds_and_one_without_those_of_the_shipped_base(paper, tmp_path):
+    for seed in (0, 1, 100):
+        shutil.copytree(COMMITTED / "seed0", tmp_path / f"seed{seed}")
+    load, table = paper.paper_tables.load, CONFIG["tables"]["demo"]
+    assert next(iter(load(table, tmp_path).values())).seeds == [0, 1]
+    assert next(iter(load(table | {"seeds": [100, 200]}, tmp_path).values())).seeds == [100]
+    run = paper.with_seeds(CONFIG)["tables"]
+    assert run["demo"]["seeds"] == [0, 1, 2] and run["headline_bases"]["seeds"] == [100, 200]
 
 
 def test_the_plan_gives_the_hours_of_each_table_and_of_what_is_left(paper, clone):

@@ -45,7 +45,7 @@ def test_points_are_means_over_seeds_with_intervals_where_problems_are_stored(sc
 
     made(tmp_path, 0, [1.0, 1.0, 1.0, 0.0])
     made(tmp_path, 1, [1.0, 1.0, 0.0, 0.0])
-    arms = load(CONFIG, tmp_path, [0, 1])
+    arms = load(CONFIG, tmp_path)
     vote, flat, half, full = scaling.rows_of(arms["grpo_k_pools"], "tiny/mix")
     assert (vote["value"], flat["value"], flat["tokens"], full["tokens"]) == (0.5, 0.5, 30, 200.5)
     assert (full["value"], half["value"]) == (0.625, 0.3125)
@@ -64,7 +64,6 @@ def test_points_are_means_over_seeds_with_intervals_where_problems_are_stored(sc
 def test_arms_without_pools_have_no_scaling(scaling):
     from paper_tables import load
 
-    arms = load(
-        {"arms": ["grpo"], "claims": [{"new": ["grpo", ""], "old": ["grpo", ""]}]}, ROOT / "results/paper", [0]
-    )
+    table = {"seeds": [0], "arms": ["grpo"], "claims": [{"new": ["grpo", ""], "old": ["grpo", ""]}]}
+    arms = load(table, ROOT / "results/paper")
     assert scaling.with_pools(arms) == {} and scaling.section(arms, "scaling.png") == []
