@@ -50,22 +50,21 @@ def block(tables: dict, results: Path) -> str:
     short, longer = compute["grpo"], compute["sft_compute"]
     prompt = {number: right(pools, f"selfref@{number}") for number in (4, 8, 16)}
     sixteen, many = (right(pools, f"refine_and_vote@{number}") for number in (16, 64))
+    of_seeds = "" if len(short.seeds) == len(ours.seeds) else f", over {NUMBERS[len(short.seeds)]}"
     lines = [
         f"One refinement of all candidates: {prompt[4]} with 4, {prompt[8]} with 8, {prompt[16]} with 16, which is "
         f"more than in training. Instead, draw 16 sets of eight, refine each, and let the refinements vote: "
         f"**{sixteen}** with 16 candidates ({tokens} tokens per problem), **{many}** with 64. A majority vote of "
         f"candidates that takes {tokens} tokens: {vote}.",
         f"After a long SFT, compared with more SFT at equal trained tokens, joint GRPO adds "
-        f"**{less(ours, control, 'selfref@K')}** to refined answers and **{less(ours, control, 'pass@1')}** to single "
+        f"**{less(ours, control, 'pass@1')}** to single answers and **{less(ours, control, 'selfref@K')}** to refined "
         f"ones.",
         f"*Against it:* on these toy problems a simple rule does better. Voting only among the candidates that report "
         f"passing their own check reaches {rule} with {tokens} tokens.",
         f"*Against it:* when the jointly trained model and the one with more SFT refine the same candidates, the base "
-        f"model's, they differ by {less(ours, control, 'selfref_frozen')}, so we cannot tell whether joint GRPO "
-        f"improves the refining itself.",
+        f"model's, they differ by {less(ours, control, 'selfref_frozen')}.",
         f"*Against it:* after a short SFT, joint GRPO has {right(short, 'selfref@K')} in refined answers, more SFT at "
-        f"equal trained tokens {right(longer, 'selfref@K')}: a difference of {less(short, longer, 'selfref@K')} "
-        f"({NUMBERS[len(short.seeds)]}).",
+        f"equal trained tokens {right(longer, 'selfref@K')}: {less(short, longer, 'selfref@K')}{of_seeds}.",
     ]
     head = f"Percent right, or points of difference, with 95 % intervals over problems and {NUMBERS[len(ours.seeds)]}"
     few = " unless stated; few seeds make them wide." if len(ours.seeds) < 4 else " unless stated."
@@ -80,12 +79,13 @@ def right(arm: Arm, column: str) -> str:
 
 
 def less(new: Arm, old: Arm, column: str) -> str:
-    """The paired difference in points, with its interval."""
+    """The paired difference in points, with its interval, and whether that holds zero."""
     from gsr_rl.report.intervals import estimate_over_seeds
     from gsr_rl.report.markdown import figure
 
     estimate = estimate_over_seeds(differences(new, column, old, column), signed=True)
-    return f"{'+' if estimate['value'] > 0 else ''}{figure(estimate)}"
+    unsettled = " (not shown to differ from zero)" if estimate["low"] <= 0 <= estimate["high"] else ""
+    return f"{'+' if estimate['value'] > 0 else ''}{figure(estimate)}{unsettled}"
 
 
 def at_equal_tokens(pools: Arm) -> tuple[str, str, str]:
