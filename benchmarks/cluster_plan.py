@@ -5,9 +5,9 @@
 What goes in is stated, not measured, and is printed above the tables: throughputs of an engine, of an update and of a
 push. Only the completions' lengths are measured: those of an evaluation's samples, a problem's candidates together,
 scaled to another mean. What is simulated is the queue, as docs/training.md describes it: requests of n completions to
-the least busy engine, a problem refined as soon as its candidates are done, pushes for which a server stands still and
-after which it computes its caches anew, `rollout_ahead`. The seconds are of steps once the start has been left behind.
-Ends with one line of JSON: the best split of the largest number of GPUs.
+the least busy engine, a problem refined as soon as its candidates are done, pushes for which a server stands still,
+`rollout_ahead`. The seconds are of steps once the start has been left behind. Ends with one line of JSON: the best
+split of the largest number of GPUs.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Engine:
     busy: float = 0.0
     in_flight: int = 0
     version: int = 0  # of its next event: older ones are void
-    running: list = field(default_factory=list)  # heap of (progress at the end, number, start, request)
+    running: list = field(default_factory=list)  # heap of (progress at the end, number, request)
     waiting: deque = field(default_factory=deque)
 
     def seconds_a_token(self) -> float:
@@ -67,16 +67,14 @@ class Engine:
             return None
         return max(self.time, self.busy) + max(0.0, self.running[0][0] - self.progress) * self.seconds_a_token()
 
-    def compute(self, now: float, tokens: float, more_seconds: float = 0.0) -> None:
-        """Stand still for prompts of so many tokens."""
-        self.busy = max(self.busy, now) + more_seconds + tokens / self.args.prompt_tokens_per_second
+    def stand_still(self, now: float, seconds: float) -> None:
+        self.busy = max(self.busy, now) + seconds
 
     def fill(self, number) -> None:
         """Start what waits while there is room."""
         while self.waiting and len(self.running) < self.args.sequences:
             length, request = self.waiting.popleft()
-            entry = (self.progress + length, next(number), self.progress, request)
-            heapq.heappush(self.running, entry)
+            heapq.heappush(self.running, (self.progress + length, next(number), request))
 
 
 class Engines:
@@ -107,19 +105,16 @@ class Engines:
         engine.advance(self.now)
         request.left = len(request.lengths)
         engine.in_flight += request.left
-        engine.compute(self.now, request.prompt_tokens)
+        engine.stand_still(self.now, request.prompt_tokens / engine.args.prompt_tokens_per_second)
         engine.waiting.extend((length, request) for length in request.lengths)
         self.changed(place)
         return place
 
     def push(self, places, seconds: float) -> None:
-        """New weights: these engines stand still, and compute the caches of what is in flight anew."""
+        """New weights: these engines stand still, and go on with what is in flight and its caches."""
         for place in places:
-            engine = self.all[place]
-            engine.advance(self.now)
-            cached = sum(engine.progress - start + request.prompt_tokens / len(request.lengths)
-                         for _, _, start, request in engine.running)  # fmt: skip
-            engine.compute(self.now, cached, seconds)
+            self.all[place].advance(self.now)
+            self.all[place].stand_still(self.now, seconds)
             self.changed(place)
 
     def run(self, until: float = float("inf"), done=lambda: False) -> None:
@@ -131,7 +126,7 @@ class Engines:
                 continue
             self.now = time
             engine.advance(time)
-            _, _, _, request = heapq.heappop(engine.running)
+            _, _, request = heapq.heappop(engine.running)
             engine.in_flight -= 1
             request.left -= 1
             self.changed(place)
