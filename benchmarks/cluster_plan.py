@@ -258,7 +258,8 @@ def plans(gpus: int, args) -> tuple[list[Plan], list[Plan]]:
     """The best split of each way, and every split of one step ahead."""
     batches = draw(args.problems_per_gpu * gpus, WARM_UP + args.steps + max(AHEAD), args)
     unit = args.tensor_parallel
-    splits = sorted({max(unit, round(share * gpus / unit) * unit) for share in SHARES})
+    most = (gpus - 1) // unit * unit  # a GPU is left for the update
+    splits = [min(most, max(unit, round(share * gpus / unit) * unit)) for share in SHARES]
     tried = {ahead: [with_servers(batches, gpus, servers, ahead, args) for servers in splits] for ahead in AHEAD}
     best = [min(tried[ahead], key=lambda plan: plan.step) for ahead in tried]
     return [colocated(batches[WARM_UP:][: args.steps], gpus, args), *best], tried[1]
@@ -285,7 +286,10 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     add("--wake_seconds", type=float, default=3, help="of weights and wake-up of engines in the trainer's processes")
     add("--steps", type=int, default=6, help="counted steps")
     add("--seed", type=int, default=0)
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if min(args.gpus) <= args.tensor_parallel:
+        parser.error(f"--gpus {min(args.gpus)}: an engine takes {args.tensor_parallel}, give at least one more")
+    return args
 
 
 def main() -> None:

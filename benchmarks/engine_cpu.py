@@ -46,7 +46,7 @@ def sample(model: str, options: dict) -> None:
 
     one_by_one = options.pop("requests", False)
     options = {"dtype": "bfloat16", "enforce_eager": True} | options
-    llm = LLM(model, max_model_len=1024, max_num_seqs=64, seed=0, **options)
+    llm = LLM(model, max_model_len=256, max_num_seqs=64, seed=0, **options)
     loaded = time.perf_counter() - start
     tokenizer = llm.get_tokenizer()
     words = tokenizer.encode("1 + 2 = 3\n" * 64)[:128]

@@ -63,6 +63,7 @@ class Trainer:
             max_refinement_length=LIMIT - 1,  # told apart from a candidate by it
             max_refinement_prompt_length=PROMPT_LIMIT,
             unfinished_candidates="cut",
+            generation_kwargs=None,
             seed=0,
         )
         self.streamed = True

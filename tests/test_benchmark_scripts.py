@@ -77,7 +77,7 @@ def test_the_break_even_is_where_the_line_through_the_gains_crosses_zero(monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_ends_with_positive_figures(launch, name):
-    printed = launch(f"benchmarks/{name}.py", *SMALLEST[name], timeout=900)
+    printed = launch(f"benchmarks/{name}.py", *SMALLEST[name], timeout=1700)
     figures = json.loads(printed.strip().splitlines()[-1])
     assert figures
     values = [value for value in figures.values() if isinstance(value, int | float)]

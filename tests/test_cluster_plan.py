@@ -78,3 +78,17 @@ def test_more_ahead_is_never_slower_and_never_under_what_servers_or_trainer_alon
     assert all(plan.step >= plan.push + plan.update for plan in plans)
     candidates = [length for batch in drawn for first, _ in batch.lengths for length in first]
     assert sum(candidates) / len(candidates) == pytest.approx(args.mean_tokens, rel=0.1)
+
+
+@pytest.mark.parametrize("gpus, unit, servers", [(2, 1, {1}), (3, 2, {2}), (8, 1, {2, 3, 4, 5, 6}), (8, 4, {4})])
+def test_each_share_of_the_gpus_leaves_some_for_the_update(planner, gpus, unit, servers):
+    args = planner.parse_args(["--gpus", str(gpus), "--tensor_parallel", str(unit), "--steps", "1"])
+    ways, tried = planner.plans(gpus, args)
+    assert len(tried) == len(planner.SHARES) and {plan.servers for plan in tried} == servers
+    assert all(plan.servers < gpus for plan in ways[1:]), "the first is colocated"
+
+
+def test_an_engine_that_leaves_no_gpu_is_refused(planner, capsys):
+    with pytest.raises(SystemExit):
+        planner.parse_args(["--gpus", "8", "4", "--tensor_parallel", "4"])
+    assert "--gpus 4: an engine takes 4" in capsys.readouterr().err
