@@ -52,7 +52,7 @@ PROGRAMS = {
 
 # Keys of a YAML file that describe its data set and do not apply to another.
 OF_ITS_SET = ("dataset_config", "dataset_split", "dataset_kwargs", "row_filters", "problem_column", "answer_column")
-OF_ITS_SET += ("expected",)
+OF_ITS_SET += ("max_problems", "expected")
 
 
 @cache

@@ -39,12 +39,12 @@ def main() -> None:
     if args.dry_run:
         from gsr_rl.data.sources import from_hub
         from gsr_rl.run_folder import print_dry_run
-        from gsr_rl.training.dry_run import batch_arithmetic
+        from gsr_rl.training.dry_run import batch_arithmetic, problems_read
 
         with clear_errors("grpo"):
             arithmetic = batch_arithmetic(args, model_args)
             if not from_hub(problem_args.dataset_name):
-                load_rows(problem_args, args)
+                arithmetic |= problems_read(load_rows(problem_args, args)[0], arithmetic)
         return print_dry_run(configs, arithmetic)
 
     # Problems first: they are cheap, and what is wrong with them should show before any weight is loaded.

@@ -425,6 +425,13 @@ def test_what_a_file_says_of_its_data_set_does_not_hold_for_another(words, left,
     )
 
 
+def test_a_limit_that_a_file_sets_for_its_data_set_does_not_cut_another_short(capsys):
+    words = ["--config", "recipes/Qwen2.5-1.5B-Instruct/distill.yaml", "--dataset_name", "mine.jsonl"]
+    assert "max_problems" not in cli.read_values("distill", words)
+    assert "max_problems" in capsys.readouterr().err
+    assert cli.read_values("distill", [*words, "--max_problems", "7"])["max_problems"] == 7
+
+
 def test_keys_beside_a_set_that_is_not_the_hubs_hold_for_another_too(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("dataset_name: a.jsonl\nanswer_column: final\n")

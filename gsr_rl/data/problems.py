@@ -197,14 +197,18 @@ def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
 
 def _reward_columns(rows: list[dict]) -> list[str]:
     """The columns that reward functions get besides ours; a line on stderr for one whose values differ in type."""
-    import pyarrow
-
     columns = []
     for column in dict.fromkeys(name for row in rows for name in row if isinstance(name, str)):
+        values = [row.get(column) for row in rows]
         if column in PASSED_BY_TRAINER:
             continue
+        if all(value is None or isinstance(value, str) for value in values):
+            columns.append(column)
+            continue
+        import pyarrow
+
         try:
-            pyarrow.array([row.get(column) for row in rows])
+            pyarrow.array(values)
         except (pyarrow.ArrowException, OverflowError) as error:
             why = str(error).splitlines()[0]
             print(f"column {column}: rewards do not get it, its values have no common type ({why})", file=sys.stderr)
@@ -306,7 +310,7 @@ def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
     """Rows with our keys. A row without problem or usable answer is an error (`strict`), or dropped and counted."""
     filters = sources.filters_of(config)
     usable: dict[str, dict] = {}  # by id
-    texts: set[str] = set()
+    answers: dict[str, str] = {}  # by text
     columns: dict[str, None] = {}
     counts: Counter = Counter({"rows read": 0})
     for number, row in enumerate(rows, 1):
@@ -330,12 +334,13 @@ def _standard_rows(config, rows: Iterable[dict], *, strict: bool) -> Problems:
             counts[unusable.reason] += 1
             continue
         text = problem_id(row["problem"])
-        if text in texts:
-            counts["with a text seen before"] += 1
+        if text in answers:
+            same = row["answer"] == answers[text]
+            counts["with a text seen before" + ("" if same else " and another answer, the first is kept")] += 1
             continue
         if (key := row["id"]) in usable:
             raise ValueError(f"{where}: the id {key!r} is used twice, for different problems: ids must be unique")
-        texts.add(text)
+        answers[text] = row["answer"]
         usable[row["id"]] = row
     return Problems(list(usable.values()), dict(counts), columns=list(columns))
 

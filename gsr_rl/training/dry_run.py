@@ -83,6 +83,13 @@ def batch_arithmetic(args, model=None) -> dict[str, int | str]:
     return figures
 
 
+def problems_read(rows: list[dict], figures: dict) -> dict[str, str]:
+    """How many problems were read, and whether they are enough for one generation of `batch_arithmetic`'s figures."""
+    wanted = figures["problems per generation"]
+    too_few = f", fewer than the {wanted:,} of one generation, which holds some of them more than once"
+    return {"problems read": f"{len(rows):,}" + (too_few if len(rows) < wanted else "")}
+
+
 def _amounts(args, processes: int) -> dict[str, int | str]:
     """Problems, rows, rollouts and tokens."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes

@@ -100,7 +100,10 @@ def test_ids_depend_on_the_text_and_not_on_its_spacing_or_place(tmp_path):
 def test_given_ids_are_kept_and_repeated_texts_dropped(tmp_path, capsys):
     rows = [{"id": 7, **ROWS[0]}, {"id": 8, "problem": "what is 1+1?", "answer": "2"}, {"id": 9, **ROWS[1]}]
     assert [row["id"] for row in load_problems(config(write(tmp_path / "a.jsonl", rows)))] == ["7", "9"]
-    assert "left out 1 rows with a text seen before" in capsys.readouterr().err
+    assert "left out 1 rows with a text seen before\n" in capsys.readouterr().err
+    rows[1]["answer"] = "3"
+    assert load_problems(config(write(tmp_path / "a.jsonl", rows)))[0]["answer"] == "2"
+    assert "1 rows with a text seen before and another answer, the first is kept" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

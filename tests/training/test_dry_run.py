@@ -23,6 +23,7 @@ from gsr_rl.training.dry_run import (
     layer_bytes,
     memory_arithmetic,
     pass_bytes,
+    problems_read,
 )
 from gsr_rl.training.launch import (
     LEAST_LORA_RATE,
@@ -375,6 +376,8 @@ def test_a_dry_run_for_gpus_needs_none_and_counts_the_tokens_of_a_step(tmp_path)
     assert found["solve prompt tokens per optimizer step, at most"] == 1400
     assert found["refinement prompt tokens per optimizer step, at most"] == 1000
     assert found["solve prompt tokens per generation, at most"] == 2 * 1400
+    assert problems_read([{}] * 2, found) == {"problems read": "2"}
+    assert problems_read([{}], found)["problems read"].startswith("1, fewer than the 2 of one generation")
     only = batch_arithmetic(GSRConfig(**config | {"candidate_weight": 0, "oversample": 2, "use_cpu": True}))
     assert only["problems per optimizer step"] == 2 and "CPU memory: weights" in only
     assert only["new tokens per optimizer step, at most"] == 2 * 1600  # candidates are sampled, not trained on
