@@ -88,20 +88,14 @@ def check_shares(c, *names: str) -> list[str]:
 
 
 def check_model(c, name: str) -> list[str]:
-    """A model is named; what looks like a path holds one, or in a dry run will, once an earlier program has run."""
+    """A model is named; what looks like a path exists, but in a dry run what an earlier program would leave there."""
     value = getattr(c, name)
     if not value:
         return [f"{name} is not set: give a path or a Hub name"]
     first = Path(value).parts[0]
     made_here = first in ("runs", "recipes")
     looks_local = str(value).startswith((".", "/", "~")) or len(Path(value).parts) > 2 or Path(first).is_dir()
-    later = first == "runs" and getattr(c, "dry_run", False)
-    is_model = any(next(Path(value).glob(file), None) for file in ("*config.json", "params.json"))
-    if Path(value).is_dir() and not (later or is_model):
-        return [
-            f"{name}={value}: this folder holds no model (no config.json, no adapter_config.json), give one that does"
-        ]
-    if Path(value).is_dir() or not (looks_local or made_here) or later:
+    if Path(value).is_dir() or not (looks_local or made_here) or (first == "runs" and getattr(c, "dry_run", False)):
         return []
     fix = "give a path that exists or a Hub name"
     if first == "runs":

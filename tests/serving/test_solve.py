@@ -173,7 +173,6 @@ def test_a_vote_that_is_settled_early_has_the_same_answer_and_costs_less(trained
         ({"endpoints": ["localhost"]}, "is no address"),
         ({"prompt_template": "mine"}, "prompt_template='mine' is not known"),
         ({"model": "./nowhere"}, "there is no such folder"),
-        ({"model": f"{TINY}/.."}, "this folder holds no model .no config.json"),
     ],
 )
 def test_wrong_keys_are_named_before_a_model_is_loaded(keys, words):
