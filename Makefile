@@ -18,8 +18,8 @@ install: $(VENV)/.installed-$(TARGET) ## create .venv with the pinned packages (
 $(VENV)/.installed-$(TARGET): $(REQUIREMENTS) requirements/install.sh setup.cfg pyproject.toml
 	@PYTHON=$(PYTHON) bash requirements/install.sh $(TARGET) $(VENV)
 
-demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in about 6 minutes on two quiet cores
-	@start=$$(date +%s); $(MAKE) --no-print-directory install && \
+demo: ## distil, warm-start, joint GRPO and evaluation in the tiny world, in 8 to 10 minutes on two cores
+	@start=$$(date +%s); $(MAKE) -s --no-print-directory install && \
 	  $(BIN)/python recipes/tiny/demo.py --install_seconds $$(( $$(date +%s) - start ))
 
 paper: install ## every experiment of the tiny world on its seeds, hours; resumes, figures in results/paper

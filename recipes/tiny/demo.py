@@ -28,7 +28,7 @@ ROWS = {"base": "base", "sft": "after SFT", "grpo": "after GRPO"}
 KEYS = {
     "distill": {"max_problems": 1700},
     "sft": {"num_train_epochs": 5},
-    "grpo": {"max_steps": 40},
+    "grpo": {"max_steps": 60},
 }
 HONEST = """\
 A control without refinement: the vote among candidates whose own check held (verdict@{k}) is right on {verdict} % of
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling, of SFT and of GRPO.")
     parser.add_argument("--split", default="test", help="Problems of the evaluation: test, or validation for tuning.")
-    parser.add_argument("--num_problems", type=int, default=1500, help="Problems of the evaluation.")
+    parser.add_argument("--num_problems", type=int, default=2000, help="Problems of the evaluation.")
     parser.add_argument("--install_seconds", type=float, default=0.0, help="Put into summary.json by `make demo`.")
     return parser.parse_args()
 
