@@ -34,7 +34,8 @@ HONEST = """\
 A control without refinement: the vote among candidates whose own check held (verdict@{k}) is right on {verdict} % of
 problems, selfref@{k} on {refined} %: a difference of {gap}. The base has {untrained} % by that vote, untrained.
 This chain is shorter than that of `make paper`, and joint GRPO starts here from a short warm start. From there more
-SFT on the teacher's refinements refines better than joint GRPO; from a converged warm start joint GRPO is ahead.
+SFT on the teacher's refinements refines better than joint GRPO; from a converged one joint GRPO gives better
+single answers; that its refined ones are better is not shown.
 Much of the gap is one of the two families' (guess). What else speaks against it: results/README.md."""
 
 
