@@ -104,8 +104,9 @@ DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
 )
 def test_a_chain_that_is_ended_ends_its_commands_and_goes_on_where_it_was(signals, code, paper, tmp_path):
     program = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.path.insert(0, "recipes/tiny")
 import chain, live
 folder, code = Path(sys.argv[1]), sys.argv[2]
