@@ -198,10 +198,9 @@ def training_rows(rows: list[dict], prompt_template: str) -> list[dict]:
 def _reward_columns(rows: list[dict]) -> list[str]:
     """The columns that reward functions get besides ours; a line on stderr for one whose values differ in type."""
     columns = []
-    for column in dict.fromkeys(name for row in rows for name in row if isinstance(name, str)):
+    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
+    for column in [name for name in names if name not in PASSED_BY_TRAINER]:
         values = [row.get(column) for row in rows]
-        if column in PASSED_BY_TRAINER:
-            continue
         if all(value is None or isinstance(value, str) for value in values):
             columns.append(column)
             continue
